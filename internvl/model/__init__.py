@@ -1,0 +1,1 @@
+"""The model: the closed checkpoint code, loading, adapters and merging."""
