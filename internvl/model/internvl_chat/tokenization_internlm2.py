@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from .conversation import ADDED_SPECIAL_TOKENS, RENAMED_SPECIAL_TOKENS
 
@@ -36,7 +36,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     """
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
     if not (folder / "tokenizer.model").is_file():
         raise FileNotFoundError(
             f"{folder}: holds neither tokenizer.json nor tokenizer.model. Copy the tokenizer files of the checkpoint there."

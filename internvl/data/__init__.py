@@ -1,0 +1,1 @@
+"""Data: annotation files → rows → samples → batches."""

@@ -1,0 +1,68 @@
+"""Rows to token ids and labels: what the model reads and which tokens it is taught."""
+
+from typing import NamedTuple
+
+from internvl.errors import UserError
+from internvl.model.internvl_chat.conversation import (
+    IMG_CONTEXT_TOKEN,
+    ConversationTemplate,
+    Turn,
+    place_pictures,
+    render_turns,
+)
+from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
+
+
+class Sample(NamedTuple):
+    """Token ids of one conversation and, for each, the same id where it is taught, -100 elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def render_sample(
+    turns: list[Turn],
+    num_tiles: list[int],
+    *,
+    tokenizer,
+    template: ConversationTemplate,
+    num_image_token: int,
+) -> Sample:
+    """Tokenize a conversation whose pictures have ``num_tiles`` tiles each.
+
+    Each segment of the prompt is tokenized alone, so the ids in front of an answer are exactly those of the prompt at
+    inference. Taught are the answers and their end marks.
+
+    Example: with 2 tiles of 256 tokens, ``<image>`` becomes ``<img>``, 512 × ``<IMG_CONTEXT>``, ``</img>``.
+    """
+    placed = place_pictures(turns, [tiles * num_image_token for tiles in num_tiles])
+    input_ids, labels = [tokenizer.bos_token_id], [IGNORE_INDEX]
+    segments = render_turns(template, placed)
+    encoded = tokenizer([segment.text for segment in segments], add_special_tokens=False)["input_ids"]
+    for segment, ids in zip(segments, encoded, strict=True):
+        input_ids += ids
+        labels += ids if segment.is_target else [IGNORE_INDEX] * len(ids)
+    return Sample(input_ids, labels)
+
+
+def truncate_sample(sample: Sample, max_length: int, *, image_token_id: int, where: str) -> Sample:
+    """Cut a sample to ``max_length`` tokens from the end of the conversation.
+
+    Raises:
+        UserError: the cut would go through a picture, or leave nothing to learn.
+    """
+    length = len(sample.input_ids)
+    if length <= max_length:
+        return sample
+    advice = "Raise --max_seq_length, lower --max_dynamic_patch or shorten the row"
+    if image_token_id in sample.input_ids[max_length:]:
+        raise UserError(
+            f"{where}: takes {length} tokens and max_seq_length {max_length} would cut through its "
+            f"{IMG_CONTEXT_TOKEN} tokens. {advice}."
+        )
+    cut = Sample(sample.input_ids[:max_length], sample.labels[:max_length])
+    if all(label == IGNORE_INDEX for label in cut.labels):
+        raise UserError(
+            f"{where}: takes {length} tokens and max_seq_length {max_length} would cut every answer off. {advice}."
+        )
+    return cut

@@ -1,0 +1,187 @@
+"""What trains, and how it is stored: freezing, LoRA, and the adapter folder in PEFT's format."""
+
+import logging
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from internvl.errors import UserError
+from internvl.model.checkpoint import ADAPTER_WEIGHTS, EMBEDDED_PREFIX, Checkpoint
+from internvl.model.internvl_chat.modeling_internvl_chat import (
+    BACKBONE_LORA_TARGETS,
+    LLM_LORA_TARGETS,
+    InternVLChatModel,
+)
+
+logger = logging.getLogger(__name__)
+PEFT_PREFIX = "base_model.model."
+
+
+def choose_trainable(
+    model: InternVLChatModel,
+    *,
+    freeze_llm: bool = False,
+    freeze_backbone: bool = False,
+    freeze_mlp: bool = False,
+    use_llm_lora: int = 0,
+    use_backbone_lora: int = 0,
+    lora_dropout: float = 0.05,
+    unfreeze_vit_layers: int = 0,
+    unfreeze_lm_head: bool = False,
+) -> None:
+    """Set which parameters train; LoRA (rank above 0, alpha twice the rank) is added and always trains.
+
+    A half of the model with LoRA has its own weights frozen, as in the original. ``unfreeze_vit_layers`` -n frees the
+    last n encoder layers; ``unfreeze_lm_head`` the output layer.
+    """
+    model.vision_model.requires_grad_(not freeze_backbone)
+    model.language_model.requires_grad_(not freeze_llm)
+    model.mlp1.requires_grad_(not freeze_mlp)
+    if use_backbone_lora:
+        model.wrap_backbone_lora(use_backbone_lora, 2 * use_backbone_lora, lora_dropout)
+        model.config.use_backbone_lora = use_backbone_lora
+    if use_llm_lora:
+        model.wrap_llm_lora(use_llm_lora, 2 * use_llm_lora, lora_dropout)
+        model.config.use_llm_lora = use_llm_lora
+    if unfreeze_vit_layers:
+        layers = model.vision_model.encoder.layers
+        if not -len(layers) <= unfreeze_vit_layers < 0:
+            raise UserError(
+                f"--unfreeze_vit_layers: is {unfreeze_vit_layers}. Give -1 to -{len(layers)}: that many last layers train."
+            )
+        layers[unfreeze_vit_layers:].requires_grad_(True)
+    if unfreeze_lm_head:
+        model.get_output_embeddings().requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            "--freeze_llm, --freeze_backbone, --freeze_mlp: everything is frozen, so nothing would be learnt. "
+            "Pass --use_llm_lora 128, or free one of the three."
+        )
+
+
+def base_name(name: str) -> str:
+    """Return the published name of a parameter of a model with LoRA inside."""
+    return EMBEDDED_PREFIX.sub(r"\1.", name).replace(".base_layer.", ".")
+
+
+def is_lora(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def fully_trained_modules(model: nn.Module) -> list[str]:
+    """Return the published names of the largest modules all of whose own weights train."""
+    found = []
+
+    def visit(module: nn.Module, name: str) -> None:
+        weights = [p for n, p in module.named_parameters() if not is_lora(f"{name}.{n}")]
+        if weights and all(parameter.requires_grad for parameter in weights):
+            found.append(base_name(name))
+            return
+        for child_name, child in module.named_children():
+            visit(child, f"{name}.{child_name}" if name else child_name)
+
+    visit(model, "")
+    return found
+
+
+def adapter_state(model: nn.Module, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Return the trained tensors under the names PEFT gives them in an adapter file.
+
+    ``state`` holds the values when they are not in ``model`` itself (gathered from several processes).
+    """
+    state = state if state is not None else dict(model.named_parameters())
+    trained = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            stored = PEFT_PREFIX + base_name(name).replace(".default.weight", ".weight")
+            trained[stored] = state[name].detach().cpu().contiguous()
+    return trained
+
+
+def save_adapter(
+    model: InternVLChatModel,
+    folder: str | Path,
+    *,
+    base: str | Path,
+    base_sha256: str,
+    lora_dropout: float,
+    state: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json``, readable by ``PeftModel.from_pretrained``.
+
+    Modules trained in full are in it, as PEFT's ``modules_to_save``. ``base`` and its hash are recorded.
+    """
+    ranks = {"llm": model.config.use_llm_lora, "backbone": model.config.use_backbone_lora}
+    targets = {"llm": LLM_LORA_TARGETS, "backbone": BACKBONE_LORA_TARGETS}
+    used = [part for part in ranks if ranks[part]]
+    first = ranks[used[0]]
+    pattern = {target: ranks[part] for part in used for target in targets[part] if ranks[part] != first}
+    config = LoraConfig(
+        r=first,
+        lora_alpha=2 * first,
+        lora_dropout=lora_dropout,
+        target_modules=[target for part in used for target in targets[part]],
+        rank_pattern=pattern,
+        alpha_pattern={target: 2 * rank for target, rank in pattern.items()},
+        modules_to_save=fully_trained_modules(model) or None,
+        base_model_name_or_path=str(base),
+        # PEFT keeps this dictionary as it is; the hash lets a merge refuse another base.
+        auto_mapping={"base_model_class": type(model).__name__, "base_model_sha256": base_sha256},
+        inference_mode=True,
+    )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(adapter_state(model, state), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config.save_pretrained(folder)
+
+
+def add_adapter(model: InternVLChatModel, adapter: Checkpoint) -> None:
+    """Add an adapter folder's LoRA and fully trained modules to its base model.
+
+    Raises:
+        UserError: the adapter does not fit this model.
+    """
+    tensors = load_file(adapter.weight_files[0])
+    for part, wrap in (("language_model", model.wrap_llm_lora), ("vision_model", model.wrap_backbone_lora)):
+        ranks = {
+            tensor.shape[0]
+            for name, tensor in tensors.items()
+            if name.startswith(f"{PEFT_PREFIX}{part}.") and ".lora_A." in name
+        }
+        if len(ranks) > 1:
+            raise UserError(f"{adapter.folder}: {part} has LoRA of ranks {sorted(ranks)}. One rank a part is supported.")
+        if ranks:
+            rank = ranks.pop()
+            wrap(rank, lora_scaling(adapter, part) * rank, 0.0)
+    by_base_name = {base_name(name).replace(".default.weight", ".weight"): name for name, _ in model.named_parameters()}
+    state = {by_base_name.get(name.removeprefix(PEFT_PREFIX)): tensor for name, tensor in tensors.items()}
+    if None in state:
+        unknown = next(name for name in tensors if name.removeprefix(PEFT_PREFIX) not in by_base_name)
+        raise UserError(f"{adapter.folder}: {unknown} has no place in the base model. Use the base it was trained on.")
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as err:
+        raise UserError(f"{adapter.folder}: does not fit its base model ({err}). Use the base it was trained on.") from err
+
+
+def lora_scaling(adapter: Checkpoint, part: str) -> float:
+    """Return alpha / rank of a half of the model, ``language_model`` or ``vision_model``."""
+    config = adapter.config
+    target = (LLM_LORA_TARGETS if part == "language_model" else BACKBONE_LORA_TARGETS)[0]
+    alpha = config.get("alpha_pattern", {}).get(target, config["lora_alpha"])
+    return alpha / config.get("rank_pattern", {}).get(target, config["r"])
+
+
+def describe_trainable(model: nn.Module) -> str:
+    """Return one line for the log, like ``1,105,920 of 6,321,408 parameters train (17.50 %)``."""
+    total = sum(count_elements(parameter) for parameter in model.parameters())
+    trained = sum(count_elements(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    return f"{trained:,} of {total:,} parameters train ({100 * trained / total:.2f} %)"
+
+
+def count_elements(parameter: nn.Parameter) -> int:
+    """Return a parameter's size; under ZeRO-3 a process holds none of it and the size is recorded beside."""
+    return getattr(parameter, "ds_numel", None) or parameter.numel()

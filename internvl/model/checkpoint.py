@@ -1,0 +1,142 @@
+"""The one reader of checkpoint folders: what kind a folder is, and its tensors one at a time."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from internvl.errors import UserError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# The original trainer wrapped each half of the model on its own, so its LoRA names hold PEFT's prefix in the middle.
+EMBEDDED_PREFIX = re.compile(r"^(vision_model|language_model)\.base_model\.model\.")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies and what it is; ``dtype`` in safetensors' spelling (F32, BF16, …)."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Checkpoint:
+    """A checkpoint folder: a base or merged model, an adapter, or a full model with embedded LoRA weights.
+
+    Tensors are read one at a time and never with pickle. Raises:
+        UserError: the folder is missing, incomplete or of no known kind.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise UserError(
+                f"{self.folder}: there is no such checkpoint folder. Correct the path; the published weights are got "
+                "with tools/download_pretrained.sh, a small base is pretrained/InternVL2-Tiny."
+            )
+        self.is_adapter = (self.folder / ADAPTER_CONFIG).is_file()
+        if not self.is_adapter and not (self.folder / "config.json").is_file():
+            raise UserError(
+                f"{self.folder}: holds neither config.json nor {ADAPTER_CONFIG}. Name a folder with a checkpoint."
+            )
+
+    @cached_property
+    def config(self) -> dict:
+        """The parsed config.json, or adapter_config.json of an adapter."""
+        file = self.folder / (ADAPTER_CONFIG if self.is_adapter else "config.json")
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as err:
+            raise UserError(f"{file}: is not valid JSON ({err}). Restore the file.") from err
+
+    @cached_property
+    def weight_files(self) -> list[Path]:
+        """The files that hold tensors, in order of their names."""
+        if self.is_adapter:
+            files = [self.folder / ADAPTER_WEIGHTS]
+        else:
+            files = sorted(self.folder.glob("model*.safetensors")) or sorted(
+                self.folder.glob("pytorch_model*.bin")
+            )
+        index = next(iter(self.folder.glob("*.safetensors.index.json")), None)
+        if index is not None:
+            files = sorted({self.folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        missing = [file.name for file in files if not file.is_file()]
+        if missing or not files:
+            what = f"lacks {missing[0]}" if missing else "holds no weights (model*.safetensors)"
+            raise UserError(f"{self.folder}: {what}. Copy the complete checkpoint there.")
+        return files
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Name → where each tensor is."""
+        found = {}
+        for file in self.weight_files:
+            if file.suffix == ".bin":
+                spelling = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+                for name, tensor in self._torch_file(file).items():
+                    found[name] = TensorInfo(file, tuple(tensor.shape), spelling[tensor.dtype])
+                continue
+            try:
+                with safe_open(file, framework="pt") as reader:
+                    for name in reader.keys():  # noqa: SIM118 - not a mapping
+                        part = reader.get_slice(name)
+                        found[name] = TensorInfo(file, tuple(part.get_shape()), part.get_dtype())
+            except Exception as err:  # safetensors has one error class for whatever is wrong with a file
+                if type(err).__name__ != "SafetensorError":
+                    raise
+                raise UserError(f"{file}: is damaged or cut off ({err}). Copy the file again.") from err
+        return found
+
+    @staticmethod
+    def _torch_file(file: Path) -> dict[str, torch.Tensor]:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor, as stored."""
+        file = self.tensors[name].file
+        if file.suffix == ".bin":
+            return self._torch_file(file)[name]
+        with safe_open(file, framework="pt") as reader:
+            return reader.get_tensor(name)
+
+    @property
+    def has_embedded_lora(self) -> bool:
+        """Whether this is a full model whose LoRA weights are not merged, as the original trainer saved it."""
+        return not self.is_adapter and any(".lora_A." in name for name in self.tensors)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 over all weight files in order of their names."""
+        digest = hashlib.sha256()
+        for file in self.weight_files:
+            with open(file, "rb") as stream:
+                while block := stream.read(1 << 24):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    def base(self) -> "Checkpoint":
+        """Return the checkpoint an adapter was trained on.
+
+        A recorded relative path is looked for from the working directory, then from the repository root.
+        """
+        recorded = self.config.get("base_model_name_or_path") or ""
+        repository = Path(__file__).resolve().parents[2]
+        for candidate in (Path(recorded), repository / recorded):
+            if recorded and candidate.is_dir():
+                return Checkpoint(candidate)
+        raise UserError(
+            f"{self.folder / ADAPTER_CONFIG}: base_model_name_or_path is {recorded!r}, which is not there. "
+            "Put the base model at that path, or correct the entry."
+        )
+
+    @property
+    def recorded_base_sha256(self) -> str | None:
+        """The hash of the base's weights that an adapter of ours carries."""
+        return (self.config.get("auto_mapping") or {}).get("base_model_sha256")
