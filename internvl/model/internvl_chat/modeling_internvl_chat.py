@@ -262,11 +262,11 @@ class InternVLChatModel(PreTrainedModel, GenerationMixin):
         history = list(history or [])
         if not history and pixel_values is not None and "<image>" not in question:
             question = "<image>\n" + question
-        prompt = self._prompt([*history, (question, None)], num_patches_list)
+        prompt = self.build_prompt([*history, (question, None)], num_patches_list)
         if verbose:
             print(prompt)  # noqa: T201 - asked for by the caller
         self.img_context_token_id = tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
-        answer = self._answer(tokenizer, pixel_values, [prompt], generation_config)[0]
+        answer = self.answer_prompts(tokenizer, pixel_values, [prompt], generation_config)[0]
         return (answer, [*history, (question, answer)]) if return_history else answer
 
     def batch_chat(
@@ -296,12 +296,15 @@ class InternVLChatModel(PreTrainedModel, GenerationMixin):
         for question, num_tiles in zip(questions, num_patches_list or [None] * len(questions), strict=True):
             if num_tiles is not None and "<image>" not in question:
                 question = "<image>\n" + question
-            prompts.append(self._prompt([(question, None)], [] if num_tiles is None else [num_tiles]))
+            prompts.append(self.build_prompt([(question, None)], [] if num_tiles is None else [num_tiles]))
         self.img_context_token_id = tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
-        return self._answer(tokenizer, pixel_values, prompts, generation_config)
+        return self.answer_prompts(tokenizer, pixel_values, prompts, generation_config)
 
-    def _prompt(self, pairs: list[tuple[str, str | None]], num_tiles: list[int]) -> str:
-        """Render (question, answer) pairs, the last answer open, with the image tokens of each picture in place."""
+    def build_prompt(self, pairs: list[tuple[str, str | None]], num_tiles: list[int]) -> str:
+        """Render (question, answer) pairs, the last answer open, with the image tokens of each picture in place.
+
+        ``num_tiles`` holds the tiles of each picture, in the order of the ``<image>`` markers.
+        """
         turns = []
         for question, answer in pairs:
             turns.append(Turn("human", question))
@@ -313,8 +316,13 @@ class InternVLChatModel(PreTrainedModel, GenerationMixin):
             render_turns(template, turns, system_message=self.system_message, add_generation_prompt=True)
         )
 
-    def _answer(self, tokenizer, pixel_values, prompts: list[str], generation_config: dict) -> list[str]:
-        """Tokenize the prompts, generate, and return the texts up to the template's end mark."""
+    def answer_prompts(
+        self, tokenizer, pixel_values: torch.Tensor | None, prompts: list[str], generation_config: dict
+    ) -> list[str]:
+        """Generate from rendered prompts in one batch; returns the answers up to the template's end mark, stripped.
+
+        ``pixel_values`` (T, 3, S, S) holds the tiles of all prompts in order.
+        """
         end_mark = get_conv_template(self.template).sep.strip()
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(self.device)
         options = {"eos_token_id": tokenizer.convert_tokens_to_ids(end_mark), **generation_config}

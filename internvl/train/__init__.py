@@ -1,0 +1,1 @@
+"""Training: arguments → data and model → trainer → output folder."""

@@ -1,0 +1,187 @@
+"""The flags of a finetune: three groups, one parser, and the names that transformers 5 changed."""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from internvl.errors import UserError
+
+# What the original's users type → what transformers 5 calls it. A ratio below 1 is what v5's warmup_steps takes.
+RENAMED_FLAGS = {"--evaluation_strategy": "--eval_strategy", "--warmup_ratio": "--warmup_steps"}
+PUBLISHED_IMAGE_SIZE = 448
+
+
+@dataclass
+class ModelArguments:
+    """Which model, what of it trains, and how it is adapted."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "Checkpoint folder to start from: a base, a merged model, or one with embedded LoRA."}
+    )
+    freeze_llm: bool = field(default=False, metadata={"help": "Freeze the language model's own weights."})
+    freeze_backbone: bool = field(default=False, metadata={"help": "Freeze the vision encoder's own weights."})
+    freeze_mlp: bool = field(default=False, metadata={"help": "Freeze the projector."})
+    unfreeze_vit_layers: int = field(
+        default=0, metadata={"help": "-n trains the last n layers of a frozen vision encoder."}
+    )
+    unfreeze_lm_head: bool = field(default=False, metadata={"help": "Train the output layer of a frozen LLM."})
+    use_llm_lora: int = field(default=0, metadata={"help": "Rank of LoRA on the language model, 0 for none."})
+    use_backbone_lora: int = field(default=0, metadata={"help": "Rank of LoRA on the vision encoder, 0 for none."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of LoRA."})
+    grad_checkpoint: bool = field(
+        default=True, metadata={"help": "Recompute activations in the backward pass to save memory."}
+    )
+    drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth of the vision encoder."})
+    vision_select_layer: int | None = field(
+        default=None, metadata={"help": "Vision layer that feeds the projector; must be the checkpoint's."}
+    )
+    ps_version: str | None = field(
+        default=None, metadata={"help": "Pixel unshuffle version, v1 or v2; must be the checkpoint's."}
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "eager, sdpa or flash_attention_2; by default the fastest that runs here."},
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which rows, and how they become samples."""
+
+    meta_path: str = field(metadata={"help": "JSON file that names the data sets."})
+    conv_style: str = field(
+        default="internlm2-chat", metadata={"help": "Conversation template; must be the checkpoint's."}
+    )
+    max_seq_length: int = field(default=4096, metadata={"help": "Longest row in tokens."})
+    force_image_size: str = field(
+        default="auto",
+        metadata={"help": "Tile side in px; auto is 448, or the checkpoint's own size when it is smaller."},
+    )
+    down_sample_ratio: float | None = field(
+        default=None, metadata={"help": "Pixel unshuffle factor; must be the checkpoint's."}
+    )
+    dynamic_image_size: bool = field(default=True, metadata={"help": "Cut pictures into tiles."})
+    use_thumbnail: bool = field(default=True, metadata={"help": "Add a thumbnail to pictures of several tiles."})
+    min_dynamic_patch: int = field(default=1, metadata={"help": "Fewest tiles of a picture."})
+    max_dynamic_patch: int = field(default=6, metadata={"help": "Most tiles of a picture, without the thumbnail."})
+    group_by_length: bool = field(
+        default=True, metadata={"help": "Put rows of like length together inside an optimizer step."}
+    )
+    on_bad_sample: str = field(
+        default="skip",
+        metadata={
+            "help": "What to do with a row that turns unreadable during training (all are checked before): "
+            "skip it, counted and listed in data_report.json, or end with an error.",
+            "choices": ["skip", "error"],
+        },
+    )
+
+
+@dataclass
+class FinetuneArguments(TrainingArguments):
+    """transformers' own training flags, with the defaults of this project and two more."""
+
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start anew where output_dir holds an earlier run."}
+    )
+    save_full_model: bool = field(
+        default=False, metadata={"help": "Write a whole model instead of an adapter (always so without LoRA)."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this False: batches are ours."})
+    report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, wandb, … or none."})
+    logging_steps: float = field(default=1, metadata={"help": "Log every so many steps."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Every batch uses every part of the model, so this costs for nothing."}
+    )
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip gradients to this norm."})
+
+    def __post_init__(self):
+        # The progress line is ours (progress.py); transformers' own bar is switched off.
+        self.disable_tqdm = True
+        super().__post_init__()
+
+
+ARGUMENT_GROUPS = (ModelArguments, DataArguments, FinetuneArguments)
+
+
+class _Parser(HfArgumentParser):
+    """Refuses abbreviations and unknown flags in the project's error form."""
+
+    def error(self, message: str):
+        raise UserError(f"command line: {message}. See --help for the flags.")
+
+
+def make_parser() -> HfArgumentParser:
+    """Return the parser of all finetune flags."""
+    return _Parser(
+        ARGUMENT_GROUPS,
+        prog="internvl_chat_finetune.py",
+        description="Finetune an InternVL-Chat model on JSONL conversations.",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, FinetuneArguments]:
+    """Parse the command line.
+
+    Raises:
+        UserError: a flag is unknown (the nearest known one is named), or a value does not fit.
+    """
+    parser = make_parser()
+    argv = [rename_flag(argument) for argument in argv]
+    known = [option for action in parser._actions for option in action.option_strings]
+    for argument in argv:
+        flag = argument.split("=", 1)[0]
+        if flag.startswith("--") and flag not in known:
+            near = difflib.get_close_matches(flag, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "See --help for the flags."
+            raise UserError(f"command line: there is no flag {flag}. {hint}")
+    try:
+        model, data, training = parser.parse_args_into_dataclasses(argv)
+    except (ValueError, ImportError) as err:
+        # transformers checks values against each other and says what is wrong in the message.
+        raise err if isinstance(err, UserError) else UserError(f"command line: {err}") from err
+    check_arguments(model, data, training)
+    return model, data, training
+
+
+def rename_flag(argument: str) -> str:
+    """Return a flag under its transformers 5 name; other arguments unchanged."""
+    flag, equals, value = argument.partition("=")
+    return RENAMED_FLAGS.get(flag, flag) + equals + value
+
+
+def check_arguments(model: ModelArguments, data: DataArguments, training: FinetuneArguments) -> None:
+    """Check what the parser cannot: values that must fit together.
+
+    Raises:
+        UserError: names the flag, its value and what to do.
+    """
+    if data.force_image_size != "auto" and not data.force_image_size.isdigit():
+        raise UserError(f"--force_image_size: is {data.force_image_size!r}. Give a number of pixels, or auto.")
+    for name in ("use_llm_lora", "use_backbone_lora"):
+        if getattr(model, name) < 0:
+            raise UserError(f"--{name}: is {getattr(model, name)}. Give a rank such as 128, or 0 for no LoRA.")
+    if not 0 <= model.lora_dropout < 1:
+        raise UserError(f"--lora_dropout: is {model.lora_dropout}. Give a probability from 0 to below 1.")
+    if not 1 <= data.min_dynamic_patch <= data.max_dynamic_patch:
+        raise UserError(
+            f"--max_dynamic_patch: is {data.max_dynamic_patch} with --min_dynamic_patch {data.min_dynamic_patch}. "
+            "Both must be at least 1, the first not below the second."
+        )
+    if data.max_seq_length < 2:
+        raise UserError(f"--max_seq_length: is {data.max_seq_length}. Give a number of tokens such as 4096.")
+    if model.use_llm_lora and not model.freeze_llm:
+        raise UserError(
+            "--use_llm_lora: LoRA trains beside frozen weights. Add --freeze_llm True, or leave LoRA away."
+        )
+    if model.use_backbone_lora and not model.freeze_backbone:
+        raise UserError(
+            "--use_backbone_lora: LoRA trains beside frozen weights. Add --freeze_backbone True, or leave it away."
+        )
+    if model.unfreeze_lm_head and model.use_llm_lora == 0 and not model.freeze_llm:
+        raise UserError("--unfreeze_lm_head: the whole language model trains already. Leave the flag away.")

@@ -1,0 +1,155 @@
+"""Finetune an InternVL-Chat model: the script that torchrun starts on every process.
+
+    torchrun --nproc_per_node=1 internvl/train/internvl_chat_finetune.py \\
+        --model_name_or_path pretrained/InternVL2-2B --meta_path shell/data/habitat.json \\
+        --output_dir log/habitat/lora_annots_1 --freeze_llm True --freeze_mlp True --freeze_backbone True \\
+        --use_llm_lora 128
+
+Usually called by a launcher under ``shell/``, which sets these flags. ``--help`` lists all of them.
+"""
+
+import logging
+import sys
+
+import numpy as np
+from transformers import set_seed
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from internvl.data.collate import PaddedCollator
+from internvl.data.dataset import ConversationDataset, RenderSettings
+from internvl.data.meta import read_meta
+from internvl.errors import UserError, ends_on_user_error
+from internvl.logging_utils import setup_logging
+from internvl.model.adapter import describe_trainable
+from internvl.model.checkpoint import Checkpoint
+from internvl.model.internvl_chat.conversation import get_conv_template
+from internvl.model.loading import LoadedModel
+from internvl.train.arguments import DataArguments, FinetuneArguments, parse_arguments
+from internvl.train.loading import load_for_training
+from internvl.train.output import OutputFolder
+from internvl.train.progress import ProgressLine
+from internvl.train.trainer import FinetuneTrainer
+
+logger = logging.getLogger("internvl.train")
+
+
+@ends_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    """Parse → load → check the data → train → save."""
+    setup_logging()
+    model_args, data_args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    set_seed(training_args.seed)
+    resume = find_resume_point(training_args)
+    specs = read_meta(data_args.meta_path)  # before the model: a typing mistake should not cost minutes
+    loaded = load_for_training(model_args, data_args, training_args)
+    dataset = build_dataset(specs, loaded, data_args, training_args)
+    lengths = dataset.check()
+    logger.info("Data: %s", describe_lengths(lengths))
+    logger.info("Model: %s", describe_trainable(loaded.model))
+    output = OutputFolder(
+        training_args.output_dir,
+        base=Checkpoint(model_args.model_name_or_path),
+        tokenizer=loaded.tokenizer,
+        lora_dropout=model_args.lora_dropout,
+        save_full_model=training_args.save_full_model,
+    )
+    trainer = FinetuneTrainer(
+        model=loaded.model,
+        args=training_args,
+        train_dataset=dataset,
+        data_collator=PaddedCollator(loaded.tokenizer.pad_token_id, loaded.model.config.image_size),
+        output=output,
+        lengths=lengths if data_args.group_by_length else None,
+    )
+    rows_per_step = (
+        training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressLine(rows_per_step))
+    if training_args.should_save:
+        output.write_arguments(model_args, data_args, training_args)
+    logger.info(
+        "Training: %d rows per step = %d per device × %d accumulation steps × %d processes, in %s",
+        rows_per_step,
+        training_args.train_batch_size,
+        training_args.gradient_accumulation_steps,
+        training_args.world_size,
+        "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
+    )
+    result = trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    trainer.save_state()
+    skipped = trainer.gather_skipped()
+    if training_args.should_save:
+        output.write_json("data_report.json", data_report(specs, lengths, skipped))
+        output.draw_loss(trainer.state.log_history)
+    logger.info(
+        "Done: %d steps, mean loss %.4f, %.1f samples/s. %d rows were skipped. The result is in %s",
+        result.global_step,
+        result.training_loss,
+        result.metrics["train_samples_per_second"],
+        len(skipped),
+        training_args.output_dir,
+    )
+
+
+def find_resume_point(training_args: FinetuneArguments) -> str | None:
+    """Return the checkpoint to continue from, or None to start anew.
+
+    Raises:
+        UserError: --resume_from_checkpoint names a folder that is not there.
+    """
+    if training_args.resume_from_checkpoint:
+        last = get_last_checkpoint(training_args.resume_from_checkpoint) or training_args.resume_from_checkpoint
+        if not (Checkpoint(last).folder / "trainer_state.json").is_file():
+            raise UserError(f"--resume_from_checkpoint: {last} holds no trainer_state.json. Name a checkpoint-N folder.")
+        return last
+    try:
+        last = get_last_checkpoint(training_args.output_dir)
+    except FileNotFoundError:
+        return None
+    if last is None or training_args.overwrite_output_dir:
+        return None
+    logger.info("Continuing from %s (--overwrite_output_dir True starts anew).", last)
+    return last
+
+
+def build_dataset(
+    specs: list, loaded: LoadedModel, data_args: DataArguments, training_args: FinetuneArguments
+) -> ConversationDataset:
+    """Return the training set as the loaded model needs it."""
+    config = loaded.model.config
+    settings = RenderSettings(
+        template=get_conv_template(data_args.conv_style),
+        image_size=config.image_size,
+        num_image_token=config.num_image_token,
+        max_seq_length=data_args.max_seq_length,
+        dynamic_image_size=data_args.dynamic_image_size,
+        use_thumbnail=data_args.use_thumbnail,
+        min_dynamic_patch=data_args.min_dynamic_patch,
+        max_dynamic_patch=data_args.max_dynamic_patch,
+    )
+    return ConversationDataset(
+        specs, loaded.tokenizer, settings, seed=training_args.seed, on_bad_sample=data_args.on_bad_sample
+    )
+
+
+def describe_lengths(lengths: list[int]) -> str:
+    """Return one line for the log, like ``3,000 rows of 71 to 96 tokens (median 83)``."""
+    return f"{len(lengths):,} rows of {min(lengths)} to {max(lengths)} tokens (median {int(np.median(lengths))})"
+
+
+def data_report(specs: list, lengths: list[int], skipped: list[dict]) -> dict:
+    """Return what data_report.json holds: what was trained on and what was skipped."""
+    p50, p95 = np.percentile(lengths, [50, 95])
+    return {
+        "datasets": {spec.name: [str(path) for path in spec.annotations] for spec in specs},
+        "rows": len(lengths),
+        "tokens": {"p50": float(p50), "p95": float(p95), "max": max(lengths), "total": sum(lengths)},
+        "skipped": skipped,
+    }
+
+
+if __name__ == "__main__":
+    main()

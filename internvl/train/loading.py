@@ -1,0 +1,132 @@
+"""The model a finetune starts from: loaded, checked against the flags, and with its trainable parts chosen."""
+
+import logging
+
+import torch
+
+from internvl.errors import UserError
+from internvl.model.adapter import choose_trainable
+from internvl.model.checkpoint import Checkpoint
+from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.loading import LoadedModel, load_config, load_model
+from internvl.train.arguments import PUBLISHED_IMAGE_SIZE, DataArguments, FinetuneArguments, ModelArguments
+
+logger = logging.getLogger(__name__)
+
+
+def load_for_training(
+    model_args: ModelArguments, data_args: DataArguments, training_args: FinetuneArguments
+) -> LoadedModel:
+    """Load the checkpoint and prepare what trains.
+
+    Frozen weights are held in the training precision, trained ones in float32 (DeepSpeed keeps its own float32 copy
+    and gets all in the training precision).
+
+    Raises:
+        UserError: the checkpoint is unfit, or a flag contradicts its config.
+    """
+    checkpoint = Checkpoint(model_args.model_name_or_path)
+    if checkpoint.is_adapter:
+        raise UserError(
+            f"{checkpoint.folder}: is an adapter. Merge it first (python tools/merge_lora.py {checkpoint.folder} OUT) "
+            "and start from the result."
+        )
+    config = load_config(checkpoint)
+    check_against_config(model_args, data_args, config)
+    config.vision_config.drop_path_rate = model_args.drop_path_rate
+    dtype = training_dtype(training_args)
+    embedded = {"llm": config.use_llm_lora, "backbone": config.use_backbone_lora}
+    if any(embedded.values()):
+        raise UserError(
+            f"{checkpoint.folder}: has unmerged LoRA weights (rank {embedded['llm'] or embedded['backbone']}). Merge it "
+            f"first (python tools/merge_lora.py {checkpoint.folder} OUT) and start from the result."
+        )
+    loaded = load_model(
+        checkpoint.folder,
+        config=config,
+        dtype=dtype,
+        device="cpu",  # the trainer moves it
+        attn_implementation=model_args.attn_implementation,
+    )
+    model = loaded.model
+    resize_tiles(model, choose_image_size(data_args, config))
+    config.dynamic_image_size = data_args.dynamic_image_size
+    config.use_thumbnail = data_args.use_thumbnail
+    config.min_dynamic_patch = data_args.min_dynamic_patch
+    config.max_dynamic_patch = data_args.max_dynamic_patch
+    choose_trainable(
+        model,
+        freeze_llm=model_args.freeze_llm,
+        freeze_backbone=model_args.freeze_backbone,
+        freeze_mlp=model_args.freeze_mlp,
+        use_llm_lora=model_args.use_llm_lora,
+        use_backbone_lora=model_args.use_backbone_lora,
+        lora_dropout=model_args.lora_dropout,
+        unfreeze_vit_layers=model_args.unfreeze_vit_layers,
+        unfreeze_lm_head=model_args.unfreeze_lm_head,
+    )
+    if not training_args.deepspeed:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    if model_args.grad_checkpoint:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return loaded
+
+
+def training_dtype(training_args: FinetuneArguments) -> torch.dtype:
+    """Return the dtype that --bf16 / --fp16 ask for."""
+    if training_args.bf16:
+        return torch.bfloat16
+    return torch.float16 if training_args.fp16 else torch.float32
+
+
+def choose_image_size(data_args: DataArguments, config: InternVLChatConfig) -> int:
+    """Return the tile side in px: the flag's, or for ``auto`` 448 or the checkpoint's own when that is smaller."""
+    if data_args.force_image_size == "auto":
+        return min(PUBLISHED_IMAGE_SIZE, config.image_size)
+    size, multiple = int(data_args.force_image_size), config.vision_config.patch_size
+    # After the pixel unshuffle the grid of patches must still be whole.
+    multiple = round(multiple / config.downsample_ratio)
+    if size % multiple or size == 0:
+        raise UserError(
+            f"--force_image_size: is {size}, not a multiple of {multiple} px (patches of "
+            f"{config.vision_config.patch_size} px, folded two by two). Use {max(1, size // multiple) * multiple}."
+        )
+    return size
+
+
+def resize_tiles(model, image_size: int) -> None:
+    """Make the model take tiles of ``image_size`` px, resizing its position embeddings when they are for another."""
+    config = model.config
+    if config.vision_config.image_size != image_size:
+        logger.warning(
+            "Resizing the vision position embeddings from %d px to %d px.",
+            config.vision_config.image_size,
+            image_size,
+        )
+        model.vision_model.resize_pos_embeddings(image_size)
+    config.force_image_size = image_size
+    model.num_image_token = config.num_image_token
+
+
+def check_against_config(
+    model_args: ModelArguments, data_args: DataArguments, config: InternVLChatConfig
+) -> None:
+    """Refuse flags that name another architecture than the checkpoint has: training on would ruin the projector.
+
+    Raises:
+        UserError: names the flag, both values and what to pass.
+    """
+    pairs = (
+        ("ps_version", model_args.ps_version, config.ps_version),
+        ("vision_select_layer", model_args.vision_select_layer, config.select_layer),
+        ("down_sample_ratio", data_args.down_sample_ratio, config.downsample_ratio),
+        ("conv_style", data_args.conv_style, config.template),
+    )
+    for name, given, own in pairs:
+        if given is not None and own is not None and given != own:
+            raise UserError(
+                f"--{name}: is {given!r}, but {model_args.model_name_or_path} was trained with {own!r}. "
+                f"Pass --{name} {own}."
+            )

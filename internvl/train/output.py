@@ -1,0 +1,126 @@
+"""The output folder of a finetune: what is in it, and how each file is written."""
+
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from internvl.model.adapter import save_adapter
+from internvl.model.checkpoint import Checkpoint
+from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
+from internvl.model.packaging import write_model_files
+
+RECORDED_PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "peft", "accelerate", "deepspeed", "pillow")
+
+
+class OutputFolder:
+    """Writes checkpoints and the result of one training.
+
+    With LoRA the model is written as an adapter that names its base and the base's hash; without, or when
+    ``save_full_model`` asks for it, as a whole model that loads with ``AutoModel``.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        base: Checkpoint,
+        tokenizer: PreTrainedTokenizerFast,
+        lora_dropout: float,
+        save_full_model: bool,
+    ):
+        self.folder = Path(folder)
+        self.base = base
+        self.tokenizer = tokenizer
+        self.lora_dropout = lora_dropout
+        self.save_full_model = save_full_model
+        self._base_sha256: str | None = None
+
+    def save_model(
+        self, model: InternVLChatModel, folder: str | Path | None = None, state: dict | None = None
+    ) -> None:
+        """Write the trained model, its tokenizer and config; ``state`` as in ``save_adapter``."""
+        folder = Path(folder or self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        has_lora = bool(model.config.use_llm_lora or model.config.use_backbone_lora)
+        if has_lora and not self.save_full_model:
+            if self._base_sha256 is None:
+                self._base_sha256 = self.base.sha256()
+            save_adapter(
+                model,
+                folder,
+                base=self.base.folder,
+                base_sha256=self._base_sha256,
+                lora_dropout=self.lora_dropout,
+                state=state,
+            )
+            shutil.copyfile(self.base.folder / "config.json", folder / "config.json")
+        else:
+            state = state if state is not None else model.state_dict()
+            model.save_pretrained(folder, state_dict=state)
+            write_model_files(folder, model.config)
+        self.tokenizer.save_pretrained(folder)
+
+    def write_json(self, name: str, content: object) -> None:
+        """Write a JSON file into the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
+        (self.folder / name).write_text(text + "\n", encoding="utf-8")
+
+    def write_arguments(self, *groups) -> None:
+        """Record the resolved arguments, the command line and the package versions as training_args.json."""
+        self.write_json(
+            "training_args.json",
+            {
+                "command": sys.argv,
+                **{
+                    type(group).__name__: group.to_dict() if hasattr(group, "to_dict") else asdict(group)
+                    for group in groups
+                },
+                "versions": {
+                    "python": sys.version.split()[0],
+                    **{package: version(package) for package in RECORDED_PACKAGES},
+                },
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            },
+        )
+
+    def draw_loss(self, log_history: list[dict]) -> None:
+        """Draw loss.png: the loss of each logged step, its running mean, and the learning rate."""
+        import matplotlib  # here, because only one process draws, once
+
+        matplotlib.use("agg")
+        from matplotlib import pyplot
+
+        logged = [entry for entry in log_history if "loss" in entry]
+        if not logged:
+            return
+        steps = [entry["step"] for entry in logged]
+        losses = [entry["loss"] for entry in logged]
+        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+        axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="loss of the step")
+        axes.plot(steps, running_mean(losses), color="tab:blue", label="running mean")
+        axes.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)", title=self.folder.name)
+        axes.grid(alpha=0.3)
+        rates = axes.twinx()
+        rates.plot(steps, [entry["learning_rate"] for entry in logged], color="tab:orange", alpha=0.6)
+        rates.set_ylabel("learning rate", color="tab:orange")
+        rates.ticklabel_format(style="sci", axis="y", scilimits=(0, 0))
+        axes.legend()
+        figure.savefig(self.folder / "loss.png", dpi=120)
+        pyplot.close(figure)
+
+
+def running_mean(values: list[float], weight: float = 0.9) -> list[float]:
+    """Return the exponential running mean, unbiased from the first value on."""
+    means, total, norm = [], 0.0, 0.0
+    for value in values:
+        total = weight * total + value
+        norm = weight * norm + 1
+        means.append(total / norm)
+    return means

@@ -1,0 +1,47 @@
+"""The progress line of a training: step, loss, learning rate, rows per second, time left."""
+
+import sys
+import time
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+
+class ProgressLine(TrainerCallback):
+    """One line, redrawn in place on a terminal and at most every ten seconds in a log."""
+
+    def __init__(self, rows_per_step: int):
+        self.rows_per_step = rows_per_step
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        self.started, self.first_step = time.monotonic(), state.global_step
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="Training",
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+            bar_format="{desc}: {n_fmt}/{total_fmt} steps |{bar:20}| {elapsed}<{remaining}{postfix}",
+        )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.bar is None or "loss" not in (logs or {}):
+            return
+        rows = (state.global_step - self.first_step) * self.rows_per_step
+        rate = rows / (time.monotonic() - self.started)
+        self.bar.set_postfix_str(
+            f"loss {logs['loss']:.4f}, lr {logs['learning_rate']:.1e}, {rate:.1f} samples/s", refresh=False
+        )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

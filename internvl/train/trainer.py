@@ -1,0 +1,94 @@
+"""The trainer: transformers' own, with this project's row order, skipped rows and output folder."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer
+
+from internvl.data.sampling import LengthGroupedSampler
+from internvl.model.adapter import PEFT_PREFIX, base_name
+from internvl.model.checkpoint import ADAPTER_WEIGHTS
+from internvl.train.output import OutputFolder
+
+logger = logging.getLogger(__name__)
+
+
+class FinetuneTrainer(Trainer):
+    """Trains an InternVL-Chat model.
+
+    The loss of an optimizer step is the mean over all supervised tokens of all its rows, on every process and
+    accumulation step together, so it does not depend on how BATCH_SIZE is split. ``lengths`` (tokens of each row)
+    switch on grouping by length. ``output`` writes checkpoints and the result.
+    """
+
+    def __init__(self, *args, output: OutputFolder, lengths: Sequence[int] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.output = output
+        self.lengths = lengths
+        self.skipped: list[dict] = []
+
+    def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler:
+        # One code path with and without grouping: equal lengths leave the shuffled order of each step alone.
+        lengths = self.lengths if self.lengths is not None else [1] * len(self.train_dataset)
+        return LengthGroupedSampler(
+            lengths,
+            batch_size=self.args.train_batch_size,
+            num_batches=self.args.gradient_accumulation_steps * self.args.world_size,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+        )
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            for bad in batch.pop("skipped", []):
+                self.skipped.append({"where": bad.where, "reason": bad.reason})
+                logger.warning("Skipped %s", bad.reason)
+        return batches, num_items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        # A step whose rows were all skipped has no supervised token; its loss is 0 / 1.
+        if isinstance(num_items_in_batch, torch.Tensor):
+            num_items_in_batch = num_items_in_batch.clamp(min=1)
+        inputs["return_logits"] = False
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save:
+            self.output.save_model(self.accelerator.unwrap_model(self.model), output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        model = model if model is not None else self.model
+        folder = Path(resume_from_checkpoint)
+        if (folder / ADAPTER_WEIGHTS).is_file():
+            tensors = load_file(folder / ADAPTER_WEIGHTS)
+            names = {
+                PEFT_PREFIX + base_name(name).replace(".default.weight", ".weight"): name
+                for name, _ in model.named_parameters()
+            }
+            model.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, strict=False)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            # Frozen weights are in the base already: without this each checkpoint would be the size of the model.
+            save = self.model_wrapped.save_checkpoint
+            self.model_wrapped.save_checkpoint = lambda folder: save(folder, exclude_frozen_parameters=True)
+            try:
+                super()._save_optimizer_and_scheduler(output_dir)
+            finally:
+                del self.model_wrapped.save_checkpoint
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def gather_skipped(self) -> list[dict]:
+        """Return the rows skipped on all processes."""
+        if self.args.world_size == 1:
+            return self.skipped
+        everywhere: list[list[dict] | None] = [None] * self.args.world_size
+        torch.distributed.all_gather_object(everywhere, self.skipped)
+        return [row for rows in everywhere for row in rows or []]
+

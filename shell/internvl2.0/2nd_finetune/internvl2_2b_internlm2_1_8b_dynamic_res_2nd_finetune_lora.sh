@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Finetunes InternVL2-2B on your own data with LoRA on the language model. Writes an adapter.
+#
+#   GPUS=2 PER_DEVICE_BATCH_SIZE=4 bash shell/internvl2.0/2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_lora.sh
+#   DRY_RUN=1 bash shell/internvl2.0/2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_lora.sh
+#
+# shell/data/internvl_1_2_finetune_custom.json names your pictures and conversations: edit it first.
+#
+# From the environment: GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT BATCH_SIZE PER_DEVICE_BATCH_SIZE MODEL META_PATH
+# OUTPUT_DIR DEEPSPEED PRECISION DRY_RUN (explained in shell/lib/launch.sh). Any flag of the finetune script may follow the
+# script's name, and wins.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=../../lib/launch.sh
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../../lib/launch.sh"
+
+setting GPUS 2
+setting PER_DEVICE_BATCH_SIZE 4
+setting BATCH_SIZE 128
+input_path MODEL pretrained/InternVL2-2B
+input_path META_PATH shell/data/internvl_1_2_finetune_custom.json
+output_path OUTPUT_DIR work_dirs/internvl_chat_v2_0/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_lora
+
+RECIPE=(
+    --freeze_llm True --freeze_mlp True --freeze_backbone True
+    --use_llm_lora 128 --lora_dropout 0.05 # alpha is always twice the rank
+    --max_dynamic_patch 6 --use_thumbnail True
+    --max_seq_length 4096
+    --num_train_epochs 1
+    --learning_rate 4e-5 --weight_decay 0.01 --lr_scheduler_type cosine --warmup_ratio 0.03
+    --save_steps 200 --save_total_limit 1
+)
+
+launch_finetune "$@"

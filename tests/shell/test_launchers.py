@@ -1,0 +1,272 @@
+"""The finetune launchers: what they would run, what they refuse, and how they end."""
+
+import json
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+LAUNCHERS = sorted(path.relative_to(REPO) for path in REPO.glob("shell/internvl2.0/**/*.sh"))
+LORA = "shell/internvl2.0/habitat_2b_finetune/lora.sh"
+COCO = "shell/internvl2.0/2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_lora_coco.sh"
+
+
+def planned_flags(done) -> dict[str, str]:
+    """The flags of the finetune command in a dry run, from name to value. No flag may come twice."""
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    words = shlex.split(done.stdout.splitlines()[-1])
+    flags = words[words.index("internvl/train/internvl_chat_finetune.py") + 1 :]
+    names, values = flags[::2], flags[1::2]
+    assert len(names) == len(set(names)), names
+    return dict(zip(names, values, strict=True)) | {
+        name: value for name, _, value in (word.partition("=") for word in words) if name.startswith("--n")
+    }
+
+
+def assert_refused(done, *words):
+    """Exit status 2 and one line on stderr."""
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+# ---- dry runs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda path: path.stem)
+def test_dry_run_of_every_launcher(run, launcher):
+    done = run(launcher, DRY_RUN="1")
+    flags = planned_flags(done)
+    batch_size = int(done.stdout.partition("BATCH_SIZE ")[2].split()[0])
+    processes = int(flags["--nproc_per_node"])
+    rows = int(flags["--per_device_train_batch_size"]) * int(flags["--gradient_accumulation_steps"])
+    assert batch_size == rows * processes
+    assert flags["--meta_path"] in done.stdout.partition("Files it would read")[2].partition("command")[0]
+    assert flags["--learning_rate"] == "4e-5"
+    is_lora = "lora" in launcher.stem
+    assert flags["--freeze_llm"] == str(is_lora)
+    assert ("--use_llm_lora" in flags) == is_lora
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda path: path.stem)
+def test_meta_file_of_every_launcher_is_there(copy, run, launcher):
+    meta = copy / planned_flags(run(launcher, cwd=copy, DRY_RUN="1", GPUS="1"))["--meta_path"]
+    for entry in json.loads(meta.read_text()).values():
+        assert {"root", "annotation", "data_augment", "repeat_time", "length"} == set(entry)
+        assert isinstance(entry["length"], int)
+
+
+def test_dry_run_writes_nothing(copy, run):
+    before = sorted(copy.rglob("*"))
+    planned_flags(run(LORA, cwd=copy, DRY_RUN="1", PYTHONDONTWRITEBYTECODE="1"))
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_dry_run_before_pytorch_is_installed(copy, run):
+    (copy / "internvl/train/device.py").write_text("raise SystemExit(2)")
+    done = run(LORA, cwd=copy, DRY_RUN="1")
+    assert done.returncode == 0
+    assert done.stderr == "PyTorch is not installed yet: this is the plan for a CPU.\n"
+    assert "--use_cpu True" in done.stdout
+
+
+def test_design_defaults(copy, run):
+    habitat = run(copy / LORA, DRY_RUN="1")
+    assert planned_flags(habitat)["--output_dir"] == "log/habitat/lora_annots_1"
+    assert "BATCH_SIZE 16 = 4 rows per device x 1 process x 1 node x 4 accumulation steps" in habitat.stdout
+    coco = run(copy / COCO, DRY_RUN="1")
+    assert planned_flags(coco)["--output_dir"] == f"work_dirs/internvl_chat_v2_0/{Path(COCO).stem}"
+    assert "BATCH_SIZE 512 = 4 rows per device x 8 processes x 1 node x 16 accumulation steps" in coco.stdout
+    assert "data/coco/annotations/coco_karpathy_train_567k.jsonl (missing)" in coco.stdout
+    assert "data/habitat/train.jsonl  [habitat]" in habitat.stdout
+
+
+def test_flags_win_over_settings(copy, run):
+    done = run(
+        copy / LORA,
+        "--per-device-train-batch-size=2",
+        "--gradient_accumulation_steps",
+        "3",
+        "--output_dir",
+        "elsewhere",
+        "--lora_dropout",
+        "0.0",
+        "--deepspeed",
+        "none",
+        "--bf16",
+        "False",
+        cwd=copy,
+        DRY_RUN="1",
+        OUTPUT_DIR="from_environment",
+    )
+    flags = planned_flags(done)
+    assert "BATCH_SIZE 6 = 2 rows per device x 1 process x 1 node x 3 accumulation steps" in done.stdout
+    assert flags["--per_device_train_batch_size"] == "2"
+    assert flags["--output_dir"] == "elsewhere"
+    assert flags["--lora_dropout"] == "0.0"
+    assert flags["--bf16"] == "False"
+    assert not {"--fp16", "--deepspeed"} & set(flags)
+
+
+def test_device_decides_precision_and_deepspeed(copy, run):
+    device = copy / "internvl/train/device.py"
+
+    def plan(line, *flags, **settings):
+        device.write_text(f"print('{line}')")
+        return run(copy / LORA, *flags, cwd=copy, DRY_RUN="1", **settings)
+
+    assert planned_flags(plan("cuda bf16 2"))["--bf16"] == "True"
+    assert planned_flags(plan("cuda bf16 2"))["--deepspeed"] == "shell/deepspeed/zero_stage1_config.json"
+    assert "--deepspeed" not in planned_flags(plan("cuda bf16 2", DEEPSPEED=""))
+    assert planned_flags(plan("cuda fp16 2"))["--fp16"] == "True"
+    cpu = planned_flags(plan("cpu fp32 0"))
+    assert (cpu["--bf16"], cpu["--fp16"], cpu["--use_cpu"]) == ("False", "False", "True")
+    assert "--deepspeed" not in cpu
+    on_cpu = planned_flags(plan("cuda bf16 2", "--use_cpu", "True"))
+    assert (on_cpu["--use_cpu"], on_cpu["--bf16"]) == ("True", "False")
+    assert "--deepspeed" not in on_cpu
+    asked = "shell/deepspeed/zero_stage2_config.json"
+    assert planned_flags(plan("cpu fp32 0", DEEPSPEED=asked))["--deepspeed"] == asked
+    assert_refused(plan("cpu fp32 0", PRECISION="fp16"), "PRECISION: fp16", "fp32")
+    assert_refused(plan("cuda fp16 2", PRECISION="bf16"), "PRECISION: bf16", "fp16")
+    assert_refused(plan("cuda bf16 2", PRECISION="half"), "'half'")
+
+
+def test_several_nodes(copy, run):
+    assert_refused(run(copy / LORA, DRY_RUN="1", NNODES="2"), "MASTER_ADDR: not set", "NNODES is 2")
+    assert_refused(run(copy / LORA, DRY_RUN="1", NODE_RANK="1"), "NODE_RANK", "'1'")
+    plan = run(copy / LORA, DRY_RUN="1", NNODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1")
+    for word in ("--nnodes=2", "--node_rank=1", "--master_addr=10.0.0.1", "--master_port=34229"):
+        assert word in plan.stdout
+
+
+# ---- paths ---------------------------------------------------------------------------------------
+
+
+def test_paths_are_those_of_the_folder_where_the_command_was_typed(copy, run, tmp_path):
+    here = tmp_path / "here and there"
+    (here / "my model").mkdir(parents=True)
+    done = run(
+        copy / LORA,
+        cwd=here,
+        DRY_RUN="1",
+        MODEL="my model",
+        META_PATH="shell/data/habitat.json",
+        OUTPUT_DIR="o",
+    )
+    flags = planned_flags(done)
+    assert flags["--model_name_or_path"] == str(here / "my model")
+    assert flags["--meta_path"] == "shell/data/habitat.json", "not there, so the one of the repository"
+    assert flags["--output_dir"] == str(here / "o")
+    assert (
+        planned_flags(run(copy / LORA, cwd=here, DRY_RUN="1"))["--output_dir"] == "log/habitat/lora_annots_1"
+    )
+
+
+def test_launcher_through_a_symlink(copy, run, tmp_path):
+    link = tmp_path / "finetune here"
+    link.symlink_to(copy / LORA)
+    assert planned_flags(run(link, cwd=tmp_path, DRY_RUN="1"))["--use_llm_lora"] == "128"
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+def test_refusals(copy, run, tmp_path):
+    assert_refused(run(copy / LORA, BATCH_SIZE="10"), "10 / 4 is not whole", "BATCH_SIZE=8 or BATCH_SIZE=12")
+    assert_refused(run(copy / LORA, GPUS="two"), "GPUS: ", "'two'")
+    assert_refused(run(copy / LORA, GPUS="4"), "GPUS: 4 asked for", "has 2", "GPUS=2")
+    assert_refused(run(copy / LORA, "--output_dir"), "--output_dir: has no value")
+    missing = run(copy / LORA, MODEL="pretrained/none")
+    assert_refused(missing, "pretrained/none: ", "tools/download_pretrained.sh", "InternVL2-Tiny")
+    (copy / "empty").mkdir()
+    assert_refused(run(copy / LORA, "--model_name_or_path", "empty", cwd=copy), "empty: holds no config.json")
+    assert_refused(run(copy / LORA, META_PATH="none.json"), "none.json: there is no such file")
+    assert_refused(run(copy / LORA, DEEPSPEED="zero9.json"), "zero9.json: there is no such file")
+    (copy / "file").touch()
+    assert_refused(run(copy / LORA, OUTPUT_DIR="file/out", cwd=copy), "file/out: cannot be written")
+    assert not (copy / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"a": {"annotation": "no.jsonl"}}', [":a: its annotation 'no.jsonl' is not there"]),
+        (
+            '{"a": {"root": "no folder/", "annotation": ["meta.json"]}}',
+            [":a: its root 'no folder/' is not there"],
+        ),
+        ('{\n"a": }', ["meta.json:2: not valid JSON"]),
+        ("[1]", ["meta.json: expected an object"]),
+    ],
+)
+def test_meta_refusals(copy, run, content, words):
+    (copy / "meta.json").write_text(content)
+    assert_refused(run(copy / LORA, META_PATH="meta.json", cwd=copy), *words)
+
+
+# ---- real runs, with a stub for the finetune script ----------------------------------------------
+
+
+@pytest.mark.parametrize(("do", "status"), [("exit 0", 0), ("exit 2", 2), ("exit 7", 7), ("die", 128 + 9)])
+def test_exit_status_and_log(copy, run, do, status):
+    output = copy / "out $(touch pwned) \"q\" 'q'"
+    done = run(copy / LORA, "--do", do, cwd=copy, OUTPUT_DIR=output.name, DEEPSPEED="none")
+    log = (output / "training_log.txt").read_text()
+    assert done.returncode == status, log
+    assert sorted((done.stdout + done.stderr).splitlines()) == sorted(log.splitlines())
+    assert "stub on stdout\n" in done.stdout and "stub on stderr\n" in done.stderr
+    assert "BATCH_SIZE 16 = " in log
+    assert "Traceback" not in log
+    assert not list(copy.glob("**/pwned"))
+    argv = json.loads((copy / "argv.json").read_text())
+    assert argv[argv.index("--output_dir") + 1] == output.name
+    if do == "exit 2":  # the user's mistake: nothing after the script's own message
+        assert done.stderr == "stub on stderr\n"
+
+
+def test_log_is_appended_to(copy, run):
+    for _ in range(2):
+        run(copy / LORA, "--output_dir=twice", cwd=copy)
+    assert (copy / "twice/training_log.txt").read_text().count("stub on stdout") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_training(copy, environment, number):
+    log = copy / "out/training_log.txt"
+    with subprocess.Popen(
+        ["bash", LORA, "--do", "sleep"],
+        cwd=copy,
+        env=environment(OUTPUT_DIR="out"),
+        stdout=subprocess.DEVNULL,
+    ) as launcher:
+        deadline = time.monotonic() + 60
+        while not (log.exists() and "stub on stderr" in log.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        launcher.send_signal(number)
+        assert launcher.wait(timeout=50) == 128 + number
+    assert f"stopped by {number.name}" in log.read_text()
+
+
+# ---- the real finetune script --------------------------------------------------------------------
+
+
+def test_unknown_flag_is_refused_by_the_finetune_script(run, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "meta.json").write_text("{}")
+    settings = {
+        "MODEL": str(tmp_path),
+        "META_PATH": str(tmp_path / "meta.json"),
+        "OUTPUT_DIR": str(tmp_path / "out"),
+    }
+    done = run(LORA, "--no_such_flag", "1", GPUS="1", **settings)
+    assert done.returncode == 2
+    assert "--no_such_flag" in done.stderr.splitlines()[-1], "the finetune script's own message comes last"
+    assert "Traceback" not in done.stdout + done.stderr
