@@ -99,9 +99,7 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
         )
     tokenised = run.stdout.decode().split("\n")[:-1]
     assert len(tokenised) == len(captions), (len(tokenised), len(captions))
-    return [
-        " ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATIONS) for line in tokenised
-    ]
+    return [" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATIONS) for line in tokenised]
 
 
 def meteor(

@@ -22,7 +22,7 @@ from rich.table import Table
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.java_scorers import ScorerFailure, check_scorers, find_java, meteor, ptb_tokenize
 
-__all__ = ["CaptionScores", "check_scorers", "score_captions", "scores_record"]
+__all__ = ["CaptionScores", "check_scorers", "read_json", "score_captions", "scores_record"]
 
 ImageId = int | str
 # Image id -> tokenised captions. Scorers take two of them, references and hypotheses (one each), with the same keys
@@ -78,29 +78,37 @@ def score_captions(
         raise UserError(f"{ground_truth_name}:annotations: {_count(unreferenced, 'no caption')}. Add their captions.")
 
     # One call for both sides: starting Java costs more than tokenising a thousand captions.
-    tokenised = iter(
-        ptb_tokenize([c for i in image_ids for c in references[i]] + [hypotheses[i] for i in image_ids])
-    )
+    captions = [caption for i in image_ids for caption in references[i]] + [hypotheses[i] for i in image_ids]
+    tokenised = iter(ptb_tokenize(captions))
     tokenised_references = {i: [next(tokenised) for _ in references[i]] for i in image_ids}
     tokenised_hypotheses = {i: [next(tokenised)] for i in image_ids}
+    if not any(caption for captions in tokenised_references.values() for caption in captions):
+        raise UserError(f"{ground_truth_name}:annotations: no caption has a word in it. Give other captions.")
 
+    corpus, per_image, failures = _run_scorers(tokenised_references, tokenised_hypotheses)
+    empty = [image_id for image_id in image_ids if not hypotheses[image_id].strip()]
+    notes = failures + _notes(len(image_ids), missing, empty)
+    return CaptionScores(corpus, per_image, notes, len(image_ids), missing, empty)
+
+
+def _run_scorers(
+    references: Captions, hypotheses: Captions
+) -> tuple[dict[str, float], dict[ImageId, dict[str, float]], list[str]]:
+    """Return the corpus scores, the scores per image, and a sentence for each scorer that failed."""
     corpus: dict[str, float] = {}
-    per_image: dict[ImageId, dict[str, float]] = {image_id: {} for image_id in image_ids}
+    per_image: dict[ImageId, dict[str, float]] = {image_id: {} for image_id in references}
     failures = []
     for names, scorer in SCORERS:
         try:
-            values, image_values = scorer(tokenised_references, tokenised_hypotheses)
+            values, image_values = scorer(references, hypotheses)
         except ScorerFailure as err:
             failures.append(f"{', '.join(names)} could not be computed: {err}.")
             continue
         for name, value, by_image in zip(names, values, image_values, strict=True):
             corpus[name] = float(value)
-            for image_id, image_value in zip(image_ids, by_image, strict=True):
+            for image_id, image_value in zip(references, by_image, strict=True):
                 per_image[image_id][name] = float(image_value)
-
-    empty = [image_id for image_id in image_ids if not hypotheses[image_id].strip()]
-    notes = failures + _notes(len(image_ids), missing, empty)
-    return CaptionScores(corpus, per_image, notes, len(image_ids), missing, empty)
+    return corpus, per_image, failures
 
 
 def _bleu(references: Captions, hypotheses: Captions) -> tuple[list[float], list[list[float]]]:
@@ -220,7 +228,7 @@ def _notes(num_scored: int, missing: list[ImageId], empty: list[ImageId]) -> lis
             "words by how many of the scored images they describe: compare it with scores of the same images only."
         )
     if empty:
-        notes.append(f"{_count(empty, 'an empty caption')}: they are scored as they are.")
+        notes.append(f"{_count(empty, 'an empty caption')}, which scores 0.")
     if num_scored == 1:
         notes.append("CIDEr of a single image is always 0: it weighs words by how few of the images they describe.")
     return notes
@@ -262,7 +270,12 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _read_json(file: Path) -> object:
+def read_json(file: Path) -> object:
+    """Parse a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or is not JSON in UTF-8.
+    """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as err:
@@ -304,8 +317,8 @@ def main(argv: list[str] | None = None) -> None:
     """Score a file of predictions, print the scores and write them where asked."""
     args = parse_args(argv)
     scores = score_captions(
-        _read_json(args.predictions),
-        _read_json(args.ground_truth),
+        read_json(args.predictions),
+        read_json(args.ground_truth),
         allow_missing=args.allow_missing,
         predictions_name=str(args.predictions),
         ground_truth_name=str(args.ground_truth),

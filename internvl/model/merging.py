@@ -15,7 +15,7 @@ from internvl.model.adapter import PEFT_PREFIX, base_name, lora_scaling
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_checkpoint_tokenizer, load_config
 from internvl.model.packaging import write_json, write_model_files
-from internvl.model.safetensors_stream import SPELLING, TensorPlan
+from internvl.model.safetensors_stream import DTYPE_OF_SPELLING, SPELLING, TensorPlan
 
 CHOICES_OF_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -132,11 +132,10 @@ def merge_checkpoint(
     spelling = SPELLING[CHOICES_OF_DTYPE[dtype]] if dtype else None
     kept = {name: (base.tensors[name].dtype if name in base.tensors else stored[name].dtype) for name in sources}
     plan = TensorPlan({name: (stored[name].shape, spelling or kept[name]) for name in sources})
-    by_spelling = {text: kind for kind, text in SPELLING.items()}
 
     def values() -> Iterator[tuple[str, torch.Tensor]]:
         for name, source in tqdm(sources.items(), desc="Merging", unit=" tensors", delay=1):
-            yield name, source.read(by_spelling[plan.tensors[name][1]])
+            yield name, source.read(DTYPE_OF_SPELLING[plan.tensors[name][1]])
 
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))

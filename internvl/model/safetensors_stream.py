@@ -12,6 +12,7 @@ import torch
 
 BYTES_PER_ELEMENT = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 SPELLING = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+DTYPE_OF_SPELLING = {text: dtype for dtype, text in SPELLING.items()}
 
 
 class TensorPlan:

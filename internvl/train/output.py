@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from internvl.model.adapter import save_adapter
+from internvl.model.adapter import base_name, save_adapter
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.packaging import write_model_files
+from internvl.model.safetensors_stream import DTYPE_OF_SPELLING
 
 RECORDED_PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "peft", "accelerate", "deepspeed", "pillow")
 
@@ -62,9 +63,16 @@ class OutputFolder:
             shutil.copyfile(self.base.folder / "config.json", folder / "config.json")
         else:
             state = state if state is not None else model.state_dict()
+            state = {name: self.as_stored(name, tensor) for name, tensor in state.items()}
+            model.config.dtype = state["mlp1.1.weight"].dtype
             model.save_pretrained(folder, state_dict=state)
             write_model_files(folder, model.config)
         self.tokenizer.save_pretrained(folder)
+
+    def as_stored(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a trained tensor in the dtype the base has it in: float32 training does not double a checkpoint."""
+        stored = self.base.tensors.get(base_name(name))
+        return tensor.to(DTYPE_OF_SPELLING[stored.dtype]) if stored is not None else tensor
 
     def write_json(self, name: str, content: object) -> None:
         """Write a JSON file into the folder."""

@@ -1,0 +1,189 @@
+"""The report of an evaluation: one HTML file with scores, their spread, and every caption beside its picture."""
+
+import base64
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image, UnidentifiedImageError
+
+from internvl.errors import UserError
+
+THUMBNAIL_PX = 320
+"""Longer side of a picture in the report."""
+MAX_CARDS = 500
+"""Cards in a report unless the caller wants more: about 10 MB."""
+_THUMBNAIL_JPEG_QUALITY = 80
+_TEMPLATE = "report.html.jinja"
+# The histogram's bins are the narrowest of these widths that leave at most _MAX_BINS of them (CIDEr is within 0..10).
+_BIN_WIDTHS = (0.05, 0.1, 0.2, 0.25, 0.5, 1.0)
+_MAX_BINS = 16
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One picture with what was said about it."""
+
+    image_path: Path
+    image_id: int | str
+    references: Sequence[str]
+    """Captions by people."""
+    predictions: Mapping[str, str]
+    """Name of the column (a model) -> its caption. One column, or the same several in every row."""
+    scores: Mapping[str, float]
+    """Scores of this image by name; ``CIDEr`` is shown, ranked and drawn. With several columns, those of the last."""
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table to show below the scores; numbers that are not whole are shown with four digits."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | int | float]]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bar of the histogram: how many values lie in ``[low, high)``; the last bin has its upper end too."""
+
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A row as the template shows it."""
+
+    row: ReportRow
+    picture: str
+    width_px: int
+    height_px: int
+    cider: float | None
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    scores: Mapping,
+    rows: Sequence[ReportRow],
+    facts: Mapping[str, str],
+    tables: Sequence[ReportTable] = (),
+    figures: Sequence[tuple[str, Path]] = (),
+    max_cards: int | None = MAX_CARDS,
+) -> None:
+    """Write an HTML file that needs no other file and no network.
+
+    Args:
+        path: the file to write; its folder is made where needed.
+        title: heading and title of the page.
+        scores: ``corpus``: name -> value; optionally ``notes``: sentences about them. ``dataclasses.asdict`` of
+            `internvl.evaluation.score.CaptionScores` is such a mapping.
+        rows: the pictures, in the order that the report starts with.
+        facts: what produced the captions (model, prompt, settings, versions), by name.
+        tables: further tables, such as base, adapter and merged side by side.
+        figures: (caption, PNG file) of plots, such as the loss curve.
+        max_cards: show so many of the pictures, spread evenly from the best to the worst CIDEr; None shows all.
+
+    Raises:
+        UserError: a picture or figure cannot be read, or the report cannot be written.
+    """
+    shown = spread_over_scores(rows, max_cards)
+    cider = [row.scores["CIDEr"] for row in rows if "CIDEr" in row.scores]
+    template = _environment().get_template(_TEMPLATE)
+    page = template.render(
+        title=title,
+        scores=scores["corpus"],
+        notes=scores.get("notes", ()),
+        facts=facts,
+        tables=tables,
+        figures=[(caption, _data_uri("image/png", _read_bytes(file))) for caption, file in figures],
+        bins=histogram(cider),
+        mean_cider=statistics.fmean(cider) if cider else None,
+        median_cider=statistics.median(cider) if cider else None,
+        cards=[_card(row) for row in shown],
+        num_rows=len(rows),
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as err:
+        raise UserError(f"{path}: cannot be written: {err.strerror}. Choose another path.") from err
+
+
+def spread_over_scores(rows: Sequence[ReportRow], max_cards: int | None) -> list[ReportRow]:
+    """Return at most `max_cards` rows in their order, evenly spaced in rank of CIDEr, best and worst included."""
+    if max_cards is None or len(rows) <= max_cards:
+        return list(rows)
+    ranked = sorted(range(len(rows)), key=lambda index: rows[index].scores.get("CIDEr", 0.0))
+    last_rank, last_card = len(rows) - 1, max(max_cards - 1, 1)
+    chosen = {ranked[card * last_rank // last_card] for card in range(max_cards)}
+    return [rows[index] for index in sorted(chosen)]
+
+
+def histogram(values: Sequence[float]) -> list[Bin]:
+    """Count values from 0 on in bins of equal, round width; empty for no values.
+
+    >>> [(bin.low, bin.count) for bin in histogram([0.0, 0.04, 0.05, 0.12])]
+    [(0.0, 2), (0.05, 1), (0.1, 1)]
+    """
+    if not values:
+        return []
+    highest = max(values)
+    width = next((width for width in _BIN_WIDTHS if highest / width <= _MAX_BINS), _BIN_WIDTHS[-1])
+    # Rounded, so that a value like 0.3 counts as 3 widths of 0.1 although 0.3 / 0.1 is a little less.
+    places = [int(round(value / width, 9)) for value in values]
+    counts = [0] * (max(places) + 1)
+    for place in places:
+        counts[place] += 1
+    return [Bin(round(k * width, 9), round((k + 1) * width, 9), count) for k, count in enumerate(counts)]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        # Captions, names and facts come from outside: all that is put into the page is escaped.
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["score"] = lambda value: f"{value:.4f}" if isinstance(value, float) else str(value)
+    return environment
+
+
+def _card(row: ReportRow) -> _Card:
+    thumbnail = _thumbnail(row.image_path)
+    jpeg = io.BytesIO()
+    thumbnail.save(jpeg, "JPEG", quality=_THUMBNAIL_JPEG_QUALITY, optimize=True)
+    picture = _data_uri("image/jpeg", jpeg.getvalue())
+    return _Card(row, picture, thumbnail.width, thumbnail.height, row.scores.get("CIDEr"))
+
+
+def _thumbnail(path: Path) -> Image.Image:
+    """The picture in RGB, its longer side at most `THUMBNAIL_PX`; turned as the model sees it, whatever EXIF says."""
+    try:
+        with Image.open(path) as image:
+            # A JPEG is decoded at a fraction of its size where that suffices: several times faster.
+            image.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
+            thumbnail = image.convert("RGB")
+    except (OSError, UnidentifiedImageError) as err:
+        raise UserError(f"{path}: cannot be read as a picture: {err}. Put the picture there.") from err
+    thumbnail.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    return thumbnail
+
+
+def _read_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as err:
+        raise UserError(f"{file}: cannot be read: {err.strerror}. Check the path.") from err
+
+
+def _data_uri(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Makes pretrained/InternVL2-Tiny from nothing: renders rooms, makes a small InternVL2 with random weights and its own
+# vocabulary, and trains all of it with this project's trainer. About half an hour on two cores.
+#
+#   bash shell/tiny/pretrain.sh
+#   NUM_PICTURES=2000 MODEL_DIR=/tmp/tiny bash shell/tiny/pretrain.sh --num_train_epochs 1     # a quick look
+#
+# The scenes come from other seeds than those of data/habitat, and the answers are in another style (terse lists and short
+# answers), so that LoRA on the habitat captions has something real to learn.
+#
+# From the environment, beside the usual (shell/lib/launch.sh): NUM_PICTURES, and MODEL_DIR, where the result goes.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=../lib/launch.sh
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../lib/launch.sh"
+
+setting NUM_PICTURES 16000
+output_path MODEL_DIR pretrained/InternVL2-Tiny
+setting GPUS 1
+setting PER_DEVICE_BATCH_SIZE 32
+setting BATCH_SIZE 32
+setting PRECISION bf16 # autocast with float32 weights; a CPU with AVX-512 or AMX is twice as fast in it
+setting DEEPSPEED none
+input_path MODEL work_dirs/tiny/random
+input_path META_PATH work_dirs/tiny/meta.json
+output_path OUTPUT_DIR work_dirs/tiny/pretrain
+
+# Read by launch_finetune.
+# shellcheck disable=SC2034
+RECIPE=(
+    --freeze_llm False --freeze_mlp False --freeze_backbone False
+    --save_full_model True
+    --max_dynamic_patch 6 --use_thumbnail True
+    --max_seq_length 1024
+    --num_train_epochs 4
+    --learning_rate 1e-3 --weight_decay 0.05 --lr_scheduler_type cosine --warmup_ratio 0.03
+    --grad_checkpoint False # the model is small: memory is no concern
+    --logging_steps 10 --save_steps 500 --save_total_limit 1
+)
+
+if is_on "${DRY_RUN:-}"; then
+    launch_finetune "$@"
+    exit
+fi
+ensure_python
+cd -- "$REPO_ROOT"
+if [[ ! -f work_dirs/tiny/data/train.jsonl ]]; then
+    "$PYTHON" tools/render_habitat.py --out work_dirs/tiny/data --style pretrain --num-train "$NUM_PICTURES" --seed 0
+fi
+# The vocabulary has to cover both styles: what the base is taught and what it will be finetuned on.
+"$PYTHON" tools/make_tiny_base.py work_dirs/tiny/random --corpus work_dirs/tiny/data/train.jsonl \
+    --corpus data/habitat/train.jsonl
+printf '%s\n' '{"rooms": {"root": "work_dirs/tiny/data/", "annotation": "work_dirs/tiny/data/train.jsonl"}}' \
+    >work_dirs/tiny/meta.json
+(launch_finetune "$@")
+mkdir -p -- "$MODEL_DIR"
+for file in model.safetensors config.json generation_config.json preprocessor_config.json processor_config.json \
+    tokenizer.json tokenizer_config.json; do
+    cp -- "$OUTPUT_DIR/$file" "$MODEL_DIR/"
+done
+cp -- "$OUTPUT_DIR"/*.py "$MODEL"/tokenizer.model "$MODEL_DIR/"
+say "The base is in $MODEL_DIR."

@@ -1,0 +1,108 @@
+"""Fixtures every test may use: where things are, tiny checkpoints built in seconds, and rows to train on."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "tools"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder beside the project with real photos, the published tokenizer and golden values."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder shared/ beside the project, which only its developers and CI have")
+    return folder
+
+
+def picture(width: int, height: int, k: int) -> Image.Image:
+    """A deterministic colourful picture."""
+    x = torch.arange(width).repeat(height, 1)
+    y = torch.arange(height)[:, None].repeat(1, width)
+    channels = [x * (3 + k) + 7 * y, x * x // (5 + k) + 2 * y, (x * y) // (9 + k) + 29 * k]
+    return Image.fromarray(torch.stack([c % 256 for c in channels], dim=-1).to(torch.uint8).numpy())
+
+
+@pytest.fixture(scope="session")
+def rows_folder(tmp_path_factory) -> Path:
+    """A data set of 24 rows: single pictures of three shapes, two pictures, and text; with its meta file."""
+    folder = tmp_path_factory.mktemp("rows")
+    (folder / "images").mkdir()
+    shapes = [(60, 60), (120, 60), (90, 130)]
+    for number in range(12):
+        picture(*shapes[number % 3], number).save(folder / "images" / f"picture_{number:06d}.png")
+    rows = []
+    for number in range(24):
+        answer = f"Pattern {number} has {number % 3 + 1} colours and {'many ' * (number % 4)}waves."
+        if number % 4 == 3:
+            question, image = f"What is {number} plus one?", None
+        elif number % 4 == 2:
+            question, image = (
+                "<image>\n<image>\nCompare them.",
+                [f"images/picture_{n % 12:06d}.png" for n in (number, number + 1)],
+            )
+        else:
+            question, image = "<image>\nDescribe it.", f"images/picture_{number % 12:06d}.png"
+        row = {"id": number, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+        rows.append(row if image is None else {**row, "image": image})
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    meta = {"rows": {"root": str(folder), "annotation": str(folder / "train.jsonl"), "length": 24}}
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory, rows_folder) -> Path:
+    """A random-weight InternVL2 of 56 px tiles (4 tokens each) in the published layout."""
+    from make_tiny_base import make_tiny_base
+
+    folder = tmp_path_factory.mktemp("base")
+    make_tiny_base(
+        folder, [rows_folder / "train.jsonl"], vocab_size=400, image_size=56, patch_size=14, width=64, layers=2
+    )
+    return folder
+
+
+@pytest.fixture
+def tiny_model(tiny_base):
+    """The tiny base, loaded anew: (model, tokenizer)."""
+    from internvl.model.loading import load_model
+
+    return load_model(tiny_base)
+
+
+@pytest.fixture
+def trained_adapter(tiny_base, tmp_path):
+    """An adapter folder on the tiny base with LoRA on both halves and the projector trained, random values."""
+    from internvl.model.adapter import choose_trainable, save_adapter
+    from internvl.model.checkpoint import Checkpoint
+    from internvl.model.loading import load_model
+
+    model, tokenizer = load_model(tiny_base)
+    choose_trainable(model, freeze_llm=True, freeze_backbone=True, use_llm_lora=8, use_backbone_lora=4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    folder = tmp_path / "adapter"
+    save_adapter(
+        model, folder, base=tiny_base, base_sha256=Checkpoint(tiny_base).sha256(), lora_dropout=0.05
+    )
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,106 @@
+"""The training set: mixing, tiles, and rows that cannot be read."""
+
+import json
+
+import pytest
+import torch
+
+from internvl.data.collate import PaddedCollator
+from internvl.data.dataset import BadSample, ConversationDataset, RenderSettings
+from internvl.data.meta import read_meta
+from internvl.errors import UserError
+from internvl.model.internvl_chat.conversation import get_conv_template
+
+SETTINGS = RenderSettings(
+    template=get_conv_template("internlm2-chat"), image_size=56, num_image_token=4, max_seq_length=512
+)
+
+
+def dataset(folder, tokenizer, entry=None, **options) -> ConversationDataset:
+    meta = folder / "other_meta.json"
+    own = {"root": str(folder), "annotation": str(folder / "train.jsonl"), **(entry or {})}
+    meta.write_text(json.dumps({"rows": own}))
+    return ConversationDataset(read_meta(meta), tokenizer, SETTINGS, **options)
+
+
+def test_pixel_values_and_image_tokens_of_every_row_agree(rows_folder, tiny_model):
+    model, tokenizer = tiny_model
+    data = dataset(rows_folder, tokenizer)
+    for sample in (data[index] for index in range(len(data))):
+        tokens = (sample["input_ids"] == model.img_context_token_id).sum().item()
+        tiles = 0 if sample["pixel_values"] is None else len(sample["pixel_values"])
+        assert tokens == 4 * tiles
+
+
+def test_lengths_of_the_check_are_those_of_the_samples(rows_folder, tiny_model):
+    data = dataset(rows_folder, tiny_model.tokenizer)
+    assert data.check() == [len(data[index]["input_ids"]) for index in range(len(data))]
+
+
+def test_pictures_of_one_row_share_the_tile_limit(rows_folder, tiny_model):
+    data = dataset(rows_folder, tiny_model.tokenizer)
+    assert [data.tile_limit(data.specs[0], count) for count in (0, 1, 2, 4, 9)] == [6, 6, 3, 1, 1]
+
+
+@pytest.mark.parametrize(("repeat_time", "items"), [(1, 24), (2, 48), (0.5, 12), (2.25, 54)])
+def test_repeat_time_repeats_and_draws(rows_folder, tiny_model, repeat_time, items):
+    data = dataset(rows_folder, tiny_model.tokenizer, {"repeat_time": repeat_time})
+    again = dataset(rows_folder, tiny_model.tokenizer, {"repeat_time": repeat_time})
+    assert len(data) == items
+    assert (data.index == again.index).all()
+    other = dataset(rows_folder, tiny_model.tokenizer, {"repeat_time": repeat_time}, seed=1)
+    assert (repeat_time % 1 == 0) == (data.index == other.index).all()
+
+
+def test_an_unreadable_picture_is_an_error_or_skipped_but_never_replaced(rows_folder, tiny_model, tmp_path):
+    import shutil
+
+    shutil.copytree(rows_folder, tmp_path / "copy")
+    victim = tmp_path / "copy" / "images" / "picture_000004.png"
+    victim.write_bytes(victim.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"train\.jsonl:5: .*picture_000004\.png: cannot be read as a picture"):
+        dataset(tmp_path / "copy", tiny_model.tokenizer)[4]
+    data = dataset(tmp_path / "copy", tiny_model.tokenizer, on_bad_sample="skip")
+    bad = data[4]
+    assert isinstance(bad, BadSample) and bad.where.endswith("train.jsonl:5")
+    batch = PaddedCollator(pad_token_id=2, image_size=56)([data[3], bad, data[5]])
+    assert len(batch["input_ids"]) == 2 and batch["skipped"] == [bad]
+
+
+def test_the_check_names_and_counts_missing_pictures(rows_folder, tiny_model, tmp_path):
+    import shutil
+
+    shutil.copytree(rows_folder, tmp_path / "copy")
+    (tmp_path / "copy" / "images" / "picture_000001.png").unlink()
+    with pytest.raises(UserError, match=r"train\.jsonl:2: .*no such picture(.|\n)*of 24 rows cannot be trained on"):
+        dataset(tmp_path / "copy", tiny_model.tokenizer).check()
+
+
+def test_collating_masks_by_length_and_flags_a_dummy_tile():
+    text = {"input_ids": torch.tensor([1, 0, 2]), "labels": torch.tensor([-100, 0, 2]), "pixel_values": None}
+    longer = {"input_ids": torch.arange(5), "labels": torch.arange(5), "pixel_values": None}
+    batch = PaddedCollator(pad_token_id=2, image_size=56)([text, longer])
+    # Token 0 and the pad id inside a text are not padding.
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch["labels"][0].tolist() == [-100, 0, 2, -100, -100]
+    assert batch["pixel_values"].shape == (1, 3, 56, 56) and batch["image_flags"].tolist() == [0]
+
+
+def test_a_batch_of_bad_rows_has_nothing_to_learn():
+    batch = PaddedCollator(pad_token_id=2, image_size=56)([BadSample("f:1", "gone")])
+    assert (batch["labels"] == -100).all() and len(batch["skipped"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"annotation": "nowhere.jsonl"}, r"rows\.annotation: nowhere\.jsonl does not exist"),
+        ({"root": "nowhere"}, r"rows\.root: nowhere is not a folder"),
+        ({"repeat_time": 0}, r"rows\.repeat_time: is 0"),
+        ({"repeat": 2}, r"rows\.repeat: is not a key"),
+        ({"length": "many"}, r"rows\.length: is 'many'"),
+    ],
+)
+def test_mistakes_in_the_meta_file_are_named(rows_folder, tiny_model, entry, message):
+    with pytest.raises(UserError, match=message):
+        dataset(rows_folder, tiny_model.tokenizer, entry)

@@ -1,0 +1,1 @@
+"""Rendered first-person indoor views ("habitat") with exact captions: a small vision-language data set."""

@@ -1,0 +1,39 @@
+"""Render the habitat data set: furnished rooms in first person, with captions that are exact by construction.
+
+python tools/render_habitat.py --out data/habitat --style habitat --num-train 600 --num-val 100
+python tools/render_habitat.py --out data/pretrain --style pretrain --num-train 16000
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from habitat.dataset import STYLES, write_dataset
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Command-line options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the data set to")
+    parser.add_argument("--style", choices=STYLES, default="habitat", help="wording of the annotations")
+    parser.add_argument("--num-train", type=int, default=600, help="training pictures")
+    parser.add_argument("--num-val", type=int, default=100, help="validation pictures (style habitat only)")
+    parser.add_argument("--seed", type=int, default=0, help="other seeds give other scenes")
+    parser.add_argument("--size", type=int, default=256, help="width and height of the pictures in pixels")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rendering processes")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Render and write the data set."""
+    args = parse_args(argv)
+    write_dataset(args.out, args.style, args.num_train, args.num_val, args.seed, args.size, args.workers)
+    pictures = list((args.out / "images").rglob("*.jpg"))
+    total = sum(picture.stat().st_size for picture in pictures)
+    print(f"{len(pictures)} pictures, {total / 1e6:.1f} MB in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
