@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from internvl.errors import UserError
+from internvl.evaluation.score import read_json
 
 REGISTRY = Path(__file__).resolve().parents[2] / "eval" / "caption" / "datasets.json"
 # The original evaluation's prompt and limits for all its caption sets.
@@ -45,7 +46,9 @@ def read_caption_set(name: str) -> CaptionSet:
     images = read_images(annotation, repository / entry["root"])
     truth = read_json(ground_truth)
     if not isinstance(truth, dict) or "annotations" not in truth:
-        raise UserError(f"{ground_truth}: is not in COCO captions format (no 'annotations'). See eval/caption/README.md.")
+        raise UserError(
+            f"{ground_truth}: is not in COCO captions format (no 'annotations'). See eval/caption/README.md."
+        )
     missing = [path for _, path in images if not path.is_file()]
     if missing:
         raise UserError(
@@ -60,16 +63,6 @@ def read_caption_set(name: str) -> CaptionSet:
             "Use the ground truth that belongs to the annotation file."
         )
     return CaptionSet(name=name, images=images, ground_truth=truth, ground_truth_file=ground_truth)
-
-
-def read_json(file: Path) -> object:
-    """Parse a JSON file of an evaluation set."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as err:
-        raise UserError(f"{file}: there is no such file. eval/caption/README.md says where to get it.") from err
-    except (json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise UserError(f"{file}: is not valid JSON ({err}). Get the file again.") from err
 
 
 def read_images(annotation: Path, root: Path) -> list[tuple[int, Path]]:

@@ -33,9 +33,9 @@ def write_model_files(folder: str | Path, config: InternVLChatConfig) -> None:
         shutil.copyfile(file, folder / file.name)
     config_file = folder / "config.json"
     content = json.loads(config_file.read_text(encoding="utf-8"))
-    content["auto_map"] = AUTO_MAP
-    content["architectures"] = ["InternVLChatModel"]
-    write_json(config_file, content)
+    needed = {**content, "auto_map": AUTO_MAP, "architectures": ["InternVLChatModel"]}
+    if needed != content:
+        write_json(config_file, needed)
     tiler = {
         "image_size": config.image_size,
         "min_dynamic_patch": config.min_dynamic_patch,

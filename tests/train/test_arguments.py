@@ -1,0 +1,48 @@
+"""Flags: names that users know, and what happens to ones that do not exist or do not fit."""
+
+import pytest
+
+from internvl.errors import UserError
+from internvl.train.arguments import parse_arguments
+
+REQUIRED = ["--model_name_or_path", "base", "--meta_path", "meta.json", "--output_dir", "out", "--use_cpu", "True"]
+
+
+def parse(*flags):
+    return parse_arguments([*REQUIRED, *flags])
+
+
+def test_flags_that_transformers_renamed_keep_working():
+    _, data, training = parse(
+        "--evaluation_strategy", "no", "--warmup_ratio", "0.03", "--group_by_length", "True",
+        "--overwrite_output_dir", "True",
+    )  # fmt: skip
+    assert training.eval_strategy == "no" and training.warmup_steps == 0.03
+    assert data.group_by_length and training.overwrite_output_dir
+
+
+def test_grad_checkpoint_keeps_its_name():
+    assert parse("--grad_checkpoint", "False")[0].grad_checkpoint is False
+
+
+def test_a_renamed_flag_may_carry_its_value_behind_an_equals_sign():
+    assert parse("--warmup_ratio=0.1")[2].warmup_steps == 0.1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--learning_rat", "1"], r"no flag --learning_rat\. Did you mean --learning_rate\?"),
+        (["--use_llm_lora", "many"], "use_llm_lora"),
+        (["--use_llm_lora", "8"], "--use_llm_lora: LoRA trains beside frozen weights"),
+        (["--use_llm_lora", "-8"], "--use_llm_lora: is -8"),
+        (["--lora_dropout", "1.5"], "--lora_dropout: is 1.5"),
+        (["--max_dynamic_patch", "0"], "--max_dynamic_patch: is 0"),
+        (["--force_image_size", "big"], "--force_image_size: is 'big'"),
+        (["--on_bad_sample", "replace"], "invalid choice: 'replace'"),
+        (["--eval_strategy", "sometimes"], "sometimes"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused_by_name(flags, message):
+    with pytest.raises(UserError, match=message):
+        parse(*flags)

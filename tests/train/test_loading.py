@@ -1,0 +1,54 @@
+"""What a finetune starts from: sizes, precision, and flags that contradict the checkpoint."""
+
+import pytest
+import torch
+
+from internvl.errors import UserError
+from internvl.train.arguments import parse_arguments
+from internvl.train.loading import load_for_training
+
+
+def load(tiny_base, tmp_path, *flags):
+    groups = parse_arguments(
+        ["--model_name_or_path", str(tiny_base), "--meta_path", "m", "--output_dir", str(tmp_path), "--use_cpu", "True"]
+        + list(flags)
+    )
+    return load_for_training(*groups).model
+
+
+def test_auto_image_size_is_the_checkpoints_own_when_smaller(tiny_base, tmp_path):
+    model = load(tiny_base, tmp_path)
+    assert model.config.force_image_size == 56 and model.num_image_token == 4
+
+
+def test_another_image_size_resizes_the_positions(tiny_base, tmp_path):
+    model = load(tiny_base, tmp_path, "--force_image_size", "84")
+    assert model.num_image_token == 9
+    assert model.extract_feature(torch.randn(1, 3, 84, 84)).shape == (1, 9, 64)
+
+
+def test_half_precision_keeps_frozen_weights_half_and_trained_ones_full(tiny_base, tmp_path):
+    model = load(tiny_base, tmp_path, "--bf16", "True", "--freeze_llm", "True", "--use_llm_lora", "4")
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ps_version", "v1"], "--ps_version: is 'v1', but .* was trained with 'v2'"),
+        (["--vision_select_layer", "-2"], "--vision_select_layer: is -2"),
+        (["--conv_style", "Hermes-2"], "--conv_style: is 'Hermes-2', but .* 'internlm2-chat'"),
+        (["--down_sample_ratio", "0.25"], "--down_sample_ratio: is 0.25"),
+        (["--force_image_size", "60"], "--force_image_size: is 60, not a multiple of 28 px"),
+        (["--freeze_backbone", "True", "--unfreeze_vit_layers", "-9"], "--unfreeze_vit_layers: is -9"),
+    ],
+)
+def test_flags_that_contradict_the_checkpoint_are_refused(tiny_base, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        load(tiny_base, tmp_path, *flags)
+
+
+def test_an_adapter_is_no_start(trained_adapter, tmp_path):
+    with pytest.raises(UserError, match="is an adapter. Merge it first"):
+        load(trained_adapter, tmp_path)
