@@ -1,8 +1,14 @@
 """The user's mistakes: one exception for them, and how a command ends on one."""
 
 import functools
+import os
 import sys
+import time
 from collections.abc import Callable
+
+
+# How long processes after the first hold a message back: torchrun ends them sooner when the first one fails, too.
+HOLD_BACK_SECONDS = 3
 
 
 class UserError(ValueError):
@@ -13,7 +19,10 @@ class UserError(ValueError):
 
 
 def ends_on_user_error(main: Callable) -> Callable:
-    """Make a command's ``main`` print a :class:`UserError` without traceback and exit with status 2."""
+    """Make a command's ``main`` print a :class:`UserError` without traceback and exit with status 2.
+
+    Of several processes that meet the same mistake one speaks.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -21,6 +30,8 @@ def ends_on_user_error(main: Callable) -> Callable:
             return main(*args, **kwargs)
         except UserError as err:
             sys.stdout.flush()
+            if int(os.environ.get("RANK", "0")) > 0:
+                time.sleep(HOLD_BACK_SECONDS)
             sys.stderr.write(f"error: {err}\n")
             sys.exit(2)
 

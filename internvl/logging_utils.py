@@ -18,3 +18,5 @@ def setup_logging() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     # torch warns at every CPU run that pinned memory needs an accelerator; nobody asked for it to be pinned.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    # peft reads a property that transformers has renamed; the user cannot do anything about it.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

@@ -1,0 +1,123 @@
+"""Whole finetunes through the launchers: what they write, how a batch is split, and how they fail."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from internvl.model.loading import load_model
+from tests.end_to_end.conftest import losses
+
+EXACT = ["--lora_dropout", "0.0", "--seed", "3", "--save_strategy", "no", "--learning_rate", "1e-3"]
+
+
+def test_lora_writes_the_promised_folder_and_learns(finetune, tiny_base):
+    folder, process = finetune("run", *EXACT, "--num_train_epochs", "4", "--save_strategy", "steps", "--save_steps", "6")
+    assert process.returncode == 0, process.stderr
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_model.safetensors", "adapter_config.json", "config.json", "tokenizer.json", "tokenizer_config.json",
+        "trainer_state.json", "training_args.json", "training_log.txt", "loss.png", "runs", "data_report.json",
+        "checkpoint-12",
+    }  # fmt: skip
+    curve = losses(folder)
+    assert len(curve) == 12 and sum(curve[-3:]) < 0.9 * sum(curve[:3])
+    assert all("lora_" in name for name in load_file(folder / "adapter_model.safetensors"))
+    record = json.loads((folder / "training_args.json").read_text())
+    assert record["ModelArguments"]["use_llm_lora"] == 128 and record["versions"]["transformers"]
+    assert "steps |" in (folder / "training_log.txt").read_text()
+    ids = torch.arange(40, 60)[None]
+    before, after = (load_model(path).model(input_ids=ids).logits for path in (tiny_base, folder))
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_a_batch_gives_the_same_losses_however_it_is_split(finetune):
+    splits = {
+        "8x1": {"PER_DEVICE_BATCH_SIZE": "8", "GPUS": "1"},
+        "4x2": {"PER_DEVICE_BATCH_SIZE": "4", "GPUS": "1"},
+        "2 processes x 2 x 2": {"PER_DEVICE_BATCH_SIZE": "2", "GPUS": "2"},
+    }
+    curves = {}
+    for name, settings in splits.items():
+        folder, process = finetune(name.replace(" ", "_"), *EXACT, "--max_steps", "5", **settings)
+        assert process.returncode == 0, process.stderr
+        curves[name] = torch.tensor(losses(folder))
+    assert torch.allclose(curves["8x1"], curves["4x2"], atol=1e-5, rtol=0), curves
+    assert torch.allclose(curves["8x1"], curves["2 processes x 2 x 2"], atol=1e-5, rtol=0), curves
+
+
+def test_full_finetune_writes_a_model_that_loads_with_automodel(finetune):
+    folder, process = finetune(
+        "full", "--max_steps", "2", "--save_strategy", "no", script="shell/internvl2.0/habitat_2b_finetune/full.sh"
+    )
+    assert process.returncode == 0, process.stderr
+    assert not (folder / "adapter_config.json").exists()
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    ids = torch.arange(40, 60)[None]
+    assert torch.equal(model(input_ids=ids).logits, load_model(folder).model(input_ids=ids).logits)
+
+
+def test_the_same_command_continues_from_the_last_checkpoint(finetune):
+    whole, process = finetune("whole", *EXACT, "--max_steps", "6")
+    assert process.returncode == 0, process.stderr
+    flags = [*EXACT, "--save_strategy", "steps", "--save_steps", "3", "--max_steps", "6"]
+    folder, process = finetune("resumed", *flags)
+    assert process.returncode == 0, process.stderr
+    shutil.rmtree(folder / "checkpoint-6", ignore_errors=True)
+    # The run as a crash after step 3 leaves it.
+    folder, process = finetune("crashed", *flags, "--save_total_limit", "2")
+    shutil.rmtree(folder / "checkpoint-6")
+    for name in ("adapter_model.safetensors", "trainer_state.json"):
+        (folder / name).unlink()
+    folder, process = finetune("crashed", *flags, "--save_total_limit", "2")
+    assert process.returncode == 0, process.stderr
+    assert "Continuing from" in process.stderr
+    assert losses(folder) == losses(whole)
+
+
+@pytest.mark.parametrize("stage", [1])
+def test_zero_trains_with_two_processes_and_saves_only_the_adapter(finetune, repository, stage):
+    config = repository / "shell" / "deepspeed" / f"zero_stage{stage}_config.json"
+    folder, process = finetune(
+        "zero", *EXACT, "--max_steps", "3", "--save_strategy", "steps", "--save_steps", "3",
+        GPUS="2", PER_DEVICE_BATCH_SIZE="2", DEEPSPEED=str(config),
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    plain, process = finetune("plain", *EXACT, "--max_steps", "3", GPUS="2", PER_DEVICE_BATCH_SIZE="2")
+    assert torch.allclose(torch.tensor(losses(folder)), torch.tensor(losses(plain)), atol=1e-4)
+    zero, ddp = (load_file(run / "adapter_model.safetensors") for run in (folder, plain))
+    assert zero.keys() == ddp.keys()
+    assert all(torch.allclose(zero[name], ddp[name], atol=1e-4) for name in zero)
+    states = next((folder / "checkpoint-3").rglob("*model_states.pt"))
+    module = torch.load(states, weights_only=False)["module"]
+    assert all("lora_" in name for name in module)
+
+
+def last_line(process) -> str:
+    return process.stderr.strip().splitlines()[-1]
+
+
+def test_a_missing_picture_ends_with_status_2_and_its_line(finetune, rows_folder, tmp_path):
+    shutil.copytree(rows_folder, tmp_path / "rows")
+    (tmp_path / "rows" / "images" / "picture_000001.png").unlink()
+    meta = {"rows": {"root": str(tmp_path / "rows"), "annotation": str(tmp_path / "rows" / "train.jsonl")}}
+    (tmp_path / "rows" / "meta.json").write_text(json.dumps(meta))
+    _, process = finetune("run", META_PATH=str(tmp_path / "rows" / "meta.json"))
+    assert process.returncode == 2
+    assert "Traceback" not in process.stderr
+    assert "train.jsonl:2: " in process.stderr and "there is no such picture" in process.stderr
+
+
+def test_only_one_process_says_what_is_wrong(finetune):
+    _, process = finetune("run", "--ps_version", "v1", GPUS="2", PER_DEVICE_BATCH_SIZE="2")
+    assert process.returncode == 2
+    assert process.stderr.count("--ps_version: is 'v1'") == 1
+    assert "Traceback" not in process.stderr
+
+
+def test_a_run_that_fails_makes_the_launcher_fail(finetune):
+    # A device that does not exist is our fault to report, not a user's mistake: a traceback and not status 0.
+    _, process = finetune("run", "--optim", "adamw_apex_fused")
+    assert process.returncode not in (0, 2)
