@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable
 
-
 # How long processes after the first hold a message back: torchrun ends them sooner when the first one fails, too.
 HOLD_BACK_SECONDS = 3
 

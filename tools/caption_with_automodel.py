@@ -2,8 +2,9 @@
 
     cd /anywhere && python /path/to/tools/caption_with_automodel.py MODEL PICTURE [PICTURE ...] [--json FILE]
 
-What a user of the merged folder does: ``AutoModel`` and ``AutoProcessor`` run the model files inside it. ``--json`` writes
-the captions as ``[{"image_id", "caption"}]``, ids being the digits behind the last underscore of the file names.
+What a user of the merged folder does: ``AutoModel`` and ``AutoProcessor`` run the model files inside it. ``--json``
+writes the captions as ``[{"image_id", "caption"}]``, ids being the digits behind the last underscore of the file
+names.
 """
 
 import argparse

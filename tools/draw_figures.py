@@ -2,8 +2,8 @@
 
     python tools/draw_figures.py
 
-Parameters and token counts come from the model built on torch's meta device with the published sizes, the training settings
-from a dry run of the COCO launcher.
+Parameters and token counts come from the model built on torch's meta device with the published sizes, the training
+settings from a dry run of the COCO launcher.
 """
 
 import argparse
@@ -78,9 +78,7 @@ def draw_model_card(file: Path) -> None:
     vision, llm = config.vision_config, config.llm_config
     width, height = EXAMPLE_PICTURE
     columns, rows = choose_grid(width, height, 1, MAX_TILES, config.image_size)
-    tiles = count_tiles(
-        width, height, min_num=1, max_num=MAX_TILES, image_size=config.image_size, use_thumbnail=True
-    )
+    tiles = count_tiles(width, height, min_num=1, max_num=MAX_TILES, image_size=config.image_size, use_thumbnail=True)
     tokens = tiles * config.num_image_token
     patches = (config.image_size // vision.patch_size) ** 2
     figure, axes = pyplot.subplots(figsize=(12.5, 4.4), layout="constrained")
@@ -108,9 +106,9 @@ def draw_model_card(file: Path) -> None:
     arrow(axes, 3.55, 1.0, 2.35)
     box(
         axes, 6.0, 0.3, 5.75, 1.5,
-        f"InternLM2-chat-1.8B: {llm.num_hidden_layers} layers × {llm.hidden_size:,}, {llm.num_attention_heads} heads on "
-        f"{llm.num_key_value_heads} key/value heads\n{millions(model.language_model)}, vocabulary {llm.vocab_size:,}\n"
-        "LoRA on wqkv, wo, w1, w2, w3",
+        f"InternLM2-chat-1.8B: {llm.num_hidden_layers} layers × {llm.hidden_size:,}, {llm.num_attention_heads} heads "
+        f"on {llm.num_key_value_heads} key/value heads\n{millions(model.language_model)}, "
+        f"vocabulary {llm.vocab_size:,}\nLoRA on wqkv, wo, w1, w2, w3",
         TRAINED,
     )  # fmt: skip
     arrow(axes, 10.55, 2.55, 0.0, -0.7)

@@ -2,8 +2,9 @@
 
     python tools/make_tiny_base.py OUT --corpus train.jsonl [--corpus more.jsonl]
 
-Its sentencepiece vocabulary is learnt from the texts of the given annotation files, with the published special tokens in
-their places. ``shell/tiny/pretrain.sh`` trains the result into ``pretrained/InternVL2-Tiny``; tests use it as it is.
+Its sentencepiece vocabulary is learnt from the texts of the given annotation files, with the published special tokens
+in their places. ``shell/tiny/pretrain.sh`` trains the result into ``pretrained/InternVL2-Tiny``; tests use it as it
+is.
 """
 
 import argparse
@@ -26,8 +27,8 @@ from internvl.model.internvl_chat.tokenization_internlm2 import build_tokenizer
 from internvl.model.packaging import write_model_files
 
 TEMPLATE = "internlm2-chat"
-# The Chinese system message heads every prompt. Seen this often by the vocabulary trainer it becomes a few long pieces;
-# spelled in bytes it would be longer than the picture and the question together.
+# The Chinese system message heads every prompt. Seen this often by the vocabulary trainer it becomes a few long
+# pieces; spelled in bytes it would be longer than the picture and the question together.
 SYSTEM_MESSAGE_REPEATS = 1000
 
 
@@ -122,9 +123,7 @@ def make_tiny_base(
     tokenizer = build_tokenizer(train_vocabulary(out, corpus, vocab_size))
     tokenizer.save_pretrained(out)
     torch.manual_seed(seed)
-    config = tiny_config(
-        len(tokenizer), image_size=image_size, patch_size=patch_size, width=width, layers=layers
-    )
+    config = tiny_config(len(tokenizer), image_size=image_size, patch_size=patch_size, width=width, layers=layers)
     model = InternVLChatModel(config)
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|im_start|>")]
     model.generation_config.update(eos_token_id=ends, bos_token_id=1, pad_token_id=2)
@@ -137,7 +136,9 @@ def make_tiny_base(
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write the checkpoint to")
-    parser.add_argument("--corpus", type=Path, action="append", required=True, help="annotation JSONL for the vocabulary")
+    parser.add_argument(
+        "--corpus", type=Path, action="append", required=True, help="annotation JSONL for the vocabulary"
+    )
     parser.add_argument("--vocab-size", type=int, default=1024, help="sentencepiece pieces (default %(default)s)")
     parser.add_argument("--image-size", type=int, default=224, help="tile side in px (default %(default)s)")
     parser.add_argument("--patch-size", type=int, default=28, help="patch side in px (default %(default)s)")

@@ -3,10 +3,11 @@
     python tools/prepare_pretrained.py pretrained/InternVL2-2B
     python tools/prepare_pretrained.py pretrained/InternVL2-2B --check
 
-The model files published with InternVL2 fail in ``from_pretrained`` on transformers 5. This puts those of this repository in
-their place, with a fast tokenizer and the processor files, and keeps the originals in ``original_files/``. Weights are not
-touched, and config.json only where transformers 5 needs it. Running it again changes nothing. This project's own commands
-load an unprepared folder, too; ``AutoModel`` and the documented ``cp`` lines need a prepared one.
+The model files published with InternVL2 fail in ``from_pretrained`` on transformers 5. This puts those of this
+repository in their place, with a fast tokenizer and the processor files, and keeps the originals in
+``original_files/``. Weights are not touched, and config.json only where transformers 5 needs it. Running it again
+changes nothing. This project's own commands load an unprepared folder, too; ``AutoModel`` and the documented ``cp``
+lines need a prepared one.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python tools/summarize_quickstart.py log/quickstart install=120 finetune=240
 
 Called by ``shell/quickstart.sh`` with the seconds of each stage. Beside the caption scores it reports the F1 of the
-(colour, piece, side) statements in the captions, once against each picture's own scene and once against another's: a model
-that looks is good at the first and bad at the second.
+(colour, piece, side) statements in the captions, once against each picture's own scene and once against another's: a
+model that looks is good at the first and bad at the second.
 """
 
 import argparse
@@ -76,9 +76,7 @@ def summarize(folder: Path, stages: dict[str, float]) -> dict:
 def score_table(summary: dict) -> tuple[list[str], list[list[str]]]:
     """Return columns and rows: one row a metric, one column a model."""
     models = ["random_caption", *RUNS]
-    rows = [
-        [metric, *(f"{summary[model][metric]:.3f}" for model in models)] for metric in summary["base"]
-    ]
+    rows = [[metric, *(f"{summary[model][metric]:.3f}" for model in models)] for metric in summary["base"]]
     return ["metric", *(model.replace("_", " ") for model in models)], rows
 
 

@@ -18,12 +18,13 @@ from torch import distributed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from internvl.device import detect_device
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.datasets import CaptionSet, read_caption_set
 from internvl.evaluation.generation import generate_captions
 from internvl.evaluation.results import print_scores, write_results
 from internvl.evaluation.score import check_scorers, score_captions
-from internvl.inference.engine import DTYPES, Engine, best_device
+from internvl.inference.engine import DTYPES, Engine
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
 
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
             "dynamic": args.dynamic,
             "max_num": args.max_num if args.dynamic else 1,
             "batch_size": args.batch_size,
-            "precision": best_device()[1] if args.precision == "auto" else args.precision,
+            "precision": detect_device()[1] if args.precision == "auto" else args.precision,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "generation_seconds": round(seconds, 2),
             "pictures_per_second": round(len(predictions) / seconds, 2),

@@ -136,7 +136,7 @@ def parse_turns(conversations: object, where: str) -> list[Turn]:
         expected = "gpt" if expected == "human" else "human"
     if turns[-1].role != "gpt":
         raise UserError(
-            f"{where}: the conversation ends with a {turns[-1].role!r} turn. End it with the answer to learn, from 'gpt'."
+            f"{where}: the conversation ends with a {turns[-1].role!r} turn. End it with the answer, from 'gpt'."
         )
     return turns
 
@@ -164,7 +164,7 @@ def parse_sizes(record: dict, single: bool, num_images: int, where: str) -> tupl
     whole = all(isinstance(side, int) and side > 0 for size in sizes for side in size)
     if len(sizes) != num_images or not whole:
         raise UserError(
-            f"{where}: {keys[0]} {record[keys[0]]!r} and {keys[1]} {record[keys[1]]!r} do not give a size in pixels for "
+            f"{where}: {keys[0]} {record[keys[0]]!r} and {keys[1]} {record[keys[1]]!r} do not give a size in px for "
             f"each of {num_images} pictures. Correct or remove them."
         )
     return tuple(sizes)

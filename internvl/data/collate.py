@@ -18,9 +18,9 @@ class PaddedCollator:
 
     A batch holds ``input_ids``, ``labels`` and ``attention_mask``, int64 (B, N), the mask made from lengths, since any
     token id may occur in a text; ``pixel_values`` float32 (T, 3, S, S) and ``image_flags`` int64 (T,). A batch without
-    pictures gets one black tile flagged 0, so that every process runs the vision encoder and gradients can be averaged.
-    Rows that could not be read are left out and listed under ``skipped``; a batch of nothing else keeps one row of
-    padding without labels, because all processes must take the same number of steps.
+    pictures gets one black tile flagged 0, so that every process runs the vision encoder and gradients can be
+    averaged. Rows that could not be read are left out and listed under ``skipped``; a batch of nothing else keeps one
+    row of padding without labels, because all processes must take the same number of steps.
     """
 
     pad_token_id: int

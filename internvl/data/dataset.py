@@ -172,9 +172,7 @@ class ConversationDataset(Dataset):
     def _sample(self, spec: DatasetSpec, row: Row) -> dict[str, torch.Tensor | None]:
         tiles, num_tiles = [], []
         for name in row.images:
-            picture = split_into_tiles(
-                read_picture(spec.root, name, row.where), **self.tiling(spec, len(row.images))
-            )
+            picture = split_into_tiles(read_picture(spec.root, name, row.where), **self.tiling(spec, len(row.images)))
             tiles += picture
             num_tiles.append(len(picture))
         if spec.data_augment:

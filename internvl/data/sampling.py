@@ -9,8 +9,8 @@ from torch.utils.data import Sampler
 class LengthGroupedSampler(Sampler[int]):
     """Yields indices so that each optimizer step's rows are chosen at random but dealt out by length.
 
-    The shuffled indices are cut into megabatches of ``batch_size`` × ``num_batches`` rows: what one optimizer step sees
-    over all processes and accumulation steps. Inside a megabatch rows are sorted by length and dealt into
+    The shuffled indices are cut into megabatches of ``batch_size`` × ``num_batches`` rows: what one optimizer step
+    sees over all processes and accumulation steps. Inside a megabatch rows are sorted by length and dealt into
     ``num_batches`` batches of ``batch_size`` whose token totals are about equal. Which rows share a step therefore
     depends on their product only, not on how it is split.
     """

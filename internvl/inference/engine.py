@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from internvl.device import detect_device
 from internvl.errors import UserError
 from internvl.model.internvl_chat.image_processing_internvl_chat import open_image, split_into_tiles, to_pixel_values
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
@@ -26,17 +27,11 @@ class Request(NamedTuple):
     question: str
 
 
-def best_device() -> tuple[str, str]:
-    """Return this machine's device and the precision it is best at: cuda with bf16 or fp16, else cpu with fp32."""
-    if not torch.cuda.is_available():
-        return "cpu", "fp32"
-    return "cuda", "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
 class Engine:
     """A loaded model that answers batches of requests.
 
-    ``max_tiles`` limits the tiles of one picture: 1 for no tiling. A thumbnail is added as the checkpoint's config says.
+    ``max_tiles`` limits the tiles of one picture: 1 for no tiling. A thumbnail is added as the checkpoint's config
+    says.
     """
 
     def __init__(self, model: InternVLChatModel, tokenizer: PreTrainedTokenizerFast, *, max_tiles: int = 1):
@@ -58,7 +53,7 @@ class Engine:
 
         ``precision`` is auto, fp32, bf16 or fp16; ``auto`` spreads the model over all devices of the machine.
         """
-        own_device, own_precision = best_device()
+        own_device, own_precision, _ = detect_device()
         device = device or own_device
         loaded = load_model(
             checkpoint,
@@ -95,9 +90,7 @@ class Engine:
             question = request.question
             if request.pictures and "<image>" not in question:
                 question = "<image>\n" * len(request.pictures) + question
-            prompts.append(
-                self.model.build_prompt([(question, None)], [len(tiles) for tiles in request.pictures])
-            )
+            prompts.append(self.model.build_prompt([(question, None)], [len(tiles) for tiles in request.pictures]))
             pictures += request.pictures
         pixel_values = torch.cat(pictures).to(self.model.device, self.model.dtype) if pictures else None
         return self.model.answer_prompts(self.tokenizer, pixel_values, prompts, generation)

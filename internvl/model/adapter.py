@@ -50,7 +50,7 @@ def choose_trainable(
         layers = model.vision_model.encoder.layers
         if not -len(layers) <= unfreeze_vit_layers < 0:
             raise UserError(
-                f"--unfreeze_vit_layers: is {unfreeze_vit_layers}. Give -1 to -{len(layers)}: that many last layers train."
+                f"--unfreeze_vit_layers: is {unfreeze_vit_layers}. Give -1 to -{len(layers)}, so many last layers."
             )
         layers[unfreeze_vit_layers:].requires_grad_(True)
     if unfreeze_lm_head:
@@ -152,11 +152,15 @@ def add_adapter(model: InternVLChatModel, adapter: Checkpoint) -> None:
             if name.startswith(f"{PEFT_PREFIX}{part}.") and ".lora_A." in name
         }
         if len(ranks) > 1:
-            raise UserError(f"{adapter.folder}: {part} has LoRA of ranks {sorted(ranks)}. One rank a part is supported.")
+            raise UserError(
+                f"{adapter.folder}: {part} has LoRA of ranks {sorted(ranks)}. One rank a part is supported."
+            )
         if ranks:
             rank = ranks.pop()
             wrap(rank, lora_scaling(adapter, part) * rank, 0.0)
-    by_base_name = {base_name(name).replace(".default.weight", ".weight"): name for name, _ in model.named_parameters()}
+    by_base_name = {
+        base_name(name).replace(".default.weight", ".weight"): name for name, _ in model.named_parameters()
+    }
     state = {by_base_name.get(name.removeprefix(PEFT_PREFIX)): tensor for name, tensor in tensors.items()}
     if None in state:
         unknown = next(name for name in tensors if name.removeprefix(PEFT_PREFIX) not in by_base_name)
@@ -164,7 +168,9 @@ def add_adapter(model: InternVLChatModel, adapter: Checkpoint) -> None:
     try:
         model.load_state_dict(state, strict=False)
     except RuntimeError as err:
-        raise UserError(f"{adapter.folder}: does not fit its base model ({err}). Use the base it was trained on.") from err
+        raise UserError(
+            f"{adapter.folder}: does not fit its base model ({err}). Use the base it was trained on."
+        ) from err
 
 
 def lora_scaling(adapter: Checkpoint, part: str) -> float:

@@ -62,9 +62,7 @@ class Checkpoint:
         if self.is_adapter:
             files = [self.folder / ADAPTER_WEIGHTS]
         else:
-            files = sorted(self.folder.glob("model*.safetensors")) or sorted(
-                self.folder.glob("pytorch_model*.bin")
-            )
+            files = sorted(self.folder.glob("model*.safetensors")) or sorted(self.folder.glob("pytorch_model*.bin"))
         index = next(iter(self.folder.glob("*.safetensors.index.json")), None)
         if index is not None:
             files = sorted({self.folder / name for name in json.loads(index.read_text())["weight_map"].values()})

@@ -48,7 +48,7 @@ def plan_merge(checkpoint: Checkpoint) -> dict[str, Source]:
         return plan_adapter(checkpoint, checkpoint.base())
     if not checkpoint.has_embedded_lora:
         raise UserError(
-            f"{checkpoint.folder}: has no LoRA weights, so there is nothing to merge. Name the output folder of a LoRA "
+            f"{checkpoint.folder}: has no LoRA weights, so there is nothing to merge. Name the folder of a LoRA "
             "finetune."
         )
     return plan_embedded(checkpoint)
@@ -69,7 +69,9 @@ def plan_adapter(adapter: Checkpoint, base: Checkpoint) -> dict[str, Source]:
             continue
         target = name.replace(".lora_A.weight", ".weight")
         if target not in sources:
-            raise UserError(f"{adapter.folder}: {stored} has no place in {base.folder}. Use the base it was trained on.")
+            raise UserError(
+                f"{adapter.folder}: {stored} has no place in {base.folder}. Use the base it was trained on."
+            )
         if ".lora_A." in name:
             pair = (stored, stored.replace(".lora_A.", ".lora_B."))
             sources[target] = Source((base, target), (adapter, *pair, lora_scaling(adapter, name.split(".")[0])))
@@ -172,4 +174,3 @@ def describe(folder: Path) -> str:
     files = sorted(folder.glob("model*.safetensors"))
     size = sum(file.stat().st_size for file in files) / 1e9
     return f"{size:.2f} GB in {len(files)} {'file' if len(files) == 1 else 'files'}"
-

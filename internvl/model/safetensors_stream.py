@@ -1,7 +1,7 @@
 """Write safetensors files tensor by tensor, so that a model larger than memory can be written.
 
-The format (github.com/huggingface/safetensors, README): eight bytes with the header's length, little endian; the header,
-JSON of name → dtype, shape and byte range; then the tensors' bytes, back to back.
+The format (github.com/huggingface/safetensors, README): eight bytes with the header's length, little endian; the
+header, JSON of name → dtype, shape and byte range; then the tensors' bytes, back to back.
 """
 
 import json

@@ -103,7 +103,9 @@ def find_resume_point(training_args: FinetuneArguments) -> str | None:
     if training_args.resume_from_checkpoint:
         last = get_last_checkpoint(training_args.resume_from_checkpoint) or training_args.resume_from_checkpoint
         if not (Checkpoint(last).folder / "trainer_state.json").is_file():
-            raise UserError(f"--resume_from_checkpoint: {last} holds no trainer_state.json. Name a checkpoint-N folder.")
+            raise UserError(
+                f"--resume_from_checkpoint: {last} holds no trainer_state.json. Name a checkpoint-N folder."
+            )
         return last
     try:
         last = get_last_checkpoint(training_args.output_dir)

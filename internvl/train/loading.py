@@ -38,8 +38,8 @@ def load_for_training(
     embedded = {"llm": config.use_llm_lora, "backbone": config.use_backbone_lora}
     if any(embedded.values()):
         raise UserError(
-            f"{checkpoint.folder}: has unmerged LoRA weights (rank {embedded['llm'] or embedded['backbone']}). Merge it "
-            f"first (python tools/merge_lora.py {checkpoint.folder} OUT) and start from the result."
+            f"{checkpoint.folder}: has unmerged LoRA weights (rank {embedded['llm'] or embedded['backbone']}). Merge "
+            f"it first (python tools/merge_lora.py {checkpoint.folder} OUT) and start from the result."
         )
     loaded = load_model(
         checkpoint.folder,
@@ -110,9 +110,7 @@ def resize_tiles(model, image_size: int) -> None:
     model.num_image_token = config.num_image_token
 
 
-def check_against_config(
-    model_args: ModelArguments, data_args: DataArguments, config: InternVLChatConfig
-) -> None:
+def check_against_config(model_args: ModelArguments, data_args: DataArguments, config: InternVLChatConfig) -> None:
     """Refuse flags that name another architecture than the checkpoint has: training on would ruin the projector.
 
     Raises:

@@ -91,4 +91,3 @@ class FinetuneTrainer(Trainer):
         everywhere: list[list[dict] | None] = [None] * self.args.world_size
         torch.distributed.all_gather_object(everywhere, self.skipped)
         return [row for rows in everywhere for row in rows or []]
-

@@ -5,7 +5,7 @@
 # detect_device: sets DEVICE (cuda or cpu), BEST_PRECISION (bf16, fp16 or fp32) and NUM_DEVICES (0 on a CPU).
 detect_device() {
     local answer
-    answer=$("$PYTHON" -m internvl.train.device) || return
+    answer=$("$PYTHON" -m internvl.device) || return
     read -r DEVICE BEST_PRECISION NUM_DEVICES <<<"$answer"
 }
 
@@ -21,10 +21,10 @@ free_port() {
 }
 
 # torchrun_command: sets TORCHRUN to the words that start GPUS processes on this node; the script follows them.
-# internvl.train.torchrun is torchrun with the exit status of the process that failed.
+# internvl.torchrun is torchrun with the exit status of the process that failed.
 torchrun_command() {
     TORCHRUN=(
-        "$PYTHON" -m internvl.train.torchrun
+        "$PYTHON" -m internvl.torchrun
         "--nnodes=$NNODES" "--node_rank=$NODE_RANK" "--master_addr=$MASTER_ADDR"
         "--nproc_per_node=$GPUS" "--master_port=$MASTER_PORT"
     )

@@ -43,7 +43,8 @@ def test_sizes_are_read_for_one_picture_and_for_lists():
         ({"image": ["a", "b"], "conversations": [QUESTION, ANSWER]}, "1 <image> markers .* lists 2 pictures"),
         ({"image": 3, "conversations": [QUESTION, ANSWER]}, "image is 3"),
         ({"conversations": [{"from": "human", "value": "<IMG_CONTEXT>"}, ANSWER]}, "reserved token <IMG_CONTEXT>"),
-        ({"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "<image>"}]}, "from 'gpt', contains"),
+        ({"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "<image>"}]},
+         "from 'gpt', contains"),
         ({"image": "a", "width": 0, "height": 5, "conversations": [QUESTION, ANSWER]}, "width 0 and height 5"),
         ({"video": "a.mp4", "conversations": [QUESTION, ANSWER]}, "video rows"),
     ],
@@ -63,9 +64,7 @@ def test_lines_are_found_whatever_ends_them(tmp_path):
     assert rows.row(2).turns[1].value == "A cup."
 
 
-@pytest.mark.parametrize(
-    ("line", "message"), [(b"{'a': 1}", "is not valid JSON"), (b'{"a": "\xff"}', "is not UTF-8")]
-)
+@pytest.mark.parametrize(("line", "message"), [(b"{'a': 1}", "is not valid JSON"), (b'{"a": "\xff"}', "is not UTF-8")])
 def test_a_broken_line_is_named(tmp_path, line, message):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b"\n" + line + b"\n")

@@ -15,9 +15,7 @@ TURNS = [
 
 
 def render(tokenizer, turns, tiles, template="internlm2-chat"):
-    return render_sample(
-        turns, tiles, tokenizer=tokenizer, template=get_conv_template(template), num_image_token=4
-    )
+    return render_sample(turns, tiles, tokenizer=tokenizer, template=get_conv_template(template), num_image_token=4)
 
 
 @pytest.mark.parametrize("template", list(TEMPLATES))

@@ -17,7 +17,16 @@ THREADS = "2"
 
 def run_launcher(script: str, *flags: str, cwd: Path = REPOSITORY, **settings: str) -> subprocess.CompletedProcess:
     """Run a shell script of the repository with the interpreter of this test."""
-    hidden = {"GPUS", "BATCH_SIZE", "PER_DEVICE_BATCH_SIZE", "MODEL", "META_PATH", "OUTPUT_DIR", "DRY_RUN", "PYTHONPATH"}
+    hidden = {
+        "GPUS",
+        "BATCH_SIZE",
+        "PER_DEVICE_BATCH_SIZE",
+        "MODEL",
+        "META_PATH",
+        "OUTPUT_DIR",
+        "DRY_RUN",
+        "PYTHONPATH",
+    }
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {
         "VIRTUAL_ENV": sys.prefix,

@@ -15,7 +15,9 @@ EXACT = ["--lora_dropout", "0.0", "--seed", "3", "--save_strategy", "no", "--lea
 
 
 def test_lora_writes_the_promised_folder_and_learns(finetune, tiny_base):
-    folder, process = finetune("run", *EXACT, "--num_train_epochs", "4", "--save_strategy", "steps", "--save_steps", "6")
+    folder, process = finetune(
+        "run", *EXACT, "--num_train_epochs", "4", "--save_strategy", "steps", "--save_steps", "6"
+    )
     assert process.returncode == 0, process.stderr
     assert {path.name for path in folder.iterdir()} == {
         "adapter_model.safetensors", "adapter_config.json", "config.json", "tokenizer.json", "tokenizer_config.json",

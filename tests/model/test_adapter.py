@@ -93,7 +93,13 @@ def test_adapter_of_another_base_is_refused(trained_adapter, tmp_path, rows_fold
     from make_tiny_base import make_tiny_base
 
     make_tiny_base(
-        tmp_path / "wide", [rows_folder / "train.jsonl"], vocab_size=400, image_size=56, patch_size=14, width=96, layers=2
+        tmp_path / "wide",
+        [rows_folder / "train.jsonl"],
+        vocab_size=400,
+        image_size=56,
+        patch_size=14,
+        width=96,
+        layers=2,
     )
     config = json.loads((trained_adapter / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(tmp_path / "wide")

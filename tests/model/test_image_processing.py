@@ -26,9 +26,7 @@ def test_grids_equal_the_golden_ones(shared):
     for row in golden["rows"]:
         width, height, low, high, thumbnail, size, columns, rows, tiles = row
         assert choose_grid(width, height, low, high, size) == (columns, rows), row
-        counted = count_tiles(
-            width, height, min_num=low, max_num=high, image_size=size, use_thumbnail=thumbnail
-        )
+        counted = count_tiles(width, height, min_num=low, max_num=high, image_size=size, use_thumbnail=thumbnail)
         assert counted == tiles, row
 
 

@@ -20,9 +20,7 @@ def command(done):
 
 @pytest.mark.parametrize(("task", "datasets"), TASKS.items())
 def test_task_table(copy, run, task, datasets):
-    done = run(
-        copy / "evaluate.sh", "pretrained/InternVL2-2B", task, "--dynamic", "--max-num", "6", DRY_RUN="1"
-    )
+    done = run(copy / "evaluate.sh", "pretrained/InternVL2-2B", task, "--dynamic", "--max-num", "6", DRY_RUN="1")
     assert command(done)[1:] == [
         "eval/caption/evaluate_caption.py",
         *["--checkpoint", "pretrained/InternVL2-2B", "--datasets", datasets, "--dynamic", "--max-num", "6"],

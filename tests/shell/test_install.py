@@ -9,9 +9,7 @@ import time
 
 import pytest
 
-ENSURE = (
-    "set -euo pipefail; source shell/lib/common.sh; source shell/lib/install.sh; ensure_python; echo $PYTHON"
-)
+ENSURE = "set -euo pipefail; source shell/lib/common.sh; source shell/lib/install.sh; ensure_python; echo $PYTHON"
 
 
 @pytest.fixture

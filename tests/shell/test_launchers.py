@@ -69,7 +69,7 @@ def test_dry_run_writes_nothing(copy, run):
 
 
 def test_dry_run_before_pytorch_is_installed(copy, run):
-    (copy / "internvl/train/device.py").write_text("raise SystemExit(2)")
+    (copy / "internvl/device.py").write_text("raise SystemExit(2)")
     done = run(LORA, cwd=copy, DRY_RUN="1")
     assert done.returncode == 0
     assert done.stderr == "PyTorch is not installed yet: this is the plan for a CPU.\n"
@@ -115,7 +115,7 @@ def test_flags_win_over_settings(copy, run):
 
 
 def test_device_decides_precision_and_deepspeed(copy, run):
-    device = copy / "internvl/train/device.py"
+    device = copy / "internvl/device.py"
 
     def plan(line, *flags, **settings):
         device.write_text(f"print('{line}')")
@@ -164,9 +164,7 @@ def test_paths_are_those_of_the_folder_where_the_command_was_typed(copy, run, tm
     assert flags["--model_name_or_path"] == str(here / "my model")
     assert flags["--meta_path"] == "shell/data/habitat.json", "not there, so the one of the repository"
     assert flags["--output_dir"] == str(here / "o")
-    assert (
-        planned_flags(run(copy / LORA, cwd=here, DRY_RUN="1"))["--output_dir"] == "log/habitat/lora_annots_1"
-    )
+    assert planned_flags(run(copy / LORA, cwd=here, DRY_RUN="1"))["--output_dir"] == "log/habitat/lora_annots_1"
 
 
 def test_launcher_through_a_symlink(copy, run, tmp_path):

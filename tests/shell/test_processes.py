@@ -4,8 +4,8 @@ import re
 import subprocess
 import sys
 
-from internvl.train.device import best_precision
-from internvl.train.torchrun import exit_status
+from internvl.device import best_precision
+from internvl.torchrun import exit_status
 
 
 def test_best_precision():
@@ -20,12 +20,12 @@ def test_exit_status():
 
 def test_device_line(repo):
     done = subprocess.run(
-        [sys.executable, "-m", "internvl.train.device"], cwd=repo, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "internvl.device"], cwd=repo, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0
     assert re.fullmatch(r"(cpu fp32 0|cuda (bf16|fp16) [1-9]\d*)\n", done.stdout)
 
 
 def test_importing_them_costs_nothing(repo):
-    code = "import sys, internvl.train.device, internvl.train.torchrun; sys.exit('torch' in sys.modules)"
+    code = "import sys, internvl.device, internvl.torchrun; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=repo, timeout=60).returncode == 0

@@ -10,7 +10,16 @@ from internvl.train.loading import load_for_training
 
 def load(tiny_base, tmp_path, *flags):
     groups = parse_arguments(
-        ["--model_name_or_path", str(tiny_base), "--meta_path", "m", "--output_dir", str(tmp_path), "--use_cpu", "True"]
+        [
+            "--model_name_or_path",
+            str(tiny_base),
+            "--meta_path",
+            "m",
+            "--output_dir",
+            str(tmp_path),
+            "--use_cpu",
+            "True",
+        ]
         + list(flags)
     )
     return load_for_training(*groups).model

@@ -86,9 +86,7 @@ TEMPLATES = {
     for template in (
         _INTERNLM2_CHAT,
         replace(_INTERNLM2_CHAT, name="Hermes-2"),
-        replace(
-            _INTERNLM2_CHAT, name="internvl2_5", system_message=_INTERNVL2_5_SYSTEM, sep="<|im_end|>\n"
-        ),
+        replace(_INTERNLM2_CHAT, name="internvl2_5", system_message=_INTERNVL2_5_SYSTEM, sep="<|im_end|>\n"),
         replace(
             _INTERNLM2_CHAT,
             name="phi3-chat",

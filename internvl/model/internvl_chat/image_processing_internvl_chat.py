@@ -58,9 +58,7 @@ def choose_grid(width: int, height: int, min_num: int, max_num: int, image_size:
     return best
 
 
-def count_tiles(
-    width: int, height: int, *, min_num: int, max_num: int, image_size: int, use_thumbnail: bool
-) -> int:
+def count_tiles(width: int, height: int, *, min_num: int, max_num: int, image_size: int, use_thumbnail: bool) -> int:
     """Return how many tiles :func:`split_into_tiles` makes of a ``width`` × ``height`` picture."""
     columns, rows = choose_grid(width, height, min_num, max_num, image_size)
     return columns * rows + (use_thumbnail and columns * rows > 1)

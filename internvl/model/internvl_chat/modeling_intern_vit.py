@@ -200,9 +200,7 @@ class InternVisionModel(PreTrainedModel):
         self.embeddings.position_embedding = nn.Parameter(positions.detach().clone())
         self.config.image_size = new_size
 
-    def forward(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool = False
-    ) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> BaseModelOutputWithPooling:
         """Encode tiles.
 
         ``pixel_values`` is float (T, 3, S, S), normalised. ``last_hidden_state`` is (T, N, C), class token first;

@@ -169,9 +169,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
         super().__init__(config)
         # No padding_idx: padding is masked by position, and the pad id (2) is `</s>`, a token with a meaning.
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            InternLM2DecoderLayer(config, index) for index in range(config.num_hidden_layers)
-        )
+        self.layers = nn.ModuleList(InternLM2DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = InternLM2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_init()
 
@@ -220,9 +218,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        position_embeddings = rotary_cos_sin(
-            self.config, position_ids, num_cached + num_new, inputs_embeds.dtype
-        )
+        position_embeddings = rotary_cos_sin(self.config, position_ids, num_cached + num_new, inputs_embeds.dtype)
         hidden_states, all_states, all_weights = inputs_embeds, [], []
         for layer in self.layers:
             all_states.append(hidden_states)

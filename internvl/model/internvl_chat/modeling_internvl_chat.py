@@ -100,9 +100,7 @@ class InternVLChatModel(PreTrainedModel, GenerationMixin):
 
     def wrap_backbone_lora(self, r: int = 128, lora_alpha: int = 256, lora_dropout: float = 0.05) -> None:
         """Add LoRA (arXiv:2106.09685) of rank ``r`` to every linear layer of the vision encoder's blocks."""
-        self.vision_model = self._wrap_lora(
-            self.vision_model, BACKBONE_LORA_TARGETS, r, lora_alpha, lora_dropout
-        )
+        self.vision_model = self._wrap_lora(self.vision_model, BACKBONE_LORA_TARGETS, r, lora_alpha, lora_dropout)
 
     def wrap_llm_lora(self, r: int = 128, lora_alpha: int = 256, lora_dropout: float = 0.05) -> None:
         """Add LoRA of rank ``r`` to every linear layer of the language model's blocks."""

@@ -39,6 +39,8 @@ class InternVLChatProcessor(ProcessorMixin):
             template = get_conv_template(self.template)
             prompts.append(join_segments(render_turns(template, turns, add_generation_prompt=True)))
         if counts:
-            raise ValueError(f"{len(counts)} pictures have no <image> marker in the text. Give one marker per picture.")
+            raise ValueError(
+                f"{len(counts)} pictures have no <image> marker in the text. Give one marker per picture."
+            )
         features.update(self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left"))
         return features

@@ -39,7 +39,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast.from_pretrained(folder)
     if not (folder / "tokenizer.model").is_file():
         raise FileNotFoundError(
-            f"{folder}: holds neither tokenizer.json nor tokenizer.model. Copy the tokenizer files of the checkpoint there."
+            f"{folder}: holds neither tokenizer.json nor tokenizer.model. Copy the checkpoint's tokenizer files there."
         )
     return build_tokenizer(folder / "tokenizer.model", read_special_ids(folder))
 

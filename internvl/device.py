@@ -1,6 +1,6 @@
 """Say what this machine can train on, in one line: device, best precision, number of devices.
 
-    python -m internvl.train.device        # cuda bf16 8  |  cuda fp16 2  |  cpu fp32 0
+    python -m internvl.device        # cuda bf16 8  |  cuda fp16 2  |  cpu fp32 0
 
 "Best" is what a launcher picks for PRECISION=auto. bf16 needs no loss scaling, so it comes before fp16; on a
 CPU it works but is slower than fp32 on most machines.
@@ -20,20 +20,25 @@ def best_precision(capabilities: list[tuple[int, int]]) -> str:
     return "bf16" if all(capability >= (8, 0) for capability in capabilities) else "fp16"
 
 
+def detect_device() -> tuple[str, str, int]:
+    """Return device (cuda or cpu), the precision it is best at, and how many there are (0 for a CPU)."""
+    import torch  # here, so that importing this module costs nothing
+
+    if not torch.cuda.is_available():
+        return "cpu", "fp32", 0
+    count = torch.cuda.device_count()
+    # ROCm numbers its devices differently; all that today's PyTorch supports have bf16.
+    capabilities = [] if torch.version.hip else [torch.cuda.get_device_capability(i) for i in range(count)]
+    return "cuda", best_precision(capabilities), count
+
+
 def main() -> int:
     try:
-        import torch  # here, so that importing this module costs nothing
+        print(*detect_device())  # noqa: T201
     except ImportError as error:
         message = f"torch: cannot be imported ({error}). Run: pip install -r requirements.txt"
         print(message, file=sys.stderr)  # noqa: T201
         return 2
-    if not torch.cuda.is_available():
-        print("cpu fp32 0")  # noqa: T201
-        return 0
-    count = torch.cuda.device_count()
-    # ROCm numbers its devices differently; all that today's PyTorch supports have bf16.
-    capabilities = [] if torch.version.hip else [torch.cuda.get_device_capability(i) for i in range(count)]
-    print("cuda", best_precision(capabilities), count)  # noqa: T201
     return 0
 
 

@@ -1,6 +1,6 @@
 """torchrun that ends with the exit status of the process that failed.
 
-    python -m internvl.train.torchrun --nproc_per_node=2 script.py ...     # flags as for torchrun
+    python -m internvl.torchrun --nproc_per_node=2 script.py ...     # flags as for torchrun
 
 Plain torchrun turns every failure into exit status 1 and a traceback of its own, which buries the message of
 the process that failed. A mistake of the user's (status 2) has to reach the launcher as status 2, with the
