@@ -80,9 +80,9 @@ def copy(tmp_path: Path) -> Path:
     shutil.copy(REPO / "evaluate.sh", root)
     train = root / "internvl/train"
     train.mkdir(parents=True)
-    shutil.copy(REPO / "internvl/torchrun.py", train)
+    shutil.copy(REPO / "internvl/torchrun.py", root / "internvl")
     (root / "internvl/__init__.py").touch()
-    (train / "device.py").write_text("print('cuda bf16 2')")
+    (root / "internvl/device.py").write_text("print('cuda bf16 2')")
     (train / "internvl_chat_finetune.py").write_text(STUB_FINETUNE)
     (root / "pretrained/InternVL2-2B").mkdir(parents=True)
     (root / "pretrained/InternVL2-2B/config.json").write_text("{}")
