@@ -1,8 +1,6 @@
 """Merge LoRA into the weights it belongs to: tensor by tensor, in float32, without building a model."""
 
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from tqdm import tqdm
 
 from internvl.errors import UserError
 from internvl.model.adapter import PEFT_PREFIX, base_name, lora_scaling
+from internvl.model.atomic_folder import atomic_folder, check_free
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_checkpoint_tokenizer, load_config
 from internvl.model.packaging import write_json, write_model_files
@@ -125,8 +124,7 @@ def merge_checkpoint(
         UserError: nothing to merge, an unfit base, or ``out`` holds something already.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise UserError(f"{out}: is not empty. Name another folder, or pass --overwrite to replace it.")
+    check_free(out, overwrite=overwrite)
     sources = plan_merge(checkpoint)
     stored = {name: source.weight[0].tensors[source.weight[1]] for name, source in sources.items()}
     # A module trained in full is in the adapter as float32; the merged model keeps the dtype of the base.
@@ -139,18 +137,9 @@ def merge_checkpoint(
         for name, source in tqdm(sources.items(), desc="Merging", unit=" tensors", delay=1):
             yield name, source.read(DTYPE_OF_SPELLING[plan.tensors[name][1]])
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
+    with atomic_folder(out) as partial:
         plan.write(partial, values())
         write_surroundings(partial, checkpoint, base, plan.tensors[next(iter(sources))][1])
-        os.chmod(partial, 0o755)  # mkdtemp makes a private folder
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return sum(source.lora is not None for source in sources.values())
 
 

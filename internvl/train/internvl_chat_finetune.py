@@ -12,9 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
-# Started by its path, a script has its own folder in front of the import path, where `progress` and the like would hide
-# other packages; what belongs there is the repository.
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from transformers import set_seed

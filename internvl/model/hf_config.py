@@ -1,0 +1,295 @@
+"""Everything of a checkpoint but its weights, in transformers' own InternVL layout and back.
+
+The classes are those of transformers 5.23: ``InternVLConfig`` (with ``LlamaConfig`` for the language model),
+``InternVLProcessor`` and, inside it, ``GotOcr2ImageProcessor``. What they have no place for, such as the name of the
+conversation template, is kept in ``config.json`` under :data:`ORIGINAL`, which transformers carries along.
+"""
+
+import json
+import shutil
+from copy import deepcopy
+from pathlib import Path
+
+from transformers import (
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    InternVLVisionConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+
+from internvl.errors import UserError
+from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.internvl_chat.conversation import (
+    IMG_CONTEXT_TOKEN,
+    IMG_END_TOKEN,
+    IMG_START_TOKEN,
+    TEMPLATES,
+    ConversationTemplate,
+)
+from internvl.model.internvl_chat.image_processing_internvl_chat import IMAGENET_MEAN, IMAGENET_STD
+from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
+from internvl.model.packaging import write_json, write_model_files
+
+ORIGINAL = "internvl_chat"
+# transformers' processor looks its tokens up under these names. Its placeholder of a video never reaches the model,
+# but must be a token of the vocabulary: a new one would have an id that the embeddings have no row for. So it is one
+# that prompts with pictures do not use.
+PROCESSOR_TOKENS = {
+    "start_image_token": IMG_START_TOKEN,
+    "end_image_token": IMG_END_TOKEN,
+    "context_image_token": IMG_CONTEXT_TOKEN,
+    "video_token": "<|plugin|>",
+}
+# InternVLVisionRMSNorm of queries and keys is always built with its default.
+QK_NORM_EPS = 1e-6
+
+SAME_IN_LLAMA = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "tie_word_embeddings",
+)
+LLAMA_FIELDS = {**{name: name for name in SAME_IN_LLAMA}, "bias": "attention_bias"}
+SAME_IN_VISION = (
+    "num_channels",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "num_hidden_layers",
+    "hidden_act",
+    "norm_type",
+    "layer_norm_eps",
+    "attention_dropout",
+    "initializer_range",
+)
+VISION_FIELDS = {
+    **{name: name for name in SAME_IN_VISION},
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "qkv_bias": "attention_bias",
+    "qk_normalization": "use_qk_norm",
+    "dropout": "projection_dropout",
+    "initializer_factor": "layer_scale_init_value",
+}
+CHAT_FIELDS = {"select_layer": "vision_feature_layer", "downsample_ratio": "downsample_ratio"}
+
+
+def check_expressible(config: InternVLChatConfig, file: Path) -> None:
+    """Refuse settings that transformers' classes cannot express: the result would answer differently.
+
+    Raises:
+        UserError: names the setting and its value.
+    """
+    keep = "Keep this checkpoint in the published layout"
+    if config.ps_version != "v2":
+        raise UserError(
+            f"{file}: ps_version is {config.ps_version!r}, and transformers' InternVL has no other pixel shuffle than "
+            f"v2. {keep}."
+        )
+    vision = config.vision_config
+    if vision.qk_normalization and vision.layer_norm_eps != QK_NORM_EPS:
+        raise UserError(
+            f"{file}: vision_config has qk_normalization with layer_norm_eps {vision.layer_norm_eps}, and "
+            f"transformers' InternVL normalises queries and keys with {QK_NORM_EPS} only. {keep}."
+        )
+    if int(1 / config.downsample_ratio) ** 2 != 1 / config.downsample_ratio**2:
+        raise UserError(
+            f"{file}: downsample_ratio is {config.downsample_ratio}, and transformers' InternVL takes the inverse of "
+            f"a whole number. {keep}."
+        )
+    if config.dynamic_image_size and config.max_dynamic_patch > 1 and not config.use_thumbnail:
+        raise UserError(
+            f"{file}: use_thumbnail is false with max_dynamic_patch {config.max_dynamic_patch}, and transformers' "
+            "image processor always adds a thumbnail to several tiles. Set use_thumbnail to true, or "
+            "dynamic_image_size to false for one tile a picture."
+        )
+    if config.template not in TEMPLATES:
+        raise UserError(f"{file}: template is {config.template!r}. Set it to one of: {', '.join(TEMPLATES)}.")
+
+
+def hf_config(config: InternVLChatConfig, original: dict, *, image_token_id: int, dtype: str) -> dict:
+    """Return transformers' ``config.json`` for our ``config``; ``original`` is our own ``config.json``, to be kept.
+
+    The padding id is left out: Llama would give its embedding no gradient, and here it is ``</s>``, a token with a
+    meaning. Generation finds it in ``generation_config.json``.
+    """
+    llm, vision = config.llm_config, config.vision_config
+    rope = rope_settings(llm.rope_parameters)
+    rope["rope_theta"] = float(rope["rope_theta"])
+    text_config = LlamaConfig(
+        **{theirs: getattr(llm, ours) for ours, theirs in LLAMA_FIELDS.items()},
+        rope_parameters=rope,
+        pad_token_id=None,
+    )
+    vision_config = InternVLVisionConfig(**{theirs: getattr(vision, ours) for ours, theirs in VISION_FIELDS.items()})
+    whole = InternVLConfig(
+        text_config=text_config,
+        vision_config=vision_config,
+        image_token_id=image_token_id,
+        image_seq_length=config.num_image_token,
+        tie_word_embeddings=llm.tie_word_embeddings,
+        architectures=["InternVLForConditionalGeneration"],
+        **{theirs: getattr(config, ours) for ours, theirs in CHAT_FIELDS.items()},
+    )
+    return {**json.loads(whole.to_json_string()), "dtype": dtype, ORIGINAL: original}
+
+
+def parse_config(content: dict) -> InternVLChatConfig:
+    """Return the configuration in a ``config.json``; transformers writes to what it is given, so it gets a copy."""
+    return InternVLChatConfig.from_dict(deepcopy(content))
+
+
+def rope_settings(parameters: dict) -> dict:
+    """Return the rotary settings that count, without transformers' second spellings of them."""
+    return {key: parameters[key] for key in ("rope_type", "rope_theta", "factor") if key in parameters}
+
+
+def original_config(content: dict, file: Path) -> dict:
+    """Return our ``config.json`` from transformers' ``content``: as it was, with what has been changed since.
+
+    Raises:
+        UserError: the folder was not written by this project, or has become something that we have no class for.
+    """
+    if ORIGINAL not in content:
+        raise UserError(
+            f"{file}: has no entry {ORIGINAL!r}, so it is unknown which conversation template it was trained with. "
+            "Name a folder that tools/convert_to_hf.py wrote."
+        )
+    whole = InternVLConfig.from_dict(content)
+    if whole.text_config.model_type != "llama":
+        raise UserError(
+            f"{file}: text_config has model_type {whole.text_config.model_type!r}, not 'llama'. Name a folder that "
+            "tools/convert_to_hf.py wrote."
+        )
+    original = deepcopy(content[ORIGINAL])
+    before = parse_config(original)
+    llm, vision = original.setdefault("llm_config", {}), original.setdefault("vision_config", {})
+    parts = (
+        (original, before, whole, CHAT_FIELDS),
+        (llm, before.llm_config, whole.text_config, LLAMA_FIELDS),
+        (vision, before.vision_config, whole.vision_config, VISION_FIELDS),
+    )
+    for part, old, new, fields in parts:
+        for ours, theirs in fields.items():
+            value = getattr(new, theirs)
+            value = value[0] if ours in ("image_size", "patch_size") else value  # (height, width) there
+            if value != getattr(old, ours):
+                part[ours] = value
+    rope = rope_settings(whole.text_config.rope_parameters)
+    if rope != rope_settings(before.llm_config.rope_parameters):
+        scaled = rope["rope_type"] != "default"
+        llm["rope_theta"] = rope["rope_theta"]
+        llm["rope_scaling"] = {"type": rope["rope_type"], "factor": rope["factor"]} if scaled else None
+        llm.pop("rope_parameters", None)
+    dtype = content.get("dtype") or content.get("torch_dtype")
+    if dtype and dtype != (original.get("dtype") or original.get("torch_dtype")):
+        original.pop("torch_dtype", None)
+        original["dtype"] = dtype
+    return original
+
+
+def chat_template(template: ConversationTemplate) -> str:
+    """Return ``template`` in Jinja, as ``apply_chat_template`` takes it; it renders what ``render_turns`` does.
+
+    A message's content is text, or a list of ``{"type": "text" | "image" | "video", …}``. A picture becomes one image
+    token and a newline; the processor puts the right number and their brackets in place. ``<s>`` is part of it,
+    because ``apply_chat_template`` adds none.
+    """
+
+    def quoted(text: str) -> str:
+        return json.dumps(text, ensure_ascii=False)
+
+    before_system, after_system = template.system_template.split("{system_message}")
+    return "".join(
+        [
+            "{%- macro flat(content) -%}{%- if content is string -%}{{ content }}{%- else -%}",
+            "{%- for part in content -%}",
+            f"{{%- if part['type'] == 'image' -%}}{{{{ {quoted(IMG_CONTEXT_TOKEN)} + '\\n' }}}}",
+            f"{{%- elif part['type'] == 'video' -%}}{{{{ {quoted(PROCESSOR_TOKENS['video_token'])} + '\\n' }}}}",
+            "{%- else -%}{{ part['text'] }}{%- endif -%}",
+            "{%- endfor -%}{%- endif -%}{%- endmacro -%}",
+            "{%- if messages[0]['role'] == 'system' -%}",
+            "{%- set system, turns = flat(messages[0]['content']) | trim, messages[1:] -%}{%- else -%}",
+            f"{{%- set system, turns = {quoted(template.system_message)}, messages -%}}{{%- endif -%}}",
+            f"{{{{ bos_token + {quoted(before_system)} + system + {quoted(after_system + template.sep)} }}}}",
+            "{%- for turn in turns -%}{%- set text = flat(turn['content']) | trim -%}",
+            "{%- if turn['role'] == 'user' -%}",
+            f"{{{{ {quoted(template.user_prefix)} + text + {quoted(template.sep)} }}}}",
+            "{%- elif turn['role'] == 'assistant' -%}",
+            f"{{{{ {quoted(template.assistant_prefix)} + text + {quoted(template.sep)} }}}}",
+            "{%- else -%}{{ raise_exception('Roles are user and assistant, and system in front, not '",
+            " + turn['role']) }}{%- endif -%}{%- endfor -%}",
+            f"{{%- if add_generation_prompt -%}}{{{{ {quoted(template.assistant_prefix)} }}}}{{%- endif -%}}",
+        ]
+    )
+
+
+def write_hf_surroundings(
+    folder: Path, source: Path, config: InternVLChatConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Write tokenizer, processor, chat template and generation config of the published folder ``source``.
+
+    ``InternVLProcessor`` switches tiling on in every call, whatever the files say, but takes the limits from them: so
+    a model without tiling has a limit of one tile. ``AutoImageProcessor`` resizes with torchvision where that is
+    installed, and no file can change that; its pixels differ by rounding. Its ``backend="pil"`` gives exactly ours.
+    """
+    tokenizer.save_pretrained(folder)
+    tokenizer_file = folder / "tokenizer_config.json"
+    content = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+    write_json(tokenizer_file, {**content, "model_specific_special_tokens": PROCESSOR_TOKENS})
+    template = chat_template(TEMPLATES[config.template])
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+    limit = config.max_dynamic_patch if config.dynamic_image_size else 1
+    pixels = {
+        "size": {"height": config.image_size, "width": config.image_size},
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+    }
+    processor = InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(
+            crop_to_patches=True, min_patches=min(config.min_dynamic_patch, limit), max_patches=limit, **pixels
+        ),
+        tokenizer=load_tokenizer(folder),
+        video_processor=InternVLVideoProcessor(**pixels),
+        image_seq_length=config.num_image_token,
+        chat_template=template,
+    )
+    processor.to_json_file(folder / "processor_config.json")
+
+    generation_file = source / "generation_config.json"
+    generation = json.loads(generation_file.read_text(encoding="utf-8")) if generation_file.is_file() else {}
+    generation.pop("_from_model_config", None)  # else transformers overwrites it from the model's config
+    end_mark = TEMPLATES[config.template].sep.strip()
+    defaults = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.convert_tokens_to_ids(end_mark),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    missing = {key: value for key, value in defaults.items() if generation.get(key) is None}
+    write_json(folder / "generation_config.json", {**generation, **missing})
+
+
+def write_published_surroundings(folder: Path, source: Path, original: dict) -> None:
+    """Write what is not weights of the published layout, from the folder ``source`` in transformers' layout."""
+    write_json(folder / "config.json", original)
+    for name in ("tokenizer.json", "generation_config.json"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    content = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    added = ("model_specific_special_tokens", "processor_class", "is_local", "local_files_only", *PROCESSOR_TOKENS)
+    write_json(folder / "tokenizer_config.json", {name: value for name, value in content.items() if name not in added})
+    write_model_files(folder, parse_config(original))

@@ -1,0 +1,233 @@
+"""Turn a checkpoint of the published layout into transformers' own ``InternVLForConditionalGeneration``, and back.
+
+InternViT and the projector are there under other names; InternLM2 is a Llama whose query, key and value weights lie in
+one matrix (arXiv:2403.17297, section 2.2). So a conversion renames tensors and cuts or joins rows, and changes no
+number: the way there and back gives every bit. Tensors are handled one at a time.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from internvl.errors import UserError
+from internvl.model.atomic_folder import atomic_folder, check_free
+from internvl.model.checkpoint import Checkpoint
+from internvl.model.hf_config import (
+    check_expressible,
+    hf_config,
+    original_config,
+    parse_config,
+    write_hf_surroundings,
+    write_published_surroundings,
+)
+from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
+from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
+from internvl.model.loading import load_checkpoint_tokenizer
+from internvl.model.packaging import write_json
+from internvl.model.safetensors_stream import TensorPlan
+
+# Published module or parameter → transformers' name; # stands for the number of a layer. Several names are the parts
+# of one matrix, in the order in which they lie in it.
+VIT, HF_VIT = "vision_model.encoder.layers.#", "model.vision_tower.encoder.layer.#"
+LLM, HF_LLM = "language_model.model.layers.#", "model.language_model.layers.#"
+EMBEDDINGS, HF_EMBEDDINGS = "vision_model.embeddings", "model.vision_tower.embeddings"
+NAMES = {
+    f"{EMBEDDINGS}.class_embedding": (f"{HF_EMBEDDINGS}.cls_token",),
+    f"{EMBEDDINGS}.position_embedding": (f"{HF_EMBEDDINGS}.position_embeddings",),
+    f"{EMBEDDINGS}.patch_embedding": (f"{HF_EMBEDDINGS}.patch_embeddings.projection",),
+    f"{VIT}.attn.qkv": tuple(f"{HF_VIT}.attention.{part}_proj" for part in "qkv"),
+    f"{VIT}.attn.proj": (f"{HF_VIT}.attention.projection_layer",),
+    f"{VIT}.attn.q_norm": (f"{HF_VIT}.attention.q_norm",),
+    f"{VIT}.attn.k_norm": (f"{HF_VIT}.attention.k_norm",),
+    f"{VIT}.mlp.fc1": (f"{HF_VIT}.mlp.fc1",),
+    f"{VIT}.mlp.fc2": (f"{HF_VIT}.mlp.fc2",),
+    f"{VIT}.norm1": (f"{HF_VIT}.layernorm_before",),
+    f"{VIT}.norm2": (f"{HF_VIT}.layernorm_after",),
+    f"{VIT}.ls1": (f"{HF_VIT}.lambda_1",),
+    f"{VIT}.ls2": (f"{HF_VIT}.lambda_2",),
+    "mlp1.0": ("model.multi_modal_projector.layer_norm",),
+    "mlp1.1": ("model.multi_modal_projector.linear_1",),
+    "mlp1.3": ("model.multi_modal_projector.linear_2",),
+    "language_model.model.tok_embeddings": ("model.language_model.embed_tokens",),
+    f"{LLM}.attention.wqkv": tuple(f"{HF_LLM}.self_attn.{part}_proj" for part in "qkv"),
+    f"{LLM}.attention.wo": (f"{HF_LLM}.self_attn.o_proj",),
+    f"{LLM}.feed_forward.w1": (f"{HF_LLM}.mlp.gate_proj",),
+    f"{LLM}.feed_forward.w3": (f"{HF_LLM}.mlp.up_proj",),
+    f"{LLM}.feed_forward.w2": (f"{HF_LLM}.mlp.down_proj",),
+    f"{LLM}.attention_norm": (f"{HF_LLM}.input_layernorm",),
+    f"{LLM}.ffn_norm": (f"{HF_LLM}.post_attention_layernorm",),
+    "language_model.model.norm": ("model.language_model.norm",),
+    "language_model.output": ("lm_head",),
+}
+OUTPUT = "language_model.output.weight"  # not stored where it is tied to the embeddings
+DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def hf_names(name: str) -> tuple[str, ...]:
+    """Return transformers' names of a published tensor: one, or those of its query, key and value part."""
+    layer = re.search(r"\.layers\.(\d+)\.", name)
+    module, suffix = re.fullmatch(r"(.*?)(\.weight|\.bias)?", name).groups(default="")
+    found = NAMES[re.sub(r"\.layers\.\d+\.", ".layers.#.", module)]
+    return tuple(part.replace("#", layer[1] if layer else "") + suffix for part in found)
+
+
+def grouping(name: str, config: InternVLChatConfig) -> tuple[int, int]:
+    """Return how query, key and value rows alternate in a joint matrix: (groups, query blocks of a group).
+
+    InternLM2's wqkv repeats [q … q k v] for every key/value head; InternViT's qkv is one group of one block each.
+    """
+    if name.startswith("vision_model."):
+        return 1, 1
+    llm = config.llm_config
+    return llm.num_key_value_heads, llm.num_attention_heads // llm.num_key_value_heads
+
+
+def split(name: str, tensor: torch.Tensor, config: InternVLChatConfig) -> list[torch.Tensor]:
+    """Return the parts of a published tensor in the order of :func:`hf_names`."""
+    if len(hf_names(name)) == 1:
+        return [tensor]
+    groups, queries = grouping(name, config)
+    blocks = tensor.unflatten(0, (groups, queries + 2, -1))
+    return [part.flatten(0, 2) for part in blocks.split([queries, 1, 1], dim=1)]
+
+
+def join(name: str, parts: list[torch.Tensor], config: InternVLChatConfig) -> torch.Tensor:
+    """Return the published tensor of which ``parts`` are the parts: the inverse of :func:`split`."""
+    if len(parts) == 1:
+        return parts[0]
+    groups, queries = grouping(name, config)
+    blocks = [part.unflatten(0, (groups, num, -1)) for part, num in zip(parts, (queries, 1, 1), strict=True)]
+    return torch.cat(blocks, dim=1).flatten(0, 2)
+
+
+def published_tensors(config: InternVLChatConfig) -> dict[str, torch.Tensor]:
+    """Return the tensors a published checkpoint of this configuration holds, on the meta device: shapes only."""
+    with torch.device("meta"):
+        return dict(InternVLChatModel(config).state_dict())
+
+
+def check_tensors(checkpoint: Checkpoint, wanted: dict[str, tuple[int, ...]], optional: str | None) -> None:
+    """Refuse a checkpoint that lacks a tensor, has one without a place, or one of another shape.
+
+    Raises:
+        UserError: names the first such tensor.
+    """
+    stored = checkpoint.tensors
+    missing = [name for name in wanted if name not in stored and name != optional]
+    if missing:
+        raise UserError(
+            f"{checkpoint.folder}: lacks {len(missing)} of the model's {len(wanted)} tensors, first {missing[0]}. "
+            "Copy the complete checkpoint there."
+        )
+    for name, info in stored.items():
+        if name not in wanted:
+            raise UserError(
+                f"{checkpoint.folder}: holds {name}, which the other layout has no place for. Remove it, or keep the "
+                "checkpoint in this layout."
+            )
+        if info.shape != wanted[name]:
+            raise UserError(
+                f"{checkpoint.folder}: {name} has shape {info.shape}, and config.json makes it {wanted[name]}. Put "
+                "the weights and the config of one checkpoint there."
+            )
+
+
+def check_whole(checkpoint: Checkpoint, model_type: str) -> None:
+    """Refuse what is not a whole model of the layout with this ``model_type``.
+
+    Raises:
+        UserError: an adapter, LoRA weights inside, or the other layout.
+    """
+    lora = "is an adapter" if checkpoint.is_adapter else "has LoRA weights inside"
+    if checkpoint.is_adapter or checkpoint.has_embedded_lora:
+        raise UserError(
+            f"{checkpoint.folder}: {lora}, and only a whole model can be converted. Merge it first: "
+            f"python tools/merge_lora.py {checkpoint.folder} MERGED"
+        )
+    found = checkpoint.config.get("model_type")
+    if found == model_type:
+        return
+    advice = {
+        "internvl": "That is transformers' own layout already; pass --back to turn it into the published one.",
+        "internvl_chat": "That is the published layout already; leave out --back to turn it into transformers' own.",
+    }.get(found, "Name a folder with an InternVL-Chat checkpoint.")
+    raise UserError(f"{checkpoint.folder / 'config.json'}: model_type is {found!r}, not {model_type!r}. {advice}")
+
+
+def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = False) -> int:
+    """Write ``checkpoint``, a base or a merged model, to ``out`` in transformers' layout; return the tensors written.
+
+    Raises:
+        UserError: not a whole model, a setting that transformers' classes lack, or ``out`` holds something already.
+    """
+    out = Path(out)
+    check_free(out, overwrite=overwrite)
+    check_whole(checkpoint, "internvl_chat")
+    config = parse_config(checkpoint.config)
+    check_expressible(config, checkpoint.folder / "config.json")
+    wanted = {name: tuple(tensor.shape) for name, tensor in published_tensors(config).items()}
+    check_tensors(checkpoint, wanted, OUTPUT if config.llm_config.tie_word_embeddings else None)
+    tokenizer = load_checkpoint_tokenizer(checkpoint)
+
+    planned = {}
+    for name, info in checkpoint.tensors.items():
+        parts = split(name, torch.empty(info.shape, device="meta"), config)
+        planned.update({new: (tuple(p.shape), info.dtype) for new, p in zip(hf_names(name), parts, strict=True)})
+
+    def values() -> Iterator[tuple[str, torch.Tensor]]:
+        for name in tqdm(checkpoint.tensors, desc="Converting", unit=" tensors", delay=1):
+            yield from zip(hf_names(name), split(name, checkpoint.tensor(name), config), strict=True)
+
+    named_dtype = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    content = hf_config(
+        config,
+        checkpoint.config,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN),
+        dtype=named_dtype or DTYPE_NAMES[next(iter(checkpoint.tensors.values())).dtype],
+    )
+    with atomic_folder(out) as partial:
+        TensorPlan(planned).write(partial, values())
+        write_json(partial / "config.json", content)
+        write_hf_surroundings(partial, checkpoint.folder, config, tokenizer)
+    return len(planned)
+
+
+def convert_from_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = False) -> int:
+    """Write ``checkpoint``, which :func:`convert_to_hf` wrote, to ``out`` in the published layout.
+
+    transformers may have trained and saved it again in between. Returns the number of tensors written.
+
+    Raises:
+        UserError: not such a folder, or ``out`` holds something already.
+    """
+    out = Path(out)
+    check_free(out, overwrite=overwrite)
+    check_whole(checkpoint, "internvl")
+    original = original_config(checkpoint.config, checkpoint.folder / "config.json")
+    config = parse_config(original)
+    published = published_tensors(config)
+    wanted = {}
+    for name, tensor in published.items():
+        parts = split(name, tensor, config)
+        wanted.update({new: tuple(p.shape) for new, p in zip(hf_names(name), parts, strict=True)})
+    check_tensors(checkpoint, wanted, *(hf_names(OUTPUT) if config.llm_config.tie_word_embeddings else (None,)))
+
+    stored = checkpoint.tensors
+    planned = {
+        name: (tuple(tensor.shape), stored[hf_names(name)[0]].dtype)
+        for name, tensor in published.items()
+        if hf_names(name)[0] in stored
+    }
+
+    def values() -> Iterator[tuple[str, torch.Tensor]]:
+        for name in tqdm(planned, desc="Converting", unit=" tensors", delay=1):
+            yield name, join(name, [checkpoint.tensor(part) for part in hf_names(name)], config)
+
+    with atomic_folder(out) as partial:
+        TensorPlan(planned).write(partial, values())
+        write_published_surroundings(partial, checkpoint.folder, original)
+    return len(planned)

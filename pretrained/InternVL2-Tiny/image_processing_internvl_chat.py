@@ -1,0 +1,208 @@
+"""Pictures to tiles to normalised tensors: the one tiler of training, evaluation and chat.
+
+Axis letters: T tiles of one picture, S tile side in pixels.
+"""
+
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+
+# Channel means and standard deviations for pixels in 0..1: torchvision's ImageNet statistics (InternViT), OpenAI
+# CLIP's, and SigLIP's.
+NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.4814546600, 0.4578275000, 0.4082107300), (0.2686295400, 0.2613025800, 0.2757771100)),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+IMAGENET_MEAN, IMAGENET_STD = NORMALIZATIONS["imagenet"]
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@lru_cache
+def candidate_grids(min_num: int, max_num: int) -> tuple[tuple[int, int], ...]:
+    """Return the (columns, rows) grids of ``min_num`` to ``max_num`` tiles, smallest first.
+
+    Grids of equal area stand in the order in which CPython iterates a set of them. Published checkpoints were trained
+    with that order, which decides exact ties, so the set is kept; its order does not vary between runs because
+    integers hash to themselves.
+    """
+    grids = {
+        (columns, rows)
+        for num in range(min_num, max_num + 1)
+        for columns in range(1, num + 1)
+        for rows in range(1, num + 1)
+        if min_num <= columns * rows <= max_num
+    }
+    return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
+
+
+def choose_grid(width: int, height: int, min_num: int, max_num: int, image_size: int) -> tuple[int, int]:
+    """Return the (columns, rows) whose aspect ratio is nearest to the picture's, ``width`` × ``height`` px.
+
+    Of grids equally near, a later one (with more tiles) wins if the picture covers more than half of its pixels.
+    Example: 640 × 480 with at most 6 tiles gives (3, 2), 1.5 being nearer to 1.33 than 1 or 2 are.
+    """
+    best, best_distance = (1, 1), float("inf")
+    for columns, rows in candidate_grids(min_num, max_num):
+        distance = abs(width / height - columns / rows)
+        if distance < best_distance:
+            best, best_distance = (columns, rows), distance
+        elif distance == best_distance and width * height > 0.5 * image_size**2 * columns * rows:
+            best = (columns, rows)
+    return best
+
+
+def count_tiles(width: int, height: int, *, min_num: int, max_num: int, image_size: int, use_thumbnail: bool) -> int:
+    """Return how many tiles :func:`split_into_tiles` makes of a ``width`` × ``height`` picture."""
+    columns, rows = choose_grid(width, height, min_num, max_num, image_size)
+    return columns * rows + (use_thumbnail and columns * rows > 1)
+
+
+def split_into_tiles(
+    image: Image.Image, *, min_num: int, max_num: int, image_size: int, use_thumbnail: bool
+) -> list[Image.Image]:
+    """Resize a picture to its grid and cut it into S × S tiles, row by row; a thumbnail of the whole goes last.
+
+    One tile gets no thumbnail: it is one.
+    """
+    columns, rows = choose_grid(image.width, image.height, min_num, max_num, image_size)
+    resized = image.resize((image_size * columns, image_size * rows), Image.Resampling.BICUBIC)
+    tiles = [
+        resized.crop((x, y, x + image_size, y + image_size))
+        for y in range(0, image_size * rows, image_size)
+        for x in range(0, image_size * columns, image_size)
+    ]
+    if use_thumbnail and len(tiles) > 1:
+        tiles.append(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
+    return tiles
+
+
+def expand_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    """Pad the shorter side evenly with ``color``."""
+    side = max(image.size)
+    square = Image.new(image.mode, (side, side), color)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def degrade_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """Re-encode as JPEG of ``quality`` (0 to 100): the training augmentation of the published recipes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    buffer.seek(0)
+    return Image.open(buffer).convert("RGB")
+
+
+def to_pixel_values(
+    tiles: Sequence[Image.Image],
+    image_size: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> torch.Tensor:
+    """Return tiles as one normalised float32 tensor (T, 3, S, S), resizing those of another size (bicubic)."""
+    size = (image_size, image_size)
+    arrays = [
+        np.asarray(tile if tile.size == size else tile.resize(size, Image.Resampling.BICUBIC))
+        for tile in (tile.convert("RGB") for tile in tiles)
+    ]
+    pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div(255)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    return pixels.sub_(mean).div_(std).contiguous()
+
+
+def open_image(source: str | Path | io.IOBase | Image.Image) -> Image.Image:
+    """Read a picture completely, as RGB.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a picture, or is cut off.
+    """
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    try:
+        with Image.open(source) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as err:
+        raise FileNotFoundError(
+            f"{source}: there is no such picture. Check the path and the data set's root."
+        ) from err
+    except (OSError, SyntaxError, Image.DecompressionBombError) as err:
+        # Pillow reports a truncated file as OSError and a broken PNG chunk as SyntaxError.
+        raise ValueError(
+            f"{source}: cannot be read as a picture ({err}). Replace the file or remove its row."
+        ) from err
+
+
+def load_image(
+    image_file: str | Path | io.IOBase | Image.Image,
+    input_size: int = 448,
+    max_num: int = 12,
+    min_num: int = 1,
+    use_thumbnail: bool = True,
+) -> torch.Tensor:
+    """Return the tiles of one picture as ``pixel_values``, float32 (T, 3, S, S), for ``model.chat``."""
+    tiles = split_into_tiles(
+        open_image(image_file),
+        min_num=min_num,
+        max_num=max_num,
+        image_size=input_size,
+        use_thumbnail=use_thumbnail,
+    )
+    return to_pixel_values(tiles, input_size)
+
+
+class InternVLChatImageProcessor(BaseImageProcessor):
+    """The tiler with a checkpoint's settings: what ``AutoImageProcessor`` returns for it."""
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        image_size: int = 448,
+        min_dynamic_patch: int = 1,
+        max_dynamic_patch: int = 12,
+        dynamic_image_size: bool = True,
+        use_thumbnail: bool = True,
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.image_size = image_size
+        self.min_dynamic_patch = min_dynamic_patch
+        self.max_dynamic_patch = max_dynamic_patch
+        self.dynamic_image_size = dynamic_image_size
+        self.use_thumbnail = use_thumbnail
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+
+    def preprocess(self, images, max_dynamic_patch: int | None = None, **kwargs) -> BatchFeature:
+        """Turn one picture or a list (paths or PIL images) into tiles.
+
+        Returns ``pixel_values``, float32 (T, 3, S, S) with the tiles of all pictures in order, and
+        ``num_patches_list``, the tiles of each.
+        """
+        images = images if isinstance(images, (list, tuple)) else [images]
+        limit = (max_dynamic_patch or self.max_dynamic_patch) if self.dynamic_image_size else 1
+        tiles = [
+            split_into_tiles(
+                open_image(image),
+                min_num=min(self.min_dynamic_patch, limit),
+                max_num=limit,
+                image_size=self.image_size,
+                use_thumbnail=self.use_thumbnail,
+            )
+            for image in images
+        ]
+        flat = [tile for group in tiles for tile in group]
+        pixel_values = to_pixel_values(flat, self.image_size, self.image_mean, self.image_std)
+        return BatchFeature({"pixel_values": pixel_values, "num_patches_list": [len(group) for group in tiles]})
+
+    def __call__(self, images, **kwargs) -> BatchFeature:
+        return self.preprocess(images, **kwargs)

@@ -1,0 +1,335 @@
+"""The language model, InternLM2 (arXiv:2403.17297): a Llama-like decoder whose q, k and v share one weight.
+
+Axis letters: B batch, N new tokens, M all tokens (with the cached ones), C channels, H query heads, G key/value
+heads, D head width, V vocabulary.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from .attention import attend
+from .configuration_internlm2 import InternLM2Config
+
+IGNORE_INDEX = -100
+
+
+class InternLM2RMSNorm(nn.Module):
+    """Root mean square norm, computed in float32 (arXiv:1910.07467)."""
+
+    def __init__(self, hidden_size: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.variance_epsilon = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        states = hidden_states.to(torch.float32)
+        states = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * states.to(hidden_states.dtype)
+
+
+def rotary_cos_sin(
+    config: InternLM2Config, position_ids: torch.Tensor, total_length: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rotary cosines and sines (arXiv:2104.09864) at ``position_ids``, each (B, N, D).
+
+    ``linear`` scaling divides positions by its factor. ``dynamic`` scaling (NTK-aware) enlarges the base once
+    ``total_length``, the tokens of this call with the cached ones, exceeds ``max_position_embeddings``. Nothing is
+    kept between calls: a result never depends on an earlier, longer one.
+    """
+    rope = config.rope_parameters
+    width = config.hidden_size // config.num_attention_heads
+    base, limit = rope["rope_theta"], config.max_position_embeddings
+    positions = position_ids[..., None].float()
+    if rope["rope_type"] == "linear":
+        positions = positions / rope["factor"]
+    elif rope["rope_type"] == "dynamic" and total_length > limit:
+        factor = rope["factor"]
+        base = base * (factor * total_length / limit - (factor - 1)) ** (width / (width - 2))
+    exponents = torch.arange(0, width, 2, dtype=torch.float, device=position_ids.device) / width
+    angles = positions * (1.0 / base**exponents)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate_half(states: torch.Tensor) -> torch.Tensor:
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)
+
+
+def split_wqkv(
+    states: torch.Tensor, num_heads: int, num_key_value_heads: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Split the output of ``wqkv``, (B, N, (H + 2G)·D), into q (B, H, N, D) and k, v (B, G, N, D).
+
+    The weight is grouped by key/value head: H/G queries, then the key, then the value they share, G times over.
+    """
+    per_group = num_heads // num_key_value_heads
+    grouped = states.unflatten(-1, (num_key_value_heads, per_group + 2, -1))
+    query, key, value = grouped.split([per_group, 1, 1], dim=-2)
+    return tuple(part.flatten(2, 3).transpose(1, 2) for part in (query, key, value))
+
+
+class InternLM2Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions."""
+
+    is_causal = True
+
+    def __init__(self, config: InternLM2Config, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
+        if config.hidden_size % heads or heads % groups:
+            raise ValueError(
+                f"llm_config: hidden_size {config.hidden_size}, num_attention_heads {heads} and "
+                f"num_key_value_heads {groups} must each be a multiple of the next."
+            )
+        self.head_dim = config.hidden_size // heads
+        self.num_key_value_groups = heads // groups
+        self.wqkv = nn.Linear(config.hidden_size, (heads + 2 * groups) * self.head_dim, bias=config.bias)
+        self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, N, C) → (B, N, C) and the attention weights, when the kernel gives them."""
+        query, key, value = split_wqkv(
+            self.wqkv(hidden_states), self.config.num_attention_heads, self.config.num_key_value_heads
+        )
+        cos, sin = (part.unsqueeze(1) for part in position_embeddings)
+        query = query * cos + rotate_half(query) * sin
+        key = key * cos + rotate_half(key) * sin
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        output, weights = attend(self, query, key, value, attention_mask, **kwargs)
+        return self.wo(output.flatten(2)), weights
+
+
+class InternLM2MLP(nn.Module):
+    """Gated perceptron: w2(act(w1 x) · w3 x)."""
+
+    def __init__(self, config: InternLM2Config):
+        super().__init__()
+        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.w2(self.act_fn(self.w1(hidden_states)) * self.w3(hidden_states))
+
+
+class InternLM2DecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm block: attention, then the gated perceptron."""
+
+    def __init__(self, config: InternLM2Config, layer_idx: int):
+        super().__init__()
+        self.attention = InternLM2Attention(config, layer_idx)
+        self.feed_forward = InternLM2MLP(config)
+        self.attention_norm = InternLM2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.ffn_norm = InternLM2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, N, C) → (B, N, C) and the attention weights, when the kernel gives them."""
+        attended, weights = self.attention(self.attention_norm(hidden_states), **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.feed_forward(self.ffn_norm(hidden_states)), weights
+
+
+class InternLM2PreTrainedModel(PreTrainedModel):
+    """What transformers needs to know about either InternLM2 class."""
+
+    config_class = InternLM2Config
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["InternLM2DecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class InternLM2Model(InternLM2PreTrainedModel):
+    """The decoder stack without the output layer."""
+
+    def __init__(self, config: InternLM2Config):
+        super().__init__(config)
+        # No padding_idx: padding is masked by position, and the pad id (2) is `</s>`, a token with a meaning.
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(InternLM2DecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = InternLM2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.tok_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.tok_embeddings = value
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder on ``input_ids`` int64 (B, N) or ``inputs_embeds`` (B, N, C).
+
+        ``attention_mask`` is (B, M), 1 where a token is, or a prepared (B, 1, N, M) mask. ``position_ids`` is
+        (B, N); without it positions count on from the cache. Packed rows pass position_ids that restart at 0, no
+        attention_mask and no cache.
+
+        Raises:
+            ValueError: both or neither of ``input_ids`` and ``inputs_embeds`` are given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.tok_embeddings(input_ids)
+        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        num_new = inputs_embeds.shape[1]
+        if position_ids is None:
+            position_ids = torch.arange(num_cached, num_cached + num_new, device=inputs_embeds.device)[None]
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        position_embeddings = rotary_cos_sin(self.config, position_ids, num_cached + num_new, inputs_embeds.dtype)
+        hidden_states, all_states, all_weights = inputs_embeds, [], []
+        for layer in self.layers:
+            all_states.append(hidden_states)
+            hidden_states, weights = layer(
+                hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=causal_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+            all_weights.append(weights)
+        hidden_states = self.norm(hidden_states)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden_states,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=(*all_states, hidden_states) if output_hidden_states else None,
+            attentions=tuple(all_weights) if output_attentions else None,
+        )
+
+
+class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
+    """InternLM2 with its output layer: logits, loss and text generation."""
+
+    # Only in force when config.tie_word_embeddings says so; no published checkpoint does.
+    _tied_weights_keys = {"output.weight": "model.tok_embeddings.weight"}
+
+    def __init__(self, config: InternLM2Config):
+        super().__init__(config)
+        self.model = InternLM2Model(config)
+        self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.tok_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.tok_embeddings = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.output
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.output = value
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int = 0,
+        loss_weight: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        return_logits: bool = True,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Run the decoder (see :meth:`InternLM2Model.forward`) and the output layer.
+
+        Args:
+            labels: int64 (B, N), not shifted; -100 where nothing is to be learnt.
+            logits_to_keep: compute logits of the last so many positions only, 0 for all.
+            loss_weight: float (B, N), not shifted: the loss is then sum(weight · ce) / sum(weight).
+            num_items_in_batch: divisor of the summed loss, in supervised tokens; without it, those of this call.
+            return_logits: False computes the output layer at supervised positions alone, which is all a training
+                step needs, and returns no logits.
+
+        ``logits`` is float32 (B, N, V); ``loss`` a float32 scalar.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        states = outputs.last_hidden_state
+        logits = self.output(states[:, -logits_to_keep:]).float() if return_logits else None
+        loss = None
+        if labels is not None:
+            loss = self.supervised_loss(states, labels, loss_weight, num_items_in_batch)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def supervised_loss(
+        self,
+        states: torch.Tensor,
+        labels: torch.Tensor,
+        loss_weight: torch.Tensor | None = None,
+        num_items: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return the next-token cross-entropy, a float32 scalar, computing logits where there are labels only.
+
+        ``states`` (B, N, C) and ``labels`` (B, N) as in :meth:`forward`; state n predicts label n + 1.
+        """
+        targets = labels[:, 1:]
+        supervised = targets != IGNORE_INDEX
+        logits = self.output(states[:, :-1][supervised]).float()
+        losses = F.cross_entropy(logits, targets[supervised].to(logits.device), reduction="none")
+        if loss_weight is not None:
+            weights = loss_weight[:, 1:][supervised].to(losses)
+            return (losses * weights).sum() / weights.sum()
+        if num_items is None:
+            num_items = supervised.sum()
+        if isinstance(num_items, torch.Tensor):
+            num_items = num_items.to(losses.device)
+        return losses.sum() / num_items
