@@ -2,7 +2,8 @@
 
 The classes are those of transformers 5.23: ``InternVLConfig`` (with ``LlamaConfig`` for the language model),
 ``InternVLProcessor`` and, inside it, ``GotOcr2ImageProcessor``. What they have no place for, such as the name of the
-conversation template, is kept in ``config.json`` under :data:`ORIGINAL`, which transformers carries along.
+conversation template, is kept in ``config.json`` under :data:`ORIGINAL` (the published ``config`` and
+``generation_config``), which transformers carries along.
 """
 
 import json
@@ -121,7 +122,7 @@ def check_expressible(config: InternVLChatConfig, file: Path) -> None:
 
 
 def hf_config(config: InternVLChatConfig, original: dict, *, image_token_id: int, dtype: str) -> dict:
-    """Return transformers' ``config.json`` for our ``config``; ``original`` is our own ``config.json``, to be kept.
+    """Return transformers' ``config.json`` for our ``config``; ``original`` is what to keep under :data:`ORIGINAL`.
 
     The padding id is left out: Llama would give its embedding no gradient, and here it is ``</s>``, a token with a
     meaning. Generation finds it in ``generation_config.json``.
@@ -174,7 +175,7 @@ def original_config(content: dict, file: Path) -> dict:
             f"{file}: text_config has model_type {whole.text_config.model_type!r}, not 'llama'. Name a folder that "
             "tools/convert_to_hf.py wrote."
         )
-    original = deepcopy(content[ORIGINAL])
+    original = deepcopy(content[ORIGINAL]["config"])
     before = parse_config(original)
     llm, vision = original.setdefault("llm_config", {}), original.setdefault("vision_config", {})
     parts = (
@@ -238,9 +239,9 @@ def chat_template(template: ConversationTemplate) -> str:
 
 
 def write_hf_surroundings(
-    folder: Path, source: Path, config: InternVLChatConfig, tokenizer: PreTrainedTokenizerFast
+    folder: Path, generation: dict, config: InternVLChatConfig, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Write tokenizer, processor, chat template and generation config of the published folder ``source``.
+    """Write tokenizer, processor, chat template and generation config; ``generation`` holds the published settings.
 
     ``InternVLProcessor`` switches tiling on in every call, whatever the files say, but takes the limits from them: so
     a model without tiling has a limit of one tile. ``AutoImageProcessor`` resizes with torchvision where that is
@@ -270,25 +271,39 @@ def write_hf_surroundings(
     )
     processor.to_json_file(folder / "processor_config.json")
 
-    generation_file = source / "generation_config.json"
-    generation = json.loads(generation_file.read_text(encoding="utf-8")) if generation_file.is_file() else {}
-    generation.pop("_from_model_config", None)  # else transformers overwrites it from the model's config
-    end_mark = TEMPLATES[config.template].sep.strip()
-    defaults = {
+    write_json(folder / "generation_config.json", hf_generation(generation, config.template, tokenizer))
+
+
+def read_generation(folder: Path) -> dict:
+    """Return the generation settings of a checkpoint folder, which may have none."""
+    file = folder / "generation_config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def hf_generation(published: dict, template: str, tokenizer: PreTrainedTokenizerFast) -> dict:
+    """Return transformers' generation settings: the published ones, but an answer ends where ``model.chat`` ends it.
+
+    That is at the template's end mark, while the published file also names ``<|im_start|>``.
+    """
+    ids = {
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.convert_tokens_to_ids(end_mark),
+        "eos_token_id": tokenizer.convert_tokens_to_ids(TEMPLATES[template].sep.strip()),
         "pad_token_id": tokenizer.pad_token_id,
     }
-    missing = {key: value for key, value in defaults.items() if generation.get(key) is None}
-    write_json(folder / "generation_config.json", {**generation, **missing})
+    return {**published, **ids}
 
 
-def write_published_surroundings(folder: Path, source: Path, original: dict) -> None:
-    """Write what is not weights of the published layout, from the folder ``source`` in transformers' layout."""
+def write_published_surroundings(folder: Path, source: Path, original: dict, published_generation: dict) -> None:
+    """Write what is not weights of the published layout, from the folder ``source`` in transformers' layout.
+
+    ``original`` is the content of ``config.json``, ``published_generation`` the generation settings there once were.
+    """
     write_json(folder / "config.json", original)
-    for name in ("tokenizer.json", "generation_config.json"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    written = hf_generation(published_generation, original["template"], load_tokenizer(source))
+    changed = {key: value for key, value in read_generation(source).items() if value != written.get(key)}
+    if published_generation or changed:
+        write_json(folder / "generation_config.json", {**published_generation, **changed})
+    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
     content = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     added = ("model_specific_special_tokens", "processor_class", "is_local", "local_files_only", *PROCESSOR_TOKENS)
     write_json(folder / "tokenizer_config.json", {name: value for name, value in content.items() if name not in added})

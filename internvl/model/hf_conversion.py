@@ -16,10 +16,12 @@ from internvl.errors import UserError
 from internvl.model.atomic_folder import atomic_folder, check_free
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.hf_config import (
+    ORIGINAL,
     check_expressible,
     hf_config,
     original_config,
     parse_config,
+    read_generation,
     write_hf_surroundings,
     write_published_surroundings,
 )
@@ -182,17 +184,18 @@ def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = 
         for name in tqdm(checkpoint.tensors, desc="Converting", unit=" tensors", delay=1):
             yield from zip(hf_names(name), split(name, checkpoint.tensor(name), config), strict=True)
 
+    generation = read_generation(checkpoint.folder)
     named_dtype = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
     content = hf_config(
         config,
-        checkpoint.config,
+        {"config": checkpoint.config, "generation_config": generation},
         image_token_id=tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN),
         dtype=named_dtype or DTYPE_NAMES[next(iter(checkpoint.tensors.values())).dtype],
     )
     with atomic_folder(out) as partial:
         TensorPlan(planned).write(partial, values())
         write_json(partial / "config.json", content)
-        write_hf_surroundings(partial, checkpoint.folder, config, tokenizer)
+        write_hf_surroundings(partial, generation, config, tokenizer)
     return len(planned)
 
 
@@ -229,5 +232,6 @@ def convert_from_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool 
 
     with atomic_folder(out) as partial:
         TensorPlan(planned).write(partial, values())
-        write_published_surroundings(partial, checkpoint.folder, original)
+        generation = checkpoint.config[ORIGINAL]["generation_config"]
+        write_published_surroundings(partial, checkpoint.folder, original, generation)
     return len(planned)

@@ -1,0 +1,21 @@
+"""Every benchmark runs, at a tiny setting, and writes its figures."""
+
+import json
+import subprocess
+import sys
+
+
+def run_benchmark(script, json_file, *arguments) -> dict:
+    """Run a benchmark as a user does and return the figures it wrote."""
+    command = [sys.executable, script, "--json", json_file, *arguments]
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(json_file.read_text())
+
+
+def test_tokenizer_benchmark_runs(repository, tiny_base, tmp_path):
+    script = repository / "benchmarks" / "tokenizer.py"
+    figures = run_benchmark(script, tmp_path / "figures.json", "--tokenizer", tiny_base, "--texts", 20, "--rounds", 1)
+    assert figures["texts"] == 20 and figures["texts_with_other_ids"] == 0
+    assert all(seconds > 0 for seconds in figures["median_seconds"].values())
+    assert figures["slow_over_fast"].keys() == {"load", "encode", "encode_one_by_one", "decode"}
