@@ -67,7 +67,7 @@ stage install "Installation" ensure_python
 rm -rf -- "$OUT"
 mkdir -p -- "$OUT"
 stage evaluate_base "Captions of the base, before" evaluate "$BASE" base
-stage finetune "LoRA finetune on 3,000 rows" finetune
+stage finetune "LoRA finetune on 5,750 rows" finetune
 stage evaluate_adapter "Captions of the adapter, after" evaluate "$OUT/adapter" adapter_captions
 stage merge "Merge and wrap" merge
 stage evaluate_merged "Captions of the merged model" evaluate "$MERGED" merged

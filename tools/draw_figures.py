@@ -1,16 +1,19 @@
 """Draw the README's figures from the code's own numbers: assets/model_card.png and assets/train_config.png.
 
     python tools/draw_figures.py
+    python tools/draw_figures.py --quickstart log/quickstart      # assets/quickstart.png, too, from a finished quickstart
 
 Parameters and token counts come from the model built on torch's meta device with the published sizes, the training
 settings from a dry run of the COCO launcher.
 """
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -168,11 +171,35 @@ def draw_train_config(file: Path) -> None:
     pyplot.close(figure)
 
 
+def draw_quickstart(folder: Path, file: Path) -> None:
+    """Draw four val pictures of a finished quickstart, evenly spaced in id, with the captions before and after."""
+    before = {
+        entry["image_id"]: entry["caption"]
+        for entry in json.loads((folder / "base" / "predictions.json").read_text(encoding="utf-8"))
+    }
+    lines = (folder / "adapter_captions" / "per_image.jsonl").read_text(encoding="utf-8").splitlines()
+    after = [json.loads(line) for line in lines]
+    shown = after[:: max(1, len(after) // 4)][:4]
+    figure, panels = pyplot.subplots(1, len(shown), figsize=(13, 4.6), layout="constrained", squeeze=False)
+    for axes, entry in zip(panels[0], shown, strict=True):
+        axes.imshow(pyplot.imread(entry["image"]))
+        axes.axis("off")
+        captions = ("before: ", before[entry["image_id"]]), ("after: ", entry["caption"])
+        text = "\n".join(textwrap.fill(label + caption, 44) for label, caption in captions)
+        axes.text(0.5, -0.04, text, transform=axes.transAxes, ha="center", va="top", fontsize=9)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "assets", help="folder to draw into")
+    parser.add_argument("--quickstart", type=Path, help="output folder of a finished quickstart to draw")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.quickstart:
+        draw_quickstart(args.quickstart, args.out / "quickstart.png")
+        print(args.out / "quickstart.png")
     draw_model_card(args.out / "model_card.png")
     draw_train_config(args.out / "train_config.png")
     print(f"{args.out / 'model_card.png'}\n{args.out / 'train_config.png'}")

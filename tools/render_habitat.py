@@ -1,6 +1,6 @@
 """Render the habitat data set: furnished rooms in first person, with captions that are exact by construction.
 
-python tools/render_habitat.py --out data/habitat --style habitat --num-train 600 --num-val 100
+python tools/render_habitat.py --out data/habitat --style habitat --num-train 1150 --num-val 100
 python tools/render_habitat.py --out data/pretrain --style pretrain --num-train 16000
 """
 

@@ -64,7 +64,8 @@ class OutputFolder:
         else:
             state = state if state is not None else model.state_dict()
             state = {name: self.as_stored(name, tensor) for name, tensor in state.items()}
-            model.config.dtype = state["mlp1.1.weight"].dtype
+            for config in (model.config, model.config.vision_config, model.config.llm_config):
+                config.dtype = state["mlp1.1.weight"].dtype
             model.save_pretrained(folder, state_dict=state)
             write_model_files(folder, model.config)
         self.tokenizer.save_pretrained(folder)

@@ -152,6 +152,6 @@ def test_the_readmes_json_examples_are_accepted(tmp_path):
     [(name, entry)] = json.loads(meta).items()
     entry["root"], entry["annotation"] = str(tmp_path), str(tmp_path / "rows.jsonl")
     (tmp_path / "rows.jsonl").write_text(rows)
-    assert read_entry(Path("meta.json"), name, entry).length == 3000
+    assert read_entry(Path("meta.json"), name, entry).length == 5750
     file = AnnotationFile(tmp_path / "rows.jsonl")
     assert [len(file.row(index).images) for index in range(len(file))] == [0, 1, 2]
