@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture
 def golden_set20(repository) -> dict:
     """Captions with the scores that the original evaluation gave them; kept in the repository."""
-    return json.loads((repository / "tests/reference/caption/set20.json").read_text(encoding="utf-8"))
+    return json.loads((repository / "tests/reference/data/caption/set20.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
