@@ -22,6 +22,7 @@ from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN, Convers
 from internvl.model.internvl_chat.image_processing_internvl_chat import (
     count_tiles,
     degrade_jpeg,
+    expand_to_square,
     split_into_tiles,
     to_pixel_values,
 )
@@ -44,6 +45,7 @@ class RenderSettings:
     use_thumbnail: bool = True
     min_dynamic_patch: int = 1
     max_dynamic_patch: int = 6
+    pad2square: bool = False
 
 
 class BadSample(NamedTuple):
@@ -172,7 +174,11 @@ class ConversationDataset(Dataset):
     def _sample(self, spec: DatasetSpec, row: Row) -> dict[str, torch.Tensor | None]:
         tiles, num_tiles = [], []
         for name in row.images:
-            picture = split_into_tiles(read_picture(spec.root, name, row.where), **self.tiling(spec, len(row.images)))
+            image = read_picture(spec.root, name, row.where)
+            # As in the original: with tiles, or augmented, a picture is not padded.
+            if self.settings.pad2square and not self.settings.dynamic_image_size and not spec.data_augment:
+                image = expand_to_square(image)
+            picture = split_into_tiles(image, **self.tiling(spec, len(row.images)))
             tiles += picture
             num_tiles.append(len(picture))
         if spec.data_augment:

@@ -10,7 +10,12 @@ from transformers import PreTrainedTokenizerFast
 
 from internvl.device import detect_device
 from internvl.errors import UserError
-from internvl.model.internvl_chat.image_processing_internvl_chat import open_image, split_into_tiles, to_pixel_values
+from internvl.model.internvl_chat.image_processing_internvl_chat import (
+    expand_to_square,
+    open_image,
+    split_into_tiles,
+    to_pixel_values,
+)
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import load_model
 
@@ -74,6 +79,8 @@ class Engine:
             image = open_image(picture)
         except (FileNotFoundError, ValueError) as err:
             raise UserError(str(err)) from err
+        if config.pad2square and self.max_tiles == 1:
+            image = expand_to_square(image)
         tiles = split_into_tiles(
             image,
             min_num=min(config.min_dynamic_patch, self.max_tiles),

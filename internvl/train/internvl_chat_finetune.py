@@ -134,6 +134,7 @@ def build_dataset(
         use_thumbnail=data_args.use_thumbnail,
         min_dynamic_patch=data_args.min_dynamic_patch,
         max_dynamic_patch=data_args.max_dynamic_patch,
+        pad2square=config.pad2square,
     )
     return ConversationDataset(
         specs, loaded.tokenizer, settings, seed=training_args.seed, on_bad_sample=data_args.on_bad_sample
