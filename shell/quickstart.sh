@@ -30,10 +30,10 @@ evaluate() { # CHECKPOINT FOLDER
 }
 
 finetune() {
-    # The recipe of the launcher with what suits a model of 6 M parameters: a higher learning rate, more epochs.
-    MODEL=$BASE OUTPUT_DIR=$OUT/adapter GPUS=1 BATCH_SIZE=32 PER_DEVICE_BATCH_SIZE=32 \
+    # The launcher's recipe with what suits a model of 6 M parameters: a higher learning rate, more dropout.
+    MODEL=$BASE OUTPUT_DIR=$OUT/adapter GPUS=1 BATCH_SIZE=16 PER_DEVICE_BATCH_SIZE=16 \
         bash shell/internvl2.0/habitat_2b_finetune/lora.sh \
-        --overwrite_output_dir True --learning_rate 1e-3 --num_train_epochs 2 --grad_checkpoint False --save_strategy no
+        --overwrite_output_dir True --learning_rate 1e-3 --lora_dropout 0.1 --grad_checkpoint False --save_strategy no
 }
 
 merge() {
@@ -61,7 +61,7 @@ automodel() {
 cd -- "$REPO_ROOT"
 cat <<TEXT
 InternVL-Chat quickstart: score a tiny InternVL2, finetune it with LoRA, merge it, and load it with AutoModel.
-About 10 minutes on two CPU cores, after the installation (3 to 10 minutes, once). Nothing but this folder is written to.
+About 6 minutes on two CPU cores, after the installation (3 to 10 minutes, once). Nothing but this folder is written to.
 TEXT
 stage install "Installation" ensure_python
 rm -rf -- "$OUT"

@@ -55,7 +55,7 @@ class ConversationTemplate:
     """How turns become text: each is wrapped as ``<role prefix><value><sep>``.
 
     ``system_template`` holds ``{system_message}``; ``sep`` ends every turn, the system's too, and is what the model
-    says when it is done.
+    says when it is done. An empty question has none, unless ``ends_empty_question``: each published model as taught.
     """
 
     name: str
@@ -64,6 +64,7 @@ class ConversationTemplate:
     user_prefix: str
     assistant_prefix: str
     sep: str
+    ends_empty_question: bool = False
 
 
 _INTERNLM2_SYSTEM = (
@@ -86,7 +87,13 @@ TEMPLATES = {
     for template in (
         _INTERNLM2_CHAT,
         replace(_INTERNLM2_CHAT, name="Hermes-2"),
-        replace(_INTERNLM2_CHAT, name="internvl2_5", system_message=_INTERNVL2_5_SYSTEM, sep="<|im_end|>\n"),
+        replace(
+            _INTERNLM2_CHAT,
+            name="internvl2_5",
+            system_message=_INTERNVL2_5_SYSTEM,
+            sep="<|im_end|>\n",
+            ends_empty_question=True,
+        ),
         replace(
             _INTERNLM2_CHAT,
             name="phi3-chat",
@@ -134,7 +141,9 @@ def render_turns(
     segments = [Segment(template.system_template.format(system_message=system_message) + template.sep, False)]
     for turn in turns:
         if turn.role == "human":
-            segments.append(Segment(template.user_prefix + turn.value.strip() + template.sep, False))
+            question = turn.value.strip()
+            end = template.sep if question or template.ends_empty_question else ""
+            segments.append(Segment(template.user_prefix + question + end, False))
         else:
             segments.append(Segment(template.assistant_prefix, False))
             segments.append(Segment(turn.value.strip() + end_mark, True))

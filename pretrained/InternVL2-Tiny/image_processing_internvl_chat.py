@@ -21,7 +21,7 @@ NORMALIZATIONS = {
     "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 IMAGENET_MEAN, IMAGENET_STD = NORMALIZATIONS["imagenet"]
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PADDING_COLOR = tuple(int(255 * mean) for mean in IMAGENET_MEAN)
 
 
 @lru_cache
@@ -83,8 +83,8 @@ def split_into_tiles(
     return tiles
 
 
-def expand_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
-    """Pad the shorter side evenly with ``color``."""
+def expand_to_square(image: Image.Image, color: tuple[int, int, int] = PADDING_COLOR) -> Image.Image:
+    """Pad the shorter side evenly, by default with the mean colour: what ``pad2square`` asks for without tiling."""
     side = max(image.size)
     square = Image.new(image.mode, (side, side), color)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

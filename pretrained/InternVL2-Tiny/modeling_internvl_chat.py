@@ -292,9 +292,10 @@ class InternVLChatModel(PreTrainedModel, GenerationMixin):
             )
         prompts = []
         for question, num_tiles in zip(questions, num_patches_list or [None] * len(questions), strict=True):
-            if num_tiles is not None and "<image>" not in question:
+            has_picture = pixel_values is not None
+            if has_picture and "<image>" not in question:
                 question = "<image>\n" + question
-            prompts.append(self.build_prompt([(question, None)], [] if num_tiles is None else [num_tiles]))
+            prompts.append(self.build_prompt([(question, None)], [num_tiles] if has_picture else []))
         self.img_context_token_id = tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
         return self.answer_prompts(tokenizer, pixel_values, prompts, generation_config)
 

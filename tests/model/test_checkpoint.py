@@ -80,3 +80,11 @@ def test_an_adapter_whose_base_is_gone_says_so(trained_adapter):
     file.write_text(file.read_text().replace(json.loads(file.read_text())["base_model_name_or_path"], "/no/where"))
     with pytest.raises(UserError, match="base_model_name_or_path is '/no/where', which is not there"):
         load_model(trained_adapter)
+
+
+def test_the_shipped_base_carries_exactly_the_current_model_files(repository):
+    from internvl.model.packaging import model_code_files
+
+    shipped = repository / "pretrained" / "InternVL2-Tiny"
+    for file in model_code_files():
+        assert (shipped / file.name).read_bytes() == file.read_bytes(), f"run tools/prepare_pretrained.py {shipped}"
