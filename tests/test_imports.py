@@ -43,7 +43,8 @@ def test_each_part_imports_only_what_comes_before_it(part):
 @pytest.mark.parametrize("file", sorted(CLOSED.glob("*.py")), ids=lambda file: file.name)
 def test_the_closed_folder_is_closed(file):
     libraries = {
-        "torch", "transformers", "tokenizers", "PIL", "numpy", "sentencepiece", "peft", "io", "json", "copy", "dataclasses",
+        "torch", "transformers", "tokenizers", "PIL", "numpy", "sentencepiece", "peft",
+        "io", "json", "copy", "dataclasses",
         "functools", "pathlib", "typing", "collections.abc", "importlib", "math",
     }  # fmt: skip
     for level, module in imported(file):

@@ -1,7 +1,7 @@
 """Draw the README's figures from the code's own numbers: assets/model_card.png and assets/train_config.png.
 
     python tools/draw_figures.py
-    python tools/draw_figures.py --quickstart log/quickstart      # assets/quickstart.png, too, from a finished quickstart
+    python tools/draw_figures.py --quickstart log/quickstart      # assets/quickstart.png, too
 
 Parameters and token counts come from the model built on torch's meta device with the published sizes, the training
 settings from a dry run of the COCO launcher.

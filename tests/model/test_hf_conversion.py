@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import picture
 from convert_to_hf import main as convert
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -31,6 +30,7 @@ from internvl.model.internvl_chat.conversation import TEMPLATES, Turn, join_segm
 from internvl.model.internvl_chat.image_processing_internvl_chat import InternVLChatImageProcessor
 from internvl.model.loading import load_model
 from internvl.model.packaging import write_json
+from tests.conftest import picture
 
 GOLDEN = ["v2_last_ln", "v2_last_norope_bias", "v2_last_ntk", "v2_last_qknorm_rms", "v2_penult_ln"]
 SIZES = [(640, 480), (300, 900), (50, 40), (112, 56), (1000, 50), (56, 56)]
