@@ -187,7 +187,7 @@ def draw_quickstart(folder: Path, file: Path) -> None:
         captions = ("before: ", before[entry["image_id"]]), ("after: ", entry["caption"])
         text = "\n".join(textwrap.fill(label + caption, 44) for label, caption in captions)
         axes.text(0.5, -0.04, text, transform=axes.transAxes, ha="center", va="top", fontsize=9)
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
 
 
