@@ -23,8 +23,10 @@ STUB_FINETUNE = """
 import json, os, pathlib, sys, time
 argv = sys.argv[1:]
 pathlib.Path("argv.json").write_text(json.dumps(argv))
-print("stub on stdout", flush=True)
-print("stub on stderr", file=sys.stderr, flush=True)
+# Each line in one write: torchrun starts scripts unbuffered, where print writes the text and its end apart, and
+# what the other stream writes in between would cut the line in the log.
+sys.stdout.write("stub on stdout\\n")
+sys.stderr.write("stub on stderr\\n")
 do = argv[argv.index("--do") + 1] if "--do" in argv else "exit 0"
 if do == "sleep":
     time.sleep(60)
