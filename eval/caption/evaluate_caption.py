@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     engine = Engine.load(
         args.checkpoint, precision=args.precision, auto=args.auto, max_tiles=args.max_num if args.dynamic else 1
     )
+    checkpoint_sha256 = checkpoint.sha256() if first else None
     folders = []
     for data in sets:
         data = replace(data, images=data.images[: args.limit])
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         scores = score_captions(predictions, data.ground_truth, allow_missing=args.limit is not None)
         settings = {
             "checkpoint": str(args.checkpoint),
-            "checkpoint_sha256": checkpoint.sha256(),
+            "checkpoint_sha256": checkpoint_sha256,
             "dataset": data.name,
             "prompt": data.prompt,
             **generation,

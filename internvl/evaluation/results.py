@@ -11,6 +11,7 @@ from rich.table import Table
 from internvl.evaluation.datasets import CaptionSet
 from internvl.evaluation.report import ReportRow, write_report
 from internvl.evaluation.score import CaptionScores
+from internvl.model.packaging import write_json
 
 RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "pillow", "pycocoevalcap")
 
@@ -64,11 +65,6 @@ def write_results(
         ],
         facts={name.replace("_", " "): str(value) for name, value in {**settings, **versions}.items()},
     )
-
-
-def write_json(file: Path, content: object) -> None:
-    """Write indented UTF-8 JSON with a newline at the end."""
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def print_scores(name: str, scores: CaptionScores) -> None:

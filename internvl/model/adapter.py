@@ -67,6 +67,11 @@ def base_name(name: str) -> str:
     return EMBEDDED_PREFIX.sub(r"\1.", name).replace(".base_layer.", ".")
 
 
+def stored_name(name: str) -> str:
+    """Return the name PEFT gives a parameter of a model with LoRA inside in an adapter file."""
+    return PEFT_PREFIX + base_name(name).replace(".default.weight", ".weight")
+
+
 def is_lora(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
 
@@ -96,8 +101,7 @@ def adapter_state(model: nn.Module, state: dict[str, torch.Tensor] | None = None
     trained = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            stored = PEFT_PREFIX + base_name(name).replace(".default.weight", ".weight")
-            trained[stored] = state[name].detach().cpu().contiguous()
+            trained[stored_name(name)] = state[name].detach().cpu().contiguous()
     return trained
 
 
@@ -158,19 +162,23 @@ def add_adapter(model: InternVLChatModel, adapter: Checkpoint) -> None:
         if ranks:
             rank = ranks.pop()
             wrap(rank, lora_scaling(adapter, part) * rank, 0.0)
-    by_base_name = {
-        base_name(name).replace(".default.weight", ".weight"): name for name, _ in model.named_parameters()
-    }
-    state = {by_base_name.get(name.removeprefix(PEFT_PREFIX)): tensor for name, tensor in tensors.items()}
-    if None in state:
-        unknown = next(name for name in tensors if name.removeprefix(PEFT_PREFIX) not in by_base_name)
-        raise UserError(f"{adapter.folder}: {unknown} has no place in the base model. Use the base it was trained on.")
+    load_adapter_tensors(model, tensors, adapter.folder)
+
+
+def load_adapter_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: str | Path) -> None:
+    """Put the tensors of an adapter file into a model that has its LoRA layers already; ``folder`` is for messages.
+
+    Raises:
+        UserError: a tensor has no place in the model, or another shape there.
+    """
+    names = {stored_name(name): name for name, _ in model.named_parameters()}
+    unknown = next((name for name in tensors if name not in names), None)
+    if unknown:
+        raise UserError(f"{folder}: {unknown} has no place in the base model. Use the base it was trained on.")
     try:
-        model.load_state_dict(state, strict=False)
+        model.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, strict=False)
     except RuntimeError as err:
-        raise UserError(
-            f"{adapter.folder}: does not fit its base model ({err}). Use the base it was trained on."
-        ) from err
+        raise UserError(f"{folder}: does not fit its base model ({err}). Use the base it was trained on.") from err
 
 
 def lora_scaling(adapter: Checkpoint, part: str) -> float:

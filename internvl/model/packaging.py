@@ -58,6 +58,6 @@ def write_model_files(folder: str | Path, config: InternVLChatConfig) -> None:
     )
 
 
-def write_json(file: Path, content: dict) -> None:
+def write_json(file: Path, content: object) -> None:
     """Write JSON as checkpoints have it: two spaces, UTF-8, a newline at the end."""
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from internvl.data.sampling import LengthGroupedSampler
-from internvl.model.adapter import PEFT_PREFIX, base_name
+from internvl.model.adapter import load_adapter_tensors
 from internvl.model.checkpoint import ADAPTER_WEIGHTS
 from internvl.train.output import OutputFolder
 
@@ -63,12 +63,7 @@ class FinetuneTrainer(Trainer):
         model = model if model is not None else self.model
         folder = Path(resume_from_checkpoint)
         if (folder / ADAPTER_WEIGHTS).is_file():
-            tensors = load_file(folder / ADAPTER_WEIGHTS)
-            names = {
-                PEFT_PREFIX + base_name(name).replace(".default.weight", ".weight"): name
-                for name, _ in model.named_parameters()
-            }
-            model.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, strict=False)
+            load_adapter_tensors(model, load_file(folder / ADAPTER_WEIGHTS), folder)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
