@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 
 def run_benchmark(script, json_file, *arguments) -> dict:
     """Run a benchmark as a user does and return the figures it wrote."""
@@ -19,3 +21,18 @@ def test_tokenizer_benchmark_runs(repository, tiny_base, tmp_path):
     assert figures["texts"] == 20 and figures["texts_with_other_ids"] == 0
     assert all(seconds > 0 for seconds in figures["median_seconds"].values())
     assert figures["slow_over_fast"].keys() == {"load", "encode", "encode_one_by_one", "decode"}
+
+
+def test_full_size_rehearsal_runs_every_stage_on_a_small_shape(repository, tiny_base, tmp_path):
+    script = repository / "benchmarks" / "full_size.py"
+    figures = run_benchmark(script, tmp_path / "figures.json", "--published", tiny_base, "--steps", 2)
+    assert len(figures["stages"]) == 5 and len(figures["losses"]) == 2
+    assert all(stage["seconds"] > 0 and stage["peak_gib"] > 0 for stage in figures["stages"])
+    assert figures["gigabytes"]["merged"] == pytest.approx(figures["gigabytes"]["base"], rel=0.01)
+    assert isinstance(figures["caption"], str)
+
+
+def test_full_size_rehearsal_refuses_a_folder_without_config(repository, tmp_path):
+    command = [sys.executable, repository / "benchmarks" / "full_size.py", "--published", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "holds neither config.json" in result.stderr

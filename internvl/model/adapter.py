@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -34,16 +35,21 @@ def choose_trainable(
 ) -> None:
     """Set which parameters train; LoRA (rank above 0, alpha twice the rank) is added and always trains.
 
-    A half of the model with LoRA has its own weights frozen, as in the original. ``unfreeze_vit_layers`` -n frees the
-    last n encoder layers; ``unfreeze_lm_head`` the output layer.
+    LoRA of the same rank that is in the model already trains on. A half of the model with LoRA has its own weights
+    frozen, as in the original. ``unfreeze_vit_layers`` -n frees the last n encoder layers; ``unfreeze_lm_head`` the
+    output layer.
     """
     model.vision_model.requires_grad_(not freeze_backbone)
     model.language_model.requires_grad_(not freeze_llm)
     model.mlp1.requires_grad_(not freeze_mlp)
-    if use_backbone_lora:
+    if use_backbone_lora and model.config.use_backbone_lora:
+        train_present_lora(model.vision_model, lora_dropout)
+    elif use_backbone_lora:
         model.wrap_backbone_lora(use_backbone_lora, 2 * use_backbone_lora, lora_dropout)
         model.config.use_backbone_lora = use_backbone_lora
-    if use_llm_lora:
+    if use_llm_lora and model.config.use_llm_lora:
+        train_present_lora(model.language_model, lora_dropout)
+    elif use_llm_lora:
         model.wrap_llm_lora(use_llm_lora, 2 * use_llm_lora, lora_dropout)
         model.config.use_llm_lora = use_llm_lora
     if unfreeze_vit_layers:
@@ -60,6 +66,16 @@ def choose_trainable(
             "--freeze_llm, --freeze_backbone, --freeze_mlp: everything is frozen, so nothing would be learnt. "
             "Pass --use_llm_lora 128, or free one of the three."
         )
+
+
+def train_present_lora(part: nn.Module, lora_dropout: float) -> None:
+    """Make the LoRA weights that a half of the model came with its only trained ones, with this dropout."""
+    for name, parameter in part.named_parameters():
+        parameter.requires_grad_(is_lora(name))
+    for module in part.modules():
+        if isinstance(module, LoraLayer):
+            for adapter in module.lora_dropout:
+                module.lora_dropout[adapter] = nn.Dropout(lora_dropout) if lora_dropout else nn.Identity()
 
 
 def base_name(name: str) -> str:
@@ -145,11 +161,18 @@ def save_adapter(
 def add_adapter(model: InternVLChatModel, adapter: Checkpoint) -> None:
     """Add an adapter folder's LoRA and fully trained modules to its base model.
 
+    Of a base with LoRA inside, the adapter's replaces it: that was its start.
+
     Raises:
         UserError: the adapter does not fit this model.
     """
     tensors = load_file(adapter.weight_files[0])
-    for part, wrap in (("language_model", model.wrap_llm_lora), ("vision_model", model.wrap_backbone_lora)):
+    config = model.config
+    parts = {
+        "language_model": (model.wrap_llm_lora, config.use_llm_lora),
+        "vision_model": (model.wrap_backbone_lora, config.use_backbone_lora),
+    }
+    for part, (wrap, present_rank) in parts.items():
         ranks = {
             tensor.shape[0]
             for name, tensor in tensors.items()
@@ -159,7 +182,7 @@ def add_adapter(model: InternVLChatModel, adapter: Checkpoint) -> None:
             raise UserError(
                 f"{adapter.folder}: {part} has LoRA of ranks {sorted(ranks)}. One rank a part is supported."
             )
-        if ranks:
+        if ranks and not present_rank:
             rank = ranks.pop()
             wrap(rank, lora_scaling(adapter, part) * rank, 0.0)
     load_adapter_tensors(model, tensors, adapter.folder)

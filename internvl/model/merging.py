@@ -54,14 +54,14 @@ def plan_merge(checkpoint: Checkpoint) -> dict[str, Source]:
 
 
 def plan_adapter(adapter: Checkpoint, base: Checkpoint) -> dict[str, Source]:
-    """Plan the merge of an adapter folder into its base."""
+    """Plan the merge of an adapter folder into its base, in place of LoRA inside the base, if any: its start."""
     recorded = adapter.recorded_base_sha256
     if recorded and recorded != base.sha256():
         raise UserError(
             f"{adapter.folder}: was trained on a base with other weights than {base.folder} has now (SHA-256 "
             f"{recorded[:12]}… recorded). Restore that base at this path."
         )
-    sources = {name: Source((base, name)) for name in base.tensors}
+    sources = plan_embedded(base)
     for stored in adapter.tensors:
         name = stored.removeprefix(PEFT_PREFIX)
         if ".lora_B." in name:
@@ -73,7 +73,9 @@ def plan_adapter(adapter: Checkpoint, base: Checkpoint) -> dict[str, Source]:
             )
         if ".lora_A." in name:
             pair = (stored, stored.replace(".lora_A.", ".lora_B."))
-            sources[target] = Source((base, target), (adapter, *pair, lora_scaling(adapter, name.split(".")[0])))
+            sources[target] = Source(
+                sources[target].weight, (adapter, *pair, lora_scaling(adapter, name.split(".")[0]))
+            )
         else:
             sources[target] = Source((adapter, stored))
     check_shapes(sources)
@@ -130,7 +132,8 @@ def merge_checkpoint(
     # A module trained in full is in the adapter as float32; the merged model keeps the dtype of the base.
     base = checkpoint.base() if checkpoint.is_adapter else checkpoint
     spelling = SPELLING[CHOICES_OF_DTYPE[dtype]] if dtype else None
-    kept = {name: (base.tensors[name].dtype if name in base.tensors else stored[name].dtype) for name in sources}
+    published = {base_name(name): tensor.dtype for name, tensor in base.tensors.items()}
+    kept = {name: published.get(name, stored[name].dtype) for name in sources}
     plan = TensorPlan({name: (stored[name].shape, spelling or kept[name]) for name in sources})
 
     def values() -> Iterator[tuple[str, torch.Tensor]]:

@@ -35,12 +35,7 @@ def load_for_training(
     check_against_config(model_args, data_args, config)
     config.vision_config.drop_path_rate = model_args.drop_path_rate
     dtype = training_dtype(training_args)
-    embedded = {"llm": config.use_llm_lora, "backbone": config.use_backbone_lora}
-    if any(embedded.values()):
-        raise UserError(
-            f"{checkpoint.folder}: has unmerged LoRA weights (rank {embedded['llm'] or embedded['backbone']}). Merge "
-            f"it first (python tools/merge_lora.py {checkpoint.folder} OUT) and start from the result."
-        )
+    check_embedded_lora(model_args, config)
     loaded = load_model(
         checkpoint.folder,
         config=config,
@@ -72,6 +67,26 @@ def load_for_training(
     if model_args.grad_checkpoint:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return loaded
+
+
+def check_embedded_lora(model_args: ModelArguments, config: InternVLChatConfig) -> None:
+    """Refuse other ranks than the LoRA weights have that the original trainer left in a checkpoint.
+
+    Raises:
+        UserError: names the flag, both ranks and the two ways on.
+    """
+    folder = model_args.model_name_or_path
+    for flag, present in (
+        ("use_llm_lora", config.use_llm_lora),
+        ("use_backbone_lora", config.use_backbone_lora),
+    ):
+        given = getattr(model_args, flag)
+        if present and given != present:
+            raise UserError(
+                f"--{flag}: is {given}, but {folder} has LoRA weights of rank {present} inside. Pass --{flag} "
+                f"{present} to train them on, or merge them first (python tools/merge_lora.py {folder} OUT) and start "
+                "from the result."
+            )
 
 
 def training_dtype(training_args: FinetuneArguments) -> torch.dtype:

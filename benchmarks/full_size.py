@@ -1,0 +1,186 @@
+"""Rehearse the whole job at the true size of InternVL2-2B, with random weights: write, train, merge, load, caption.
+
+    python benchmarks/full_size.py --published pretrained/InternVL2-2B --json full_size.json
+
+The weights are random, in bfloat16, and cut into files as large checkpoints are published; config.json and tokenizer
+come from ``--published``, whose weights, if any, are not read. Each stage is the command a user types, in a process of
+its own; the time and the peak resident memory of its largest process are printed. Needs 14 GB of disk, and 24 GB of
+memory when trained in fp32.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from internvl.errors import UserError, ends_on_user_error
+from internvl.model.checkpoint import ADAPTER_WEIGHTS, Checkpoint
+from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
+from internvl.model.loading import load_config
+from internvl.model.packaging import write_json
+from internvl.model.safetensors_stream import TensorPlan
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LORA = "shell/internvl2.0/habitat_2b_finetune/lora.sh"
+PICTURE = REPOSITORY / "data" / "habitat" / "images" / "val" / "habitat_val_000000000001.jpg"
+SHARD_BYTES = 2_000_000_000
+WRITE_STAGE = "--only-write"
+
+
+def write_checkpoint(published: Path, out: Path) -> None:
+    """Write a checkpoint of the shape ``published/config.json`` describes, with random bfloat16 weights in shards."""
+    out.mkdir(parents=True)
+    for file in published.iterdir():
+        if file.is_file() and file.suffix in {".json", ".model"} and not file.name.endswith("index.json"):
+            shutil.copyfile(file, out / file.name)
+    config = load_config(Checkpoint(published))
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in InternVLChatModel(config).state_dict().items()}
+    plan = TensorPlan({name: (shape, "BF16") for name, shape in shapes.items()}, max_bytes=SHARD_BYTES)
+    plan.write(out, random_weights(shapes, config.llm_config.initializer_range))
+
+
+def random_weights(shapes: dict[str, tuple[int, ...]], std: float) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield weights as an untrained model has them: norms one, biases zero, the rest normal."""
+    generator = torch.Generator().manual_seed(0)
+    for name, shape in shapes.items():
+        if name.endswith("bias"):
+            weight = torch.zeros(shape)
+        elif len(shape) == 1:
+            weight = torch.ones(shape)
+        else:
+            weight = torch.randn(shape, generator=generator).mul_(std)
+        yield name, weight.bfloat16()
+
+
+def run_stage(name: str, command: list[str | Path], log: Path, **settings: str) -> dict:
+    """Run a command to its end and return its wall time and the peak resident memory of its largest process.
+
+    Raises:
+        UserError: it failed; its last lines are in the message.
+    """
+    environment = os.environ | {"INTERNVL_SKIP_INSTALL": "1", "VIRTUAL_ENV": sys.prefix} | settings
+    started = time.perf_counter()
+    with open(log, "w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+        # The usage of a process that was waited for covers those it waited for in turn, as a launcher does.
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
+        raise UserError(f"{name}: ended with status {process.returncode}. Its last lines ({log}):\n{tail}")
+    figures = {"stage": name, "seconds": seconds, "peak_gib": usage.ru_maxrss / 2**20}
+    print(f"{name}: {seconds:.0f} s, {figures['peak_gib']:.2f} GiB", flush=True)
+    return figures
+
+
+def rehearse(published: Path, folder: Path, precision: str, steps: int) -> dict:
+    """Run every stage below ``folder`` and return its figures, the sizes on disk and the caption."""
+    base, adapter, merged = folder / "base", folder / "adapter", folder / "merged"
+    python, stages = sys.executable, []
+
+    def stage(name: str, *command: str | Path, **settings: str) -> Path:
+        log = folder / f"{len(stages) + 1}.log"
+        stages.append(run_stage(name, list(command), log, **settings))
+        return log
+
+    stage("write the checkpoint", python, __file__, WRITE_STAGE, base, "--published", published)
+    stage("prepare_pretrained.py", python, "tools/prepare_pretrained.py", base)
+    stage(
+        f"LoRA, {steps} steps, {precision}",
+        *["bash", LORA, "--max_steps", str(steps), "--max_dynamic_patch", "1", "--dataloader_num_workers", "0"],
+        **{"MODEL": str(base), "META_PATH": "shell/data/habitat.json", "OUTPUT_DIR": str(adapter)},
+        **{"GPUS": "1", "BATCH_SIZE": "1", "PER_DEVICE_BATCH_SIZE": "1", "PRECISION": precision},
+    )
+    stage("merge_lora.py", python, "tools/merge_lora.py", adapter, merged, "--skip-self-check")
+    for file in [*base.glob("*.py"), base / "config.json"]:
+        shutil.copyfile(file, merged / file.name)
+    caption = folder / "caption.json"
+    stage("AutoModel, one caption", python, "tools/caption_with_automodel.py", merged, PICTURE, "--json", caption)
+    return {
+        "precision": precision,
+        "parameters": sum(torch.Size(info.shape).numel() for info in Checkpoint(base).tensors.values()),
+        "stages": stages,
+        "losses": read_losses(adapter),
+        "gigabytes": {
+            "base": size_of(base),
+            "adapter": (adapter / ADAPTER_WEIGHTS).stat().st_size / 1e9,
+            "merged": size_of(merged),
+        },
+        "caption": json.loads(caption.read_text(encoding="utf-8"))[0]["caption"],
+    }
+
+
+def read_losses(adapter: Path) -> list[float]:
+    history = json.loads((adapter / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def size_of(folder: Path) -> float:
+    """Return the gigabytes of a checkpoint's weights."""
+    return sum(file.stat().st_size for file in Checkpoint(folder).weight_files) / 1e9
+
+
+def print_figures(figures: dict) -> None:
+    table = Table(title=f"{figures['parameters']:,} parameters, random weights")
+    table.add_column("stage")
+    table.add_column("time", justify="right")
+    table.add_column("peak memory", justify="right")
+    for stage in figures["stages"]:
+        table.add_row(stage["stage"], f"{stage['seconds']:.0f} s", f"{stage['peak_gib']:.2f} GiB")
+    console = Console()
+    console.print(table)
+    for name, size in figures["gigabytes"].items():
+        console.print(f"{name} on disk: {size:.3f} GB")
+    console.print(
+        f"losses: {figures['losses']}; the caption (of random weights): {figures['caption']!r}", markup=False
+    )
+
+
+@ends_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--published",
+        type=Path,
+        default=REPOSITORY / "pretrained" / "InternVL2-2B",
+        help="folder with the published config.json and tokenizer (default %(default)s)",
+    )
+    parser.add_argument("--folder", type=Path, help="folder for the work, kept (default: a temporary one)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of training (default fp32)")
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps (default %(default)s)")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument(WRITE_STAGE, type=Path, metavar="OUT", help="write the random checkpoint to OUT, nothing else")
+    args = parser.parse_args(argv)
+    if args.only_write:
+        write_checkpoint(args.published, args.only_write)
+        return
+    load_config(Checkpoint(args.published))  # a wrong folder is told before anything is written
+    if args.folder:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        figures = rehearse(args.published.resolve(), args.folder.resolve(), args.precision, args.steps)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            figures = rehearse(args.published.resolve(), Path(temporary), args.precision, args.steps)
+    print_figures(figures)
+    if args.json:
+        write_json(args.json, figures)
+
+
+if __name__ == "__main__":
+    main()
