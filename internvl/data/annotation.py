@@ -1,11 +1,15 @@
 """Annotation files: JSON lines → checked rows. Every error names file and line."""
 
+import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from internvl.data.boxes import check_boxes
+from internvl.data.problems import RowError
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import (
     ADDED_SPECIAL_TOKENS,
@@ -21,6 +25,11 @@ from internvl.model.internvl_chat.conversation import (
 # Boxes and references are written by people (`<ref>chair</ref><box>…</box>`); all others are ours to place.
 RESERVED_TOKENS = [IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN, "<s>", "</s>", *RENAMED_SPECIAL_TOKENS]
 assert set(RESERVED_TOKENS[:3]) < set(ADDED_SPECIAL_TOKENS)
+# A conversation is some kilobytes; a line beyond this is another file's content, or one with its newlines lost.
+MAX_LINE_BYTES = 16 << 20
+UTF8_MARK = b"\xef\xbb\xbf"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+KINDS = ("text", "image", "images", "video")
 
 
 @dataclass(frozen=True)
@@ -29,31 +38,58 @@ class Row:
 
     ``turns`` start with an optional system turn and then alternate human, gpt. ``images`` are paths relative to the
     data set's root, one per ``<image>`` in the human turns, and ``sizes`` their declared (width, height) in px or
-    None. ``where`` is ``file:line`` for messages.
+    None. A row with a ``video`` has one ``<video>`` instead; ``clip`` is the part of it to use, (start, end) in
+    seconds. ``where`` is ``file:line`` for messages.
     """
 
     turns: tuple[Turn, ...]
     images: tuple[str, ...]
     sizes: tuple[tuple[int, int] | None, ...]
     where: str
+    video: str | None = None
+    clip: tuple[float, float] | None = None
+
+    @property
+    def kind(self) -> str:
+        """One of :data:`KINDS`."""
+        if self.video:
+            return "video"
+        return KINDS[min(len(self.images), 2)]
 
 
 class AnnotationFile:
-    """Random access to the lines of a JSONL file without holding it in memory; blank lines do not count."""
+    """Random access to the lines of a JSONL file without holding it in memory; blank lines do not count.
+
+    Raises:
+        UserError: the file as a whole is of another form.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._bytes = np.memmap(self.path, mode="r") if self.path.stat().st_size else np.empty(0, np.uint8)
+        head = self._bytes[:4096].tobytes()
+        self._check_form(head)
         ends = np.flatnonzero(self._bytes == ord("\n"))
         if len(self._bytes) and (len(ends) == 0 or ends[-1] != len(self._bytes) - 1):
             ends = np.append(ends, len(self._bytes))
         starts = np.append(0, ends[:-1] + 1) if len(ends) else ends
+        if head.startswith(UTF8_MARK):  # some editors put it there; it is no part of the first row
+            starts[0] = len(UTF8_MARK)
         filled = np.array(
             [bool(self._bytes[start:end].tobytes().strip()) for start, end in zip(starts, ends, strict=True)],
             dtype=bool,
         )
         self._starts, self._ends = starts[filled], ends[filled]
         self._line_numbers = np.flatnonzero(filled) + 1
+
+    def _check_form(self, head: bytes) -> None:
+        if head.startswith(UTF16_MARKS):
+            raise UserError(f"{self.path}:1: is UTF-16 text. Save the file as UTF-8.")
+        if head.removeprefix(UTF8_MARK).lstrip().startswith(b"["):
+            raise UserError(
+                f"{self.path}:1: starts with '[', a JSON array instead of JSONL. Write one object per line: "
+                f"python tools/convert_annotations.py {self.path} OUT.jsonl --from llava."
+            )
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -62,96 +98,183 @@ class AnnotationFile:
         """Return ``file:line`` of row ``index``."""
         return f"{self.path}:{self._line_numbers[index]}"
 
+    def sha256(self) -> str:
+        """Return the SHA-256 of the file's content."""
+        return hashlib.sha256(self._bytes).hexdigest()
+
+    def line(self, index: int) -> bytes:
+        """Return the bytes of row ``index``, without its newline."""
+        return self._bytes[self._starts[index] : self._ends[index]].tobytes()
+
     def row(self, index: int) -> Row:
         """Parse and check row ``index``.
 
         Raises:
-            UserError: the line is not JSON or not a conversation that could be trained on.
+            RowError: the line is not JSON or not a conversation that could be trained on.
         """
-        line = self._bytes[self._starts[index] : self._ends[index]].tobytes()
         where = self.where(index)
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as err:
-            raise UserError(f"{where}: is not UTF-8 text ({err.reason}). Save the file as UTF-8.") from err
-        except json.JSONDecodeError as err:
-            raise UserError(
-                f"{where}: is not valid JSON ({err.msg} at column {err.colno}). "
-                "Write one JSON object per line (JSONL, not a JSON array)."
-            ) from err
-        return parse_row(record, where)
+        size = int(self._ends[index] - self._starts[index])
+        if size > MAX_LINE_BYTES:
+            raise RowError(
+                where,
+                "line too long",
+                f"the line has {size:,} bytes",
+                "Put each row on a line of its own, or split it",
+            )
+        return parse_row(parse_line(self.line(index), where), where)
+
+
+def parse_line(line: bytes, where: str) -> object:
+    """Return the JSON value of a line.
+
+    Raises:
+        RowError: it is not UTF-8, not JSON, or an object that says the same key twice.
+    """
+
+    def unique(pairs: list[tuple[str, object]]) -> dict:
+        record = dict(pairs)
+        if len(record) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise RowError(where, "duplicate key", f"has the key {twice!r} twice", "Keep one of them")
+        return record
+
+    try:
+        return json.loads(line.decode("utf-8"), object_pairs_hook=unique)
+    except UnicodeDecodeError as err:
+        raise RowError(where, "not UTF-8", f"is not UTF-8 text ({err.reason})", "Save the file as UTF-8") from err
+    except json.JSONDecodeError as err:
+        raise RowError(
+            where,
+            "not JSON",
+            f"is not valid JSON ({err.msg} at column {err.colno})",
+            "Write one JSON object per line (JSONL, not a JSON array)",
+        ) from err
+    except RecursionError as err:
+        raise RowError(where, "not JSON", "is nested too deeply", "Write a conversation as in the README") from err
+    except ValueError as err:
+        if isinstance(err, RowError):
+            raise
+        # Python refuses to read whole numbers of thousands of digits.
+        raise RowError(where, "not JSON", f"has an unreadable number ({err})", "Correct or remove it") from err
 
 
 def parse_row(record: object, where: str) -> Row:
     """Check one annotation object; see :class:`Row` for what comes out.
 
-    A single picture without ``<image>`` in the text is put before the first question, as the original did.
+    A single picture or a video without its mark in the text is put before the first question, as the original did.
 
     Raises:
-        UserError: it is not a conversation that could be trained on.
+        RowError: it is not a conversation that could be trained on.
     """
     if not isinstance(record, dict):
-        raise UserError(f"{where}: holds {type(record).__name__}, not an object. Write one JSON object per line.")
+        what = f"holds {type(record).__name__}, not an object"
+        raise RowError(where, "not an object", what, "Write one JSON object per line")
     turns = parse_turns(record.get("conversations"), where)
-    if record.get("video"):
-        raise UserError(f"{where}: video rows ({record['video']!r}) are not read yet. Remove the row.")
     images = record.get("image") or []
     single = isinstance(images, str)
     images = [images] if single else images
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
-        raise UserError(f"{where}: image is {record['image']!r}. Give a path or a list of paths.")
-    num_markers = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
-    if len(images) == 1 and num_markers == 0:
+        what = f"image is {shorten(record['image'])}"
+        raise RowError(where, "picture path", what, "Give a path or a list of paths")
+    video = record.get("video") or None
+    if video is not None and not isinstance(video, str):
+        raise RowError(where, "video path", f"video is {shorten(video)}", "Give the path of one video")
+    if video and images:
+        what = f"has pictures ({shorten(images)}) and a video ({video!r})"
+        raise RowError(where, "pictures and video", what, "Give one row either pictures or a video")
+    place_mark(turns, VIDEO_PLACEHOLDER, "videos", int(video is not None), where)
+    place_mark(turns, IMAGE_PLACEHOLDER, "pictures", len(images), where)
+    return Row(
+        turns=tuple(turns),
+        images=tuple(images),
+        sizes=parse_sizes(record, single, len(images), where),
+        where=where,
+        video=video,
+        clip=parse_clip(record, where) if video else None,
+    )
+
+
+def place_mark(turns: list[Turn], mark: str, noun: str, count: int, where: str) -> None:
+    """Check that the human turns have ``count`` marks; a single missing one is put before the first question."""
+    found = sum(turn.value.count(mark) for turn in turns if turn.role == "human")
+    if count == 1 and found == 0:
         first = next(index for index, turn in enumerate(turns) if turn.role == "human")
-        turns[first] = turns[first]._replace(value=f"{IMAGE_PLACEHOLDER}\n{turns[first].value}")
-        num_markers = 1
-    if num_markers != len(images):
-        raise UserError(
-            f"{where}: has {num_markers} {IMAGE_PLACEHOLDER} markers in the human turns but lists {len(images)} "
-            "pictures. Make the counts equal."
+        turns[first] = turns[first]._replace(value=f"{mark}\n{turns[first].value}")
+    elif found != count:
+        raise RowError(
+            where,
+            f"number of {mark} marks",
+            f"has {found} {mark} markers in the human turns but lists {count} {noun}",
+            "Make the counts equal",
         )
-    sizes = parse_sizes(record, single, len(images), where)
-    return Row(turns=tuple(turns), images=tuple(images), sizes=sizes, where=where)
 
 
 def parse_turns(conversations: object, where: str) -> list[Turn]:
     """Check a ``conversations`` list: an optional system turn, then human and gpt in turn, gpt last."""
     if not isinstance(conversations, list) or not conversations:
-        raise UserError(f"{where}: conversations is {conversations!r}. Give a list of turns with 'from' and 'value'.")
+        what = f"conversations is {shorten(conversations)}"
+        raise RowError(where, "conversations", what, "Give a list of turns with 'from' and 'value'")
     turns = []
     for number, turn in enumerate(conversations, 1):
         role, value = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
         if role not in ("system", "human", "gpt"):
-            raise UserError(f"{where}: turn {number} is from {role!r}. Use 'human', 'gpt' or a leading 'system'.")
+            what = f"turn {number} is from {shorten(role)}"
+            raise RowError(where, "role", what, "Use 'human', 'gpt' or a leading 'system'")
         if not isinstance(value, str):
-            raise UserError(f"{where}: turn {number} has the value {value!r}. Give its text as 'value'.")
+            what = f"turn {number} has the value {shorten(value)}"
+            raise RowError(where, "turn without text", what, "Give its text as 'value'")
         turns.append(Turn(role, value))
         check_value(turns[-1], number, where)
+    check_order(turns, where)
+    return turns
+
+
+def check_order(turns: list[Turn], where: str) -> None:
+    """Refuse conversations that do not alternate human and gpt, or do not end with an answer."""
     expected = "human"
     for number, turn in enumerate(turns, 1):
         if number == 1 and turn.role == "system":
             continue
         if turn.role != expected:
-            raise UserError(f"{where}: turn {number} is from {turn.role!r} where {expected!r} is due. Alternate them.")
+            what = f"turn {number} is from {turn.role!r} where {expected!r} is due"
+            raise RowError(where, "order of turns", what, "Alternate them")
         expected = "gpt" if expected == "human" else "human"
     if turns[-1].role != "gpt":
-        raise UserError(
-            f"{where}: the conversation ends with a {turns[-1].role!r} turn. End it with the answer, from 'gpt'."
-        )
-    return turns
+        what = f"the conversation ends with a {turns[-1].role!r} turn"
+        raise RowError(where, "no answer at the end", what, "End it with the answer, from 'gpt'")
 
 
 def check_value(turn: Turn, number: int, where: str) -> None:
-    """Refuse texts that would change the structure of the prompt, or leave nothing to learn."""
+    """Refuse texts that would change the structure of the prompt, leave nothing to learn, or cannot be encoded."""
     if turn.role == "gpt" and not turn.value.strip():
-        raise UserError(f"{where}: turn {number} is an empty answer. Give it a text or remove the turn.")
+        what = f"turn {number} is an empty answer"
+        raise RowError(where, "empty answer", what, "Give it a text or remove the turn")
+    if "<" in turn.value:
+        check_marks(turn, number, where)
+    if not turn.value.isascii():
+        try:
+            turn.value.encode("utf-8")
+        except UnicodeEncodeError as err:
+            what = f"turn {number} has half a character ({turn.value[err.start]!r}) at position {err.start}"
+            raise RowError(where, "half a character", what, "Write the whole character, or remove it") from err
+
+
+def check_marks(turn: Turn, number: int, where: str) -> None:
+    """Refuse reserved tokens, picture and video marks outside human turns, and boxes that are none."""
     found = next((token for token in RESERVED_TOKENS if token in turn.value), None)
     if found:
-        raise UserError(f"{where}: turn {number} contains the reserved token {found}. Remove it from the text.")
+        what = f"turn {number} contains the reserved token {found}"
+        raise RowError(where, "reserved token", what, "Remove it from the text")
     if turn.role != "human":
         found = next((mark for mark in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER) if mark in turn.value), None)
         if found:
-            raise UserError(f"{where}: turn {number}, from {turn.role!r}, contains {found}. Put it into a human turn.")
+            what = f"turn {number}, from {turn.role!r}, contains {found}"
+            raise RowError(where, "mark outside a question", what, "Put it into a human turn")
+    wrong = check_boxes(turn.value)
+    if wrong:
+        todo = "Write <ref>name</ref><box>[[x1, y1, x2, y2]]</box> with whole numbers from 0 to 1000"
+        raise RowError(where, "box", f"turn {number}: {wrong}", todo)
 
 
 def parse_sizes(record: dict, single: bool, num_images: int, where: str) -> tuple[tuple[int, int] | None, ...]:
@@ -161,10 +284,28 @@ def parse_sizes(record: dict, single: bool, num_images: int, where: str) -> tupl
         return (None,) * num_images
     widths, heights = ([record[key]] if single else record[key] for key in keys)
     sizes = list(zip(widths, heights, strict=False)) if isinstance(widths, list) and isinstance(heights, list) else []
-    whole = all(isinstance(side, int) and side > 0 for size in sizes for side in size)
+    whole = all(type(side) is int and side > 0 for size in sizes for side in size)
     if len(sizes) != num_images or not whole:
-        raise UserError(
-            f"{where}: {keys[0]} {record[keys[0]]!r} and {keys[1]} {record[keys[1]]!r} do not give a size in px for "
-            f"each of {num_images} pictures. Correct or remove them."
+        what = (
+            f"{keys[0]} {shorten(record[keys[0]])} and {keys[1]} {shorten(record[keys[1]])} do not give a size in px "
+            f"for each of {num_images} pictures"
         )
+        raise RowError(where, "declared size", what, "Correct or remove them")
     return tuple(sizes)
+
+
+def parse_clip(record: dict, where: str) -> tuple[float, float] | None:
+    """Return the (start, end) in seconds of the part of a video to use, or None for all of it."""
+    clip = record.get("clip")
+    if clip is None:
+        return None
+    numbers = isinstance(clip, list) and all(type(side) in (int, float) and math.isfinite(side) for side in clip)
+    if not numbers or len(clip) != 2 or not 0 <= clip[0] < clip[1]:
+        raise RowError(where, "clip", f"clip is {shorten(clip)}", "Give [start, end] in seconds, or leave it out")
+    return clip[0], clip[1]
+
+
+def shorten(value: object, length: int = 120) -> str:
+    """Return a value for a message, cut when it is long."""
+    text = repr(value)
+    return text if len(text) <= length else text[:length] + "…"

@@ -4,21 +4,24 @@ Axis letters: N tokens, T tiles, S tile side in pixels.
 """
 
 import logging
+import math
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from internvl.data.annotation import AnnotationFile, Row
-from internvl.data.media import read_picture, read_picture_size
+from internvl.data.media import media_path, read_info, read_picture, read_video
 from internvl.data.meta import DatasetSpec
-from internvl.data.rendering import Sample, render_sample, truncate_sample
+from internvl.data.problems import LongRowError, RowError
+from internvl.data.rendering import TOO_LONG_ADVICE, Sample, count_text_tokens, render_sample, truncate_sample
+from internvl.data.video import VideoInfo, choose_frames, place_frames
 from internvl.errors import UserError
-from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN, ConversationTemplate
+from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN, ConversationTemplate, Turn
 from internvl.model.internvl_chat.image_processing_internvl_chat import (
     count_tiles,
     degrade_jpeg,
@@ -31,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # The published augmentation: JPEG qualities drawn uniformly from these.
 JPEG_QUALITIES = range(75, 101)
+# No tokenizer needs more for the text of one frame, "Frame32: <img></img>\n".
+FRAME_TEXT_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class RenderSettings:
     min_dynamic_patch: int = 1
     max_dynamic_patch: int = 6
     pad2square: bool = False
+    min_num_frame: int = 8
+    max_num_frame: int = 32
+    sampling_method: str = "rand"
+    on_long_sample: str = "truncate"
+    allow_outside_root: bool = False
 
 
 class BadSample(NamedTuple):
@@ -102,15 +112,17 @@ class ConversationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.index)
 
-    def tile_limit(self, spec: DatasetSpec, num_images: int) -> int:
-        """Return the most tiles one picture may have; pictures of one row share the limit, as in the original."""
-        if not self.settings.dynamic_image_size:
-            return 1
-        return max(1, (spec.max_dynamic_patch or self.settings.max_dynamic_patch) // max(1, num_images))
+    def tile_limit(self, spec: DatasetSpec, row: Row) -> int:
+        """Return the most tiles one picture may have; pictures of one row share the limit, as in the original.
 
-    def tiling(self, spec: DatasetSpec, num_images: int) -> dict:
-        """Return the keyword arguments of the tiler for one picture of a row."""
-        limit = self.tile_limit(spec, num_images)
+        A frame of a video is one tile.
+        """
+        if not self.settings.dynamic_image_size or row.video:
+            return 1
+        return max(1, (spec.max_dynamic_patch or self.settings.max_dynamic_patch) // max(1, len(row.images)))
+
+    def tiling(self, limit: int) -> dict:
+        """Return the keyword arguments of the tiler for a picture of at most ``limit`` tiles."""
         return {
             "min_num": min(self.settings.min_dynamic_patch, limit),
             "max_num": limit,
@@ -118,72 +130,128 @@ class ConversationDataset(Dataset):
             "use_thumbnail": self.settings.use_thumbnail and self.settings.dynamic_image_size,
         }
 
-    def render(self, row: Row, num_tiles: list[int]) -> Sample:
-        """Return ids and labels of a row whose pictures have ``num_tiles`` tiles, cut to max_seq_length."""
+    def path(self, spec: DatasetSpec, name: str, where: str) -> Path:
+        """Return the path of a row's picture or video."""
+        return media_path(spec.root, name, where, allow_outside_root=self.settings.allow_outside_root)
+
+    def choose_frames(self, row: Row, item: tuple[int, int], info: VideoInfo) -> list[int]:
+        """Return which frames of a row's video are used.
+
+        Their number is drawn between min_num_frame and max_num_frame, as in the original. Draws depend on the seed and
+        the row alone, so that a row's length is known before it is read, and is the same in every process.
+        """
+        settings, random_state = self.settings, np.random.RandomState([self.seed, *item])
+        start, length = 0, info.num_frames
+        if row.clip:
+            start = int(row.clip[0] * info.frames_per_second)
+            length = min(math.ceil(row.clip[1] * info.frames_per_second), info.num_frames) - start
+            if length <= 0:
+                what = f"clip starts at {row.clip[0]} s, and the video {row.video!r} has {info.num_frames} frames at "
+                what += f"{info.frames_per_second:g} a second"
+                raise RowError(row.where, "clip", what, "Correct the clip")
+        chosen = choose_frames(
+            int(random_state.randint(settings.min_num_frame, settings.max_num_frame + 1)),
+            length,
+            sample=settings.sampling_method,
+            input_fps=info.frames_per_second,
+            max_num_frames=settings.max_num_frame,
+            chance=random.Random(int(random_state.randint(2**31))),
+            permutation=random_state.permutation,
+        )
+        if not chosen:
+            what = f"the video {row.video!r} is too short for {settings.sampling_method}"
+            raise RowError(row.where, "short video", what, "Choose another --sampling_method or remove the row")
+        return self.drop_frames(row, [start + index for index in chosen])
+
+    def drop_frames(self, row: Row, indices: list[int]) -> list[int]:
+        """Return a video's frames, of which "fewer_tiles" keeps as many, evenly spread, as there is room for."""
+        count = len(indices)
+        while self.settings.on_long_sample == "fewer_tiles" and count > 1:
+            text_tokens = self.count_text_tokens([place_frames(row.turns, count)])[0]
+            over = text_tokens + count * self.settings.num_image_token - self.settings.max_seq_length
+            if over <= 0:
+                break
+            # A frame takes some text, too, so this never drops one too many.
+            count -= max(1, min(count - 1, over // (self.settings.num_image_token + FRAME_TEXT_TOKENS)))
+        return [indices[position] for position in np.linspace(0, len(indices) - 1, count, dtype=int)]
+
+    def choose_tile_limit(
+        self, spec: DatasetSpec, row: Row, sizes: list[tuple[int, int]], text_tokens: int | None = None
+    ) -> int:
+        """Return the most tiles a picture of this row gets: fewer than usual if "fewer_tiles" makes a long row fit.
+
+        ``sizes`` are its pictures' in px; ``text_tokens`` its length without image tokens, if known.
+        """
+        limit = self.tile_limit(spec, row)
+        if self.settings.on_long_sample != "fewer_tiles" or limit == 1:
+            return limit
+        if text_tokens is None:
+            text_tokens = self.count_text_tokens([list(row.turns)])[0]
+        room = (self.settings.max_seq_length - text_tokens) // self.settings.num_image_token
+        while limit > 1 and sum(self.count_tiles(size, limit) for size in sizes) > room:
+            limit -= 1
+        return limit
+
+    def count_tiles(self, size: tuple[int, int], limit: int) -> int:
+        """Return the number of tiles of a picture of (width, height) px."""
+        return count_tiles(*size, **self.tiling(limit))
+
+    def count_text_tokens(self, conversations: list[list[Turn]]) -> list[int]:
+        """Return the number of tokens of conversations without their image tokens."""
+        return count_text_tokens(conversations, tokenizer=self.tokenizer, template=self.settings.template)
+
+    def render(self, row: Row, turns: list[Turn], num_tiles: list[int]) -> Sample:
+        """Return ids and labels of ``turns`` whose pictures have ``num_tiles`` tiles, cut to max_seq_length.
+
+        Raises:
+            LongRowError: it is longer, and on_long_sample is "skip".
+            RowError: it is longer, and may not or cannot be cut.
+        """
         sample = render_sample(
-            list(row.turns),
+            turns,
             num_tiles,
             tokenizer=self.tokenizer,
             template=self.settings.template,
             num_image_token=self.settings.num_image_token,
         )
-        return truncate_sample(
-            sample, self.settings.max_seq_length, image_token_id=self.image_token_id, where=row.where
-        )
+        length, limit = len(sample.input_ids), self.settings.max_seq_length
+        if length > limit and self.settings.on_long_sample in ("skip", "error"):
+            error = LongRowError if self.settings.on_long_sample == "skip" else RowError
+            what = f"takes {length} tokens and max_seq_length is {limit}"
+            raise error(row.where, "longer than max_seq_length", what, TOO_LONG_ADVICE)
+        return truncate_sample(sample, limit, image_token_id=self.image_token_id, where=row.where)
 
-    def check(self) -> list[int]:
-        """Check every row before training and return each item's length in tokens.
-
-        Reads text completely and pictures by their headers. Raises:
-            UserError: rows cannot be trained on; the first ten are named, all are counted.
-        """
-        lengths, problems, sizes = {}, [], {}
-        unique = np.unique(self.index, axis=0)
-        for number, position in tqdm(unique, desc="Checking rows", unit=" rows", leave=False, delay=2):
-            spec, file = self.files[number]
-            try:
-                row = file.row(position)
-                num_tiles = []
-                for name in row.images:
-                    key = (spec.root, name)
-                    if key not in sizes:
-                        sizes[key] = read_picture_size(spec.root, name, row.where)
-                    num_tiles.append(count_tiles(*sizes[key], **self.tiling(spec, len(row.images))))
-                lengths[number, position] = len(self.render(row, num_tiles).input_ids)
-            except UserError as err:
-                problems.append(str(err))
-        if problems:
-            more = f"\n… and {len(problems) - 10} more." if len(problems) > 10 else ""
-            noun = "row" if len(problems) == 1 else "rows"
-            raise UserError(
-                "\n".join(problems[:10]) + more + f"\n{len(problems)} of {len(unique)} {noun} cannot be trained on; "
-                "nothing was trained."
-            )
-        return [lengths[number, position] for number, position in self.index]
+    def keep(self, kept: np.ndarray) -> None:
+        """Leave items out of the epoch: those for which ``kept``, bool (items,), is False."""
+        self.index = self.index[kept]
 
     def __getitem__(self, item: int) -> dict[str, torch.Tensor | None] | BadSample:
         number, position = self.index[item]
         spec, file = self.files[number]
         try:
-            return self._sample(spec, file.row(position))
+            return self._sample(spec, file.row(position), (int(number), int(position)))
         except UserError as err:
             if self.on_bad_sample == "error":
                 raise
             return BadSample(file.where(position), str(err))
 
-    def _sample(self, spec: DatasetSpec, row: Row) -> dict[str, torch.Tensor | None]:
-        tiles, num_tiles = [], []
+    def _sample(self, spec: DatasetSpec, row: Row, item: tuple[int, int]) -> dict[str, torch.Tensor | None]:
+        turns, images = list(row.turns), []
+        if row.video:
+            path = self.path(spec, row.video, row.where)
+            indices = self.choose_frames(row, item, read_info(path, row.where))
+            turns, images = place_frames(turns, len(indices)), read_video(path, indices, row.where)
         for name in row.images:
-            image = read_picture(spec.root, name, row.where)
-            # As in the original: with tiles, or augmented, a picture is not padded.
-            if self.settings.pad2square and not self.settings.dynamic_image_size and not spec.data_augment:
-                image = expand_to_square(image)
-            picture = split_into_tiles(image, **self.tiling(spec, len(row.images)))
-            tiles += picture
-            num_tiles.append(len(picture))
+            images.append(read_picture(self.path(spec, name, row.where), row.where))
+        # As in the original: with tiles, or augmented, a picture is not padded.
+        if self.settings.pad2square and not self.settings.dynamic_image_size and not spec.data_augment:
+            images = [expand_to_square(image) for image in images]
+        limit = self.choose_tile_limit(spec, row, [image.size for image in images])
+        pictures = [split_into_tiles(image, **self.tiling(limit)) for image in images]
+        sample = self.render(row, turns, [len(tiles) for tiles in pictures])
+        tiles = [tile for picture in pictures for tile in picture]
         if spec.data_augment:
             tiles = [degrade_jpeg(tile, random.choice(JPEG_QUALITIES)) for tile in tiles]
-        sample = self.render(row, num_tiles)
         return {
             "input_ids": torch.tensor(sample.input_ids),
             "labels": torch.tensor(sample.labels),

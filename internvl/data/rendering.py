@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
-from internvl.errors import UserError
+from internvl.data.problems import RowError
 from internvl.model.internvl_chat.conversation import (
+    IMAGE_PLACEHOLDER,
     IMG_CONTEXT_TOKEN,
     ConversationTemplate,
     Turn,
@@ -11,6 +12,10 @@ from internvl.model.internvl_chat.conversation import (
     render_turns,
 )
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
+
+TOO_LONG_ADVICE = (
+    "Raise --max_seq_length, lower --max_dynamic_patch, pass --on_long_sample fewer_tiles or skip, or shorten the row"
+)
 
 
 class Sample(NamedTuple):
@@ -45,24 +50,43 @@ def render_sample(
     return Sample(input_ids, labels)
 
 
+def count_text_tokens(conversations: list[list[Turn]], *, tokenizer, template: ConversationTemplate) -> list[int]:
+    """Return how many tokens each conversation takes, its pictures' runs of image tokens not counted.
+
+    Much faster than rendering them: texts that occur again, such as the question about every picture, are tokenized
+    once, and image tokens not at all. Tokens are split at special tokens first, so none depends on such a run.
+    """
+    lengths: dict[str, int] = {}
+    rendered = []
+    for turns in conversations:
+        num_pictures = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
+        segments = render_turns(template, place_pictures(turns, [0] * num_pictures))
+        rendered.append([segment.text for segment in segments])
+    texts = list({text for segments in rendered for text in segments})
+    # The tokenizers library's own batch call: no offsets, no attention masks.
+    for text, encoding in zip(
+        texts, tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
+    ):
+        lengths[text] = len(encoding)
+    return [1 + sum(lengths[text] for text in segments) for segments in rendered]
+
+
 def truncate_sample(sample: Sample, max_length: int, *, image_token_id: int, where: str) -> Sample:
     """Cut a sample to ``max_length`` tokens from the end of the conversation.
 
     Raises:
-        UserError: the cut would go through a picture, or leave nothing to learn.
+        RowError: the cut would go through a picture, or leave nothing to learn.
     """
     length = len(sample.input_ids)
     if length <= max_length:
         return sample
-    advice = "Raise --max_seq_length, lower --max_dynamic_patch or shorten the row"
     if image_token_id in sample.input_ids[max_length:]:
-        raise UserError(
-            f"{where}: takes {length} tokens and max_seq_length {max_length} would cut through its "
-            f"{IMG_CONTEXT_TOKEN} tokens. {advice}."
+        what = (
+            f"takes {length} tokens and max_seq_length {max_length} would cut through its {IMG_CONTEXT_TOKEN} tokens"
         )
+        raise RowError(where, "pictures longer than max_seq_length", what, TOO_LONG_ADVICE)
     cut = Sample(sample.input_ids[:max_length], sample.labels[:max_length])
     if all(label == IGNORE_INDEX for label in cut.labels):
-        raise UserError(
-            f"{where}: takes {length} tokens and max_seq_length {max_length} would cut every answer off. {advice}."
-        )
+        what = f"takes {length} tokens and max_seq_length {max_length} would cut every answer off"
+        raise RowError(where, "answers longer than max_seq_length", what, TOO_LONG_ADVICE)
     return cut

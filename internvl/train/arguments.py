@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from internvl.data.video import is_frame_sampling
 from internvl.errors import UserError
 
 # What the original's users type → what transformers 5 calls it. A ratio below 1 is what v5's warmup_steps takes.
@@ -70,6 +71,21 @@ class DataArguments:
     group_by_length: bool = field(
         default=True, metadata={"help": "Put rows of like length together inside an optimizer step."}
     )
+    min_num_frame: int = field(default=8, metadata={"help": "Fewest frames of a video."})
+    max_num_frame: int = field(default=32, metadata={"help": "Most frames of a video; their number is drawn."})
+    sampling_method: str = field(
+        default="rand",
+        metadata={"help": "Which frames: rand or middle of equal parts of the video, or a rate such as fps1."},
+    )
+    on_long_sample: str = field(
+        default="truncate",
+        metadata={
+            "help": "What to do with a row longer than max_seq_length: cut its text (a row whose pictures or all of "
+            "whose answers would be cut is an error), give its pictures fewer tiles first, leave it out, or end with "
+            "an error.",
+            "choices": ["truncate", "fewer_tiles", "skip", "error"],
+        },
+    )
     on_bad_sample: str = field(
         default="skip",
         metadata={
@@ -77,6 +93,12 @@ class DataArguments:
             "skip it, counted and listed in data_report.json, or end with an error.",
             "choices": ["skip", "error"],
         },
+    )
+    max_bad_fraction: float = field(
+        default=0.01, metadata={"help": "Stop when more than this share of an epoch's rows had to be skipped."}
+    )
+    allow_outside_root: bool = field(
+        default=False, metadata={"help": "Allow paths in rows that lead out of their data set's root."}
     )
 
 
@@ -161,20 +183,12 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Finetu
     Raises:
         UserError: names the flag, its value and what to do.
     """
-    if data.force_image_size != "auto" and not data.force_image_size.isdigit():
-        raise UserError(f"--force_image_size: is {data.force_image_size!r}. Give a number of pixels, or auto.")
+    check_data_arguments(data)
     for name in ("use_llm_lora", "use_backbone_lora"):
         if getattr(model, name) < 0:
             raise UserError(f"--{name}: is {getattr(model, name)}. Give a rank such as 128, or 0 for no LoRA.")
     if not 0 <= model.lora_dropout < 1:
         raise UserError(f"--lora_dropout: is {model.lora_dropout}. Give a probability from 0 to below 1.")
-    if not 1 <= data.min_dynamic_patch <= data.max_dynamic_patch:
-        raise UserError(
-            f"--max_dynamic_patch: is {data.max_dynamic_patch} with --min_dynamic_patch {data.min_dynamic_patch}. "
-            "Both must be at least 1, the first not below the second."
-        )
-    if data.max_seq_length < 2:
-        raise UserError(f"--max_seq_length: is {data.max_seq_length}. Give a number of tokens such as 4096.")
     if model.use_llm_lora and not model.freeze_llm:
         raise UserError(
             "--use_llm_lora: LoRA trains beside frozen weights. Add --freeze_llm True, or leave LoRA away."
@@ -185,3 +199,27 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Finetu
         )
     if model.unfreeze_lm_head and model.use_llm_lora == 0 and not model.freeze_llm:
         raise UserError("--unfreeze_lm_head: the whole language model trains already. Leave the flag away.")
+
+
+def check_data_arguments(data: DataArguments) -> None:
+    """Check the data flags; errors as above."""
+    if data.force_image_size != "auto" and not data.force_image_size.isdigit():
+        raise UserError(f"--force_image_size: is {data.force_image_size!r}. Give a number of pixels, or auto.")
+    if not 1 <= data.min_dynamic_patch <= data.max_dynamic_patch:
+        raise UserError(
+            f"--max_dynamic_patch: is {data.max_dynamic_patch} with --min_dynamic_patch {data.min_dynamic_patch}. "
+            "Both must be at least 1, the first not below the second."
+        )
+    if not 1 <= data.min_num_frame <= data.max_num_frame:
+        raise UserError(
+            f"--max_num_frame: is {data.max_num_frame} with --min_num_frame {data.min_num_frame}. Both must be at "
+            "least 1, the first not below the second."
+        )
+    if not is_frame_sampling(data.sampling_method):
+        raise UserError(
+            f"--sampling_method: is {data.sampling_method!r}. Give rand, middle, or a rate such as fps1 or fps0.5."
+        )
+    if not 0 <= data.max_bad_fraction <= 1:
+        raise UserError(f"--max_bad_fraction: is {data.max_bad_fraction}. Give a share from 0 to 1, such as 0.01.")
+    if data.max_seq_length < 2:
+        raise UserError(f"--max_seq_length: is {data.max_seq_length}. Give a number of tokens such as 4096.")

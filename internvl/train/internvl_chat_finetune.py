@@ -19,17 +19,17 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from internvl.data.check_cache import check_with_cache
+from internvl.data.checking import CUT, LONG, DatasetCheck
 from internvl.data.collate import PaddedCollator
-from internvl.data.dataset import ConversationDataset, RenderSettings
-from internvl.data.meta import read_meta
+from internvl.data.dataset import ConversationDataset
+from internvl.data.meta import DatasetSpec, read_meta
 from internvl.errors import UserError, ends_on_user_error
 from internvl.logging_utils import setup_logging
 from internvl.model.adapter import describe_trainable
 from internvl.model.checkpoint import Checkpoint
-from internvl.model.internvl_chat.conversation import get_conv_template
-from internvl.model.loading import LoadedModel
-from internvl.train.arguments import DataArguments, FinetuneArguments, parse_arguments
-from internvl.train.loading import load_for_training
+from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments, parse_arguments
+from internvl.train.loading import load_for_training, render_settings
 from internvl.train.output import OutputFolder
 from internvl.train.progress import ProgressLine
 from internvl.train.trainer import FinetuneTrainer
@@ -46,9 +46,16 @@ def main(argv: list[str] | None = None) -> None:
     resume = find_resume_point(training_args)
     specs = read_meta(data_args.meta_path)  # before the model: a typing mistake should not cost minutes
     loaded = load_for_training(model_args, data_args, training_args)
-    dataset = build_dataset(specs, loaded, data_args, training_args)
-    lengths = dataset.check()
-    logger.info("Data: %s", describe_lengths(lengths))
+    dataset = ConversationDataset(
+        specs,
+        loaded.tokenizer,
+        render_settings(data_args, loaded.model.config),
+        seed=training_args.seed,
+        on_bad_sample=data_args.on_bad_sample,
+    )
+    with training_args.main_process_first(desc="checking the data"):  # the others find its result kept
+        check = check_with_cache(dataset)
+    lengths = choose_rows(dataset, check, data_args, model_args)
     logger.info("Model: %s", describe_trainable(loaded.model))
     output = OutputFolder(
         training_args.output_dir,
@@ -64,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         data_collator=PaddedCollator(loaded.tokenizer.pad_token_id, loaded.model.config.image_size),
         output=output,
         lengths=lengths if data_args.group_by_length else None,
+        max_bad_fraction=data_args.max_bad_fraction,
     )
     rows_per_step = (
         training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
@@ -85,8 +93,10 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_state()
     skipped = trainer.gather_skipped()
     if training_args.should_save:
-        output.write_json("data_report.json", data_report(specs, lengths, skipped))
+        output.write_json("data_report.json", data_report(specs, check, lengths, skipped))
         output.draw_loss(trainer.state.log_history)
+    for row in skipped:
+        logger.warning("Was skipped: %s", row["reason"])
     logger.info(
         "Done: %d steps, mean loss %.4f, %.1f samples/s. %d rows were skipped. The result is in %s",
         result.global_step,
@@ -120,39 +130,46 @@ def find_resume_point(training_args: FinetuneArguments) -> str | None:
     return last
 
 
-def build_dataset(
-    specs: list, loaded: LoadedModel, data_args: DataArguments, training_args: FinetuneArguments
-) -> ConversationDataset:
-    """Return the training set as the loaded model needs it."""
-    config = loaded.model.config
-    settings = RenderSettings(
-        template=get_conv_template(data_args.conv_style),
-        image_size=config.image_size,
-        num_image_token=config.num_image_token,
-        max_seq_length=data_args.max_seq_length,
-        dynamic_image_size=data_args.dynamic_image_size,
-        use_thumbnail=data_args.use_thumbnail,
-        min_dynamic_patch=data_args.min_dynamic_patch,
-        max_dynamic_patch=data_args.max_dynamic_patch,
-        pad2square=config.pad2square,
+def choose_rows(
+    dataset: ConversationDataset, check: DatasetCheck, data_args: DataArguments, model_args: ModelArguments
+) -> list[int]:
+    """Leave out the rows that are to be left out, say what is in the data, and return each item's length in tokens.
+
+    Raises:
+        UserError: rows cannot be trained on, or none is left.
+    """
+    check.raise_errors(
+        f"Nothing was trained. All of them: python tools/check_data.py {data_args.meta_path} "
+        f"--model {model_args.model_name_or_path} --out report.json"
     )
-    return ConversationDataset(
-        specs, loaded.tokenizer, settings, seed=training_args.seed, on_bad_sample=data_args.on_bad_sample
+    status = check.facts(dataset.index)["status"]
+    dataset.keep(status != LONG)
+    if len(dataset) == 0:
+        raise UserError(
+            f"{data_args.meta_path}: all rows are longer than --max_seq_length {data_args.max_seq_length}. Raise it, "
+            "or pass --on_long_sample fewer_tiles."
+        )
+    lengths = check.lengths(dataset.index)
+    logger.info(
+        "Data: %s rows of %d to %d tokens (median %d), %d of them cut to max_seq_length, %d left out for their length",
+        f"{len(lengths):,}",
+        min(lengths),
+        max(lengths),
+        np.median(lengths),
+        (status == CUT).sum(),
+        (status == LONG).sum(),
     )
+    return lengths
 
 
-def describe_lengths(lengths: list[int]) -> str:
-    """Return one line for the log, like ``3,000 rows of 71 to 96 tokens (median 83)``."""
-    return f"{len(lengths):,} rows of {min(lengths)} to {max(lengths)} tokens (median {int(np.median(lengths))})"
-
-
-def data_report(specs: list, lengths: list[int], skipped: list[dict]) -> dict:
-    """Return what data_report.json holds: what was trained on and what was skipped."""
+def data_report(specs: list[DatasetSpec], check: DatasetCheck, lengths: list[int], skipped: list[dict]) -> dict:
+    """Return what data_report.json holds: what was trained on, left out, and skipped."""
     p50, p95 = np.percentile(lengths, [50, 95])
     return {
         "datasets": {spec.name: [str(path) for path in spec.annotations] for spec in specs},
         "rows": len(lengths),
         "tokens": {"p50": float(p50), "p95": float(p95), "max": max(lengths), "total": sum(lengths)},
+        "left_out": [problem.message for problem in check.left_out],
         "skipped": skipped,
     }
 

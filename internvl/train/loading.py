@@ -1,13 +1,17 @@
 """The model a finetune starts from: loaded, checked against the flags, and with its trainable parts chosen."""
 
+import copy
 import logging
+from dataclasses import fields
 
 import torch
 
+from internvl.data.dataset import RenderSettings
 from internvl.errors import UserError
 from internvl.model.adapter import choose_trainable
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.loading import LoadedModel, load_config, load_model
 from internvl.train.arguments import PUBLISHED_IMAGE_SIZE, DataArguments, FinetuneArguments, ModelArguments
 
@@ -109,6 +113,21 @@ def choose_image_size(data_args: DataArguments, config: InternVLChatConfig) -> i
             f"{config.vision_config.patch_size} px, folded two by two). Use {max(1, size // multiple) * multiple}."
         )
     return size
+
+
+def render_settings(data_args: DataArguments, config: InternVLChatConfig) -> RenderSettings:
+    """Return how rows become samples, from the flags and a checkpoint's config."""
+    named = {field.name for field in fields(RenderSettings)} & {field.name for field in fields(DataArguments)}
+    image_size = choose_image_size(data_args, config)
+    sized = copy.deepcopy(config)
+    sized.force_image_size = image_size
+    return RenderSettings(
+        template=get_conv_template(data_args.conv_style),
+        image_size=image_size,
+        num_image_token=sized.num_image_token,
+        pad2square=config.pad2square,
+        **{name: getattr(data_args, name) for name in named},
+    )
 
 
 def resize_tiles(model, image_size: int) -> None:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from internvl.data.sampling import LengthGroupedSampler
+from internvl.errors import UserError
 from internvl.model.adapter import load_adapter_tensors
 from internvl.model.checkpoint import ADAPTER_WEIGHTS
 from internvl.train.output import OutputFolder
@@ -21,11 +22,21 @@ class FinetuneTrainer(Trainer):
 
     The loss of an optimizer step is the mean over all supervised tokens of all its rows, on every process and
     accumulation step together, so it does not depend on how BATCH_SIZE is split. ``lengths`` (tokens of each row)
-    switch on grouping by length. ``output`` writes checkpoints and the result.
+    switch on grouping by length. ``output`` writes checkpoints and the result. More unreadable rows than
+    ``max_bad_fraction`` of an epoch end the training with a :class:`UserError`.
     """
 
-    def __init__(self, *args, output: OutputFolder, lengths: Sequence[int] | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        output: OutputFolder,
+        lengths: Sequence[int] | None = None,
+        max_bad_fraction: float = 1.0,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        # Of this process's share: whoever passes it ends all.
+        self.max_skipped = max_bad_fraction * len(self.train_dataset) / self.args.world_size
         self.output = output
         self.lengths = lengths
         self.skipped: list[dict] = []
@@ -46,6 +57,11 @@ class FinetuneTrainer(Trainer):
             for bad in batch.pop("skipped", []):
                 self.skipped.append({"where": bad.where, "reason": bad.reason})
                 logger.warning("Skipped %s", bad.reason)
+        if len(self.skipped) > self.max_skipped:
+            raise UserError(
+                f"{self.skipped[-1]['reason']} This is row {len(self.skipped)} that had to be skipped, more than "
+                "--max_bad_fraction allows; the run stops. Put the rows right, or raise it."
+            )
         return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

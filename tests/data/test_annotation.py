@@ -46,7 +46,7 @@ def test_sizes_are_read_for_one_picture_and_for_lists():
         ({"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "<image>"}]},
          "from 'gpt', contains"),
         ({"image": "a", "width": 0, "height": 5, "conversations": [QUESTION, ANSWER]}, "width 0 and height 5"),
-        ({"video": "a.mp4", "conversations": [QUESTION, ANSWER]}, "video rows"),
+        ({"video": "a.mp4", "conversations": [QUESTION, ANSWER]}, "1 <image> markers .* lists 0 pictures"),
     ],
 )  # fmt: skip
 def test_each_mistake_is_named_with_file_and_line(record, message):

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from internvl.data.annotation import Row
+from internvl.data.checking import check_dataset
 from internvl.data.collate import PaddedCollator
 from internvl.data.dataset import BadSample, ConversationDataset, RenderSettings
 from internvl.data.meta import read_meta
@@ -34,12 +36,14 @@ def test_pixel_values_and_image_tokens_of_every_row_agree(rows_folder, tiny_mode
 
 def test_lengths_of_the_check_are_those_of_the_samples(rows_folder, tiny_model):
     data = dataset(rows_folder, tiny_model.tokenizer)
-    assert data.check() == [len(data[index]["input_ids"]) for index in range(len(data))]
+    lengths = check_dataset(data).lengths(data.index)
+    assert lengths == [len(data[index]["input_ids"]) for index in range(len(data))]
 
 
 def test_pictures_of_one_row_share_the_tile_limit(rows_folder, tiny_model):
     data = dataset(rows_folder, tiny_model.tokenizer)
-    assert [data.tile_limit(data.specs[0], count) for count in (0, 1, 2, 4, 9)] == [6, 6, 3, 1, 1]
+    rows = [Row((), ("a.png",) * count, (None,) * count, "f:1") for count in (0, 1, 2, 4, 9)]
+    assert [data.tile_limit(data.specs[0], row) for row in rows] == [6, 6, 3, 1, 1]
 
 
 @pytest.mark.parametrize(("repeat_time", "items"), [(1, 24), (2, 48), (0.5, 12), (2.25, 54)])
@@ -73,7 +77,7 @@ def test_the_check_names_and_counts_missing_pictures(rows_folder, tiny_model, tm
     shutil.copytree(rows_folder, tmp_path / "copy")
     (tmp_path / "copy" / "images" / "picture_000001.png").unlink()
     with pytest.raises(UserError, match=r"train\.jsonl:2: .*no such picture(.|\n)*of 24 rows cannot be trained on"):
-        dataset(tmp_path / "copy", tiny_model.tokenizer).check()
+        check_dataset(dataset(tmp_path / "copy", tiny_model.tokenizer)).raise_errors("")
 
 
 def test_collating_masks_by_length_and_flags_a_dummy_tile():

@@ -1,0 +1,97 @@
+"""Boxes in texts: the model's ``<ref>name</ref><box>[[x1, y1, x2, y2]]</box>``, in thousandths of the picture.
+
+The model card of InternVL gives coordinates as whole numbers from 0 to 1000: x in thousandths of the width, y in
+thousandths of the height, (x1, y1) the upper left corner and (x2, y2) the lower right one.
+"""
+
+import ast
+import re
+from typing import NamedTuple
+
+SCALE = 1000
+TAGS = re.compile(r"<(/?)(ref|box)>")
+MENTION = re.compile(r"(?:<ref>(?P<label>.*?)</ref>)?\s*<box>(?P<boxes>.*?)</box>", re.DOTALL)
+
+Box = tuple[int, int, int, int]
+
+
+class Mention(NamedTuple):
+    """A thing a text names, and its boxes in thousandths; ``label`` is None for boxes without a name."""
+
+    label: str | None
+    boxes: list[Box]
+
+
+def format_boxes(label: str | None, boxes: list[tuple[float, float, float, float]], width: int, height: int) -> str:
+    """Return the model's text for boxes given in px of a ``width`` × ``height`` picture.
+
+    Coordinates are rounded to thousandths, and those outside the picture moved to its edge.
+
+    Example: ``format_boxes("cup", [(0, 0, 320, 240)], 640, 480)`` is ``<ref>cup</ref><box>[[0, 0, 500, 500]]</box>``.
+    """
+    sides = (width, height, width, height)
+    scaled = [
+        [min(SCALE, max(0, round(value * SCALE / side))) for value, side in zip(box, sides, strict=True)]
+        for box in boxes
+    ]
+    name = "" if label is None else f"<ref>{label}</ref>"
+    return f"{name}<box>{scaled}</box>"
+
+
+def parse_boxes(text: str) -> list[Mention]:
+    """Return what a text mentions with boxes, in its order.
+
+    Raises:
+        ValueError: it has boxes or references that are not of the model's form.
+    """
+    wrong = check_boxes(text)
+    if wrong:
+        raise ValueError(wrong)
+    return [
+        Mention(match["label"], [tuple(box) for box in read_list(match["boxes"])]) for match in MENTION.finditer(text)
+    ]
+
+
+def to_pixels(box: Box, width: int, height: int) -> tuple[float, float, float, float]:
+    """Return a box in thousandths as px of a ``width`` × ``height`` picture."""
+    x1, y1, x2, y2 = box
+    return x1 * width / SCALE, y1 * height / SCALE, x2 * width / SCALE, y2 * height / SCALE
+
+
+def check_boxes(text: str) -> str | None:
+    """Return what is wrong with the first malformed reference or box of a text, or None."""
+    opened = None
+    for tag in TAGS.finditer(text):
+        closes, name = tag.groups()
+        if not closes and opened:
+            return f"<{name}> stands inside <{opened}>"
+        if closes and opened != name:
+            return f"</{name}> closes nothing"
+        opened = None if closes else name
+    if opened:
+        return f"<{opened}> is not closed"
+    return next(filter(None, (check_list(match["boxes"]) for match in MENTION.finditer(text))), None)
+
+
+def check_list(content: str) -> str | None:
+    """Return what is wrong with the text between <box> and </box>, or None."""
+    shown = content if len(content) <= 60 else content[:60] + "…"
+    boxes = read_list(content)
+    if not isinstance(boxes, list) or not boxes:
+        return f"the box {shown} is no list of boxes"
+    for box in boxes:
+        if not isinstance(box, list) or len(box) != 4 or not all(type(value) is int for value in box):
+            return f"the box {shown} is not of four whole numbers"
+        if not all(0 <= value <= SCALE for value in box):
+            return f"the box {shown} has coordinates outside 0 to {SCALE}"
+        if box[0] > box[2] or box[1] > box[3]:
+            return f"the box {shown} has its corners the wrong way round"
+    return None
+
+
+def read_list(content: str) -> object:
+    """Return the Python list a text spells, or None if it spells none."""
+    try:
+        return ast.literal_eval(content.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None

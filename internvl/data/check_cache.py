@@ -1,0 +1,88 @@
+"""Results of the check, kept between runs under the hash of everything they depend on."""
+
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from internvl.data.checking import DatasetCheck, FileCheck, Problem, check_dataset, media_state
+from internvl.data.dataset import ConversationDataset
+from internvl.model import internvl_chat
+
+logger = logging.getLogger(__name__)
+# Another version of these files may judge a row differently.
+CODE_FOLDERS = (Path(__file__).parent, Path(internvl_chat.__file__).parent)
+
+
+def cache_folder() -> Path:
+    """Return where results are kept: ``$INTERNVL_CACHE``, or ``internvl`` in the user's cache folder."""
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("INTERNVL_CACHE") or Path(user) / "internvl") / "checks"
+
+
+def check_with_cache(data: ConversationDataset) -> DatasetCheck:
+    """Check a data set; files whose content, media and settings are those of an earlier check are not read again.
+
+    A cache that cannot be written is a warning: the check itself is what counts.
+    """
+    files = [cache_folder() / f"{key(data, number)}.npz" for number in range(len(data.files))]
+    found = [load(file, data, number) for number, file in enumerate(files)]
+    missing = [number for number, check in enumerate(found) if check is None]
+    if missing:
+        checked = check_dataset(data, numbers=missing)
+        for number in missing:
+            found[number] = checked.files[number]
+            save(files[number], found[number])
+    return DatasetCheck(found, data.settings.max_seq_length)
+
+
+def key(data: ConversationDataset, number: int) -> str:
+    """Return the hash of an annotation file's content and of all that decides what becomes of its rows."""
+    spec, rows = data.files[number]
+    digest = hashlib.sha256(rows.sha256().encode())
+    for part in (
+        b"".join(file.read_bytes() for folder in CODE_FOLDERS for file in sorted(folder.glob("*.py"))),
+        data.tokenizer.backend_tokenizer.to_str().encode(),
+        repr((str(rows.path), str(spec.root.resolve()), spec.max_dynamic_patch, number, data.seed)).encode(),
+        repr(data.settings).encode(),
+    ):
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def save(file: Path, check: FileCheck) -> None:
+    """Write a result beside its place and rename it, so that a reader finds all of it or nothing."""
+    beside = file.with_suffix(f".{os.getpid()}.tmp")
+    text = json.dumps({"problems": check.problems, "media": check.media}).encode()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as stream:
+            np.savez(stream, facts=check.facts, text=np.frombuffer(text, np.uint8))
+        beside.replace(file)
+    except OSError as err:
+        logger.warning("The result of the check could not be kept in %s (%s): the next run checks again.", file, err)
+
+
+def load(file: Path, data: ConversationDataset, number: int) -> FileCheck | None:
+    """Return a kept result, or None if there is none or a picture or video has changed since."""
+    if not file.is_file():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            facts, text = stored["facts"], json.loads(stored["text"].tobytes())
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
+        logger.warning("%s: is damaged (%s) and not used.", file, err)
+        return None
+    root = data.files[number][0].root
+    try:
+        unchanged = all(media_state(root / name) == tuple(state) for name, state in text["media"].items())
+    except OSError:
+        return None
+    # A missing picture may have been put there since; only a result without errors is final.
+    if not unchanged or any(not left_out for *_, left_out in text["problems"]):
+        return None
+    return FileCheck(facts, [Problem(*problem) for problem in text["problems"]], dict(text["media"]))

@@ -1,0 +1,269 @@
+"""Check every row before anything trains: text completely, pictures and videos by their headers, on all cores."""
+
+import hashlib
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from internvl.data.annotation import KINDS, Row
+from internvl.data.dataset import ConversationDataset
+from internvl.data.media import read_info, read_picture, read_picture_size, read_video
+from internvl.data.problems import LongRowError, RowError
+from internvl.data.video import place_frames
+from internvl.errors import UserError
+from internvl.model.internvl_chat.conversation import Turn
+
+# What became of a row: it trains; it trains, cut to max_seq_length; it is left out for its length; it is an error.
+GOOD, CUT, LONG, BAD = range(4)
+FACTS = np.dtype(
+    [
+        ("kind", "u1"),  # index into KINDS
+        ("status", "u1"),
+        ("turns", "i4"),
+        ("text_tokens", "i4"),
+        ("image_tokens", "i4"),
+        ("tiles", "i4"),
+        ("content", "u8"),  # hash of turns and media, to find rows that are there twice
+    ]
+)
+ROWS_PER_TASK = 500
+# Starting processes takes longer than checking so few rows.
+ROWS_FOR_PROCESSES = 4 * ROWS_PER_TASK
+
+
+class Problem(NamedTuple):
+    """A row that does not train; ``left_out`` where that is what the user asked for."""
+
+    where: str
+    reason: str
+    message: str
+    left_out: bool
+
+
+@dataclass
+class FileCheck:
+    """What is known of an annotation file's rows: ``facts`` (rows,), and name → (bytes, mtime in ns) of its media."""
+
+    facts: np.ndarray
+    problems: list[Problem] = field(default_factory=list)
+    media: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass
+class DatasetCheck:
+    """The checks of all files of a data set, in the order of ``ConversationDataset.files``."""
+
+    files: list[FileCheck]
+    max_seq_length: int
+
+    @property
+    def errors(self) -> list[Problem]:
+        """The rows that must be put right."""
+        return [problem for file in self.files for problem in file.problems if not problem.left_out]
+
+    @property
+    def left_out(self) -> list[Problem]:
+        """The rows that on_long_sample leaves out."""
+        return [problem for file in self.files for problem in file.problems if problem.left_out]
+
+    def facts(self, index: np.ndarray) -> np.ndarray:
+        """Return the facts of items; ``index`` is int64 (items, 2), file number and row."""
+        starts = np.cumsum([0] + [len(file.facts) for file in self.files])
+        return np.concatenate([file.facts for file in self.files])[starts[index[:, 0]] + index[:, 1]]
+
+    def lengths(self, index: np.ndarray) -> list[int]:
+        """Return the number of tokens of items as they train."""
+        facts = self.facts(index)
+        return np.minimum(facts["text_tokens"] + facts["image_tokens"], self.max_seq_length).tolist()
+
+    def raise_errors(self, advice: str) -> None:
+        """Raise one :class:`UserError` that shows the first errors of each kind and counts all; ``advice`` ends it."""
+        errors = self.errors
+        if errors:
+            counts = Counter(problem.reason for problem in errors)
+            lines = [problem.message for problem in first_of_each(errors)]
+            summary = ", ".join(f"{reason}: {count:,}" for reason, count in counts.most_common())
+            rows = sum(len(file.facts) for file in self.files)
+            noun = "row" if len(errors) == 1 else "rows"
+            lines.append(f"{len(errors):,} of {rows:,} {noun} cannot be trained on ({summary}). {advice}")
+            raise UserError("\n".join(lines))
+
+
+def first_of_each(problems: Sequence[Problem], limit: int = 10) -> list[Problem]:
+    """Return up to ``limit`` problems in the order found, of as many reasons as possible."""
+    seen = Counter()
+    ranked = []
+    for position, problem in enumerate(problems):
+        ranked.append((seen[problem.reason], position))
+        seen[problem.reason] += 1
+    return [problems[position] for position in sorted(position for _, position in sorted(ranked)[:limit])]
+
+
+def check_dataset(
+    dataset: ConversationDataset, *, deep: bool = False, processes: int | None = None, numbers: Sequence[int] = ()
+) -> DatasetCheck:
+    """Check all rows of all files (or of those numbered); ``deep`` decodes every picture and video, too.
+
+    Raises nothing for bad rows: they are in the result. ``processes`` is by default one per core.
+    """
+    tasks, checks = [], [FileCheck(np.empty(0, FACTS)) for _ in dataset.files]
+    numbers = numbers or range(len(dataset.files))
+    for number in numbers:
+        rows = len(dataset.files[number][1])
+        tasks += [(number, start, min(start + ROWS_PER_TASK, rows)) for start in range(0, rows, ROWS_PER_TASK)]
+        checks[number].facts = np.empty(rows, FACTS)
+    total = sum(stop - start for _, start, stop in tasks)
+    with tqdm(total=total, desc="Checking rows", unit=" rows", leave=False, delay=2) as progress:
+        for (number, start, stop), part in zip(tasks, run(dataset, tasks, deep, processes), strict=True):
+            check = checks[number]
+            check.facts[start:stop] = part.facts
+            check.problems += part.problems
+            check.media |= part.media
+            progress.update(stop - start)
+    return DatasetCheck(checks, dataset.settings.max_seq_length)
+
+
+def run(
+    dataset: ConversationDataset, tasks: list[tuple[int, int, int]], deep: bool, processes: int | None
+) -> Iterator[FileCheck]:
+    """Yield each task's result in order, from several processes when there is enough to do."""
+    processes = processes or count_cores()
+    rows = sum(stop - start for _, start, stop in tasks)
+    # Forked processes share the annotation files; where there is no fork, one process does it.
+    if (
+        processes == 1
+        or not (deep or rows > ROWS_FOR_PROCESSES)
+        or "fork" not in multiprocessing.get_all_start_methods()
+    ):
+        yield from map(Checker(dataset, deep), tasks)
+        return
+    context = multiprocessing.get_context("fork")
+    with context.Pool(processes, start_worker, (dataset, deep)) as pool:
+        yield from pool.imap(work, tasks)
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use: fewer than the machine has in a container or a batch job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_worker: "Checker"
+
+
+def start_worker(dataset: ConversationDataset, deep: bool) -> None:
+    global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has one core
+    _worker = Checker(dataset, deep)
+
+
+def work(task: tuple[int, int, int]) -> FileCheck:
+    return _worker(task)
+
+
+class Checker:
+    """Checks runs of rows; keeps what it has read of pictures and videos, which occur again."""
+
+    def __init__(self, dataset: ConversationDataset, deep: bool = False):
+        self.dataset = dataset
+        self.deep = deep
+        self.known: dict[Path, object] = {}
+
+    def __call__(self, task: tuple[int, int, int]) -> FileCheck:
+        """Check rows ``start`` to ``stop`` of a file; ``task`` is (file number, start, stop)."""
+        number, start, stop = task
+        _, file = self.dataset.files[number]
+        facts = np.zeros(stop - start, FACTS)
+        check = FileCheck(facts)
+        readable: list[tuple[int, Row, list[Turn], list[tuple[int, int]]]] = []
+        for position in range(start, stop):
+            try:
+                row = file.row(position)
+                facts[position - start] = (
+                    *(KINDS.index(row.kind), GOOD, len(row.turns), 0, 0, 0),
+                    content_hash(row),
+                )
+                readable.append((position - start, row, *self.read_headers(row, (number, position), check)))
+            except RowError as err:
+                self.note(check, position - start, err)
+        self.measure(check, number, readable)
+        check.problems.sort(key=lambda problem: int(problem.where.rsplit(":", 1)[1]))
+        return check
+
+    def read_headers(
+        self, row: Row, item: tuple[int, int], check: FileCheck
+    ) -> tuple[list[Turn], list[tuple[int, int]]]:
+        """Return a row's turns, frames placed, and its pictures' (width, height) in px."""
+        spec, _ = self.dataset.files[item[0]]
+        if row.video:
+            path = self.dataset.path(spec, row.video, row.where)
+            info = self.look_up(path, row.video, row.where, check, read_info)
+            frames = self.dataset.choose_frames(row, item, info)
+            if self.deep:
+                read_video(path, frames, row.where)
+            return place_frames(row.turns, len(frames)), [(1, 1)] * len(frames)
+        sizes = []
+        for name in row.images:
+            path = self.dataset.path(spec, name, row.where)
+            sizes.append(self.look_up(path, name, row.where, check, self.read_size))
+        return list(row.turns), sizes
+
+    def read_size(self, path: Path, where: str) -> tuple[int, int]:
+        return read_picture(path, where).size if self.deep else read_picture_size(path, where)
+
+    def look_up(self, path: Path, name: str, where: str, check: FileCheck, reader):
+        """Return what ``reader`` says of a file, asked once; note the file's size and time."""
+        if path not in self.known:
+            try:
+                self.known[path] = reader(path, where)
+            except RowError as err:
+                self.known[path] = err
+        found = self.known[path]
+        if isinstance(found, RowError):
+            # The same fault of another row: only the place differs.
+            raise RowError(where, found.reason, str(found).removeprefix(f"{found.where}: "))
+        check.media[name] = media_state(path)
+        return found
+
+    def measure(self, check: FileCheck, number: int, readable: list) -> None:
+        """Fill in tokens and tiles of rows that could be read; rows too long are cut, left out or errors."""
+        dataset, facts = self.dataset, check.facts
+        spec, _ = dataset.files[number]
+        texts = dataset.count_text_tokens([turns for _, _, turns, _ in readable])
+        for (offset, row, turns, sizes), text_tokens in zip(readable, texts, strict=True):
+            limit = dataset.choose_tile_limit(spec, row, sizes, text_tokens)
+            tiles = [dataset.count_tiles(size, limit) for size in sizes]
+            image_tokens = sum(tiles) * dataset.settings.num_image_token
+            facts["text_tokens"][offset] = text_tokens
+            facts["image_tokens"][offset] = image_tokens
+            facts["tiles"][offset] = sum(tiles)
+            if text_tokens + image_tokens > dataset.settings.max_seq_length:
+                try:
+                    dataset.render(row, turns, tiles)
+                    facts["status"][offset] = CUT
+                except RowError as err:
+                    self.note(check, offset, err)
+
+    @staticmethod
+    def note(check: FileCheck, offset: int, err: RowError) -> None:
+        left_out = isinstance(err, LongRowError)
+        check.facts["status"][offset] = LONG if left_out else BAD
+        check.problems.append(Problem(err.where, err.reason, str(err), left_out))
+
+
+def content_hash(row: Row) -> int:
+    """Return a hash of what a row teaches, the same in every process."""
+    content = repr((row.turns, row.images, row.video, row.clip)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def media_state(path: Path) -> tuple[int, int]:
+    """Return a file's size and modification time: what changes when it is replaced."""
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns

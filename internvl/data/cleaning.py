@@ -1,0 +1,54 @@
+"""Split annotation files into the rows that can be trained on and those that cannot."""
+
+from pathlib import Path
+
+from internvl.data.checking import BAD, DatasetCheck
+from internvl.data.dataset import ConversationDataset
+from internvl.errors import UserError
+from internvl.model.atomic_folder import atomic_folder
+from internvl.model.packaging import write_json
+
+
+def write_clean(dataset: ConversationDataset, check: DatasetCheck, meta: Path, folder: Path) -> tuple[int, int]:
+    """Write ``<set>_<n>.jsonl``, ``<set>_<n>.rejected.jsonl`` and ``meta.json`` to a new folder.
+
+    Lines are copied byte for byte; the original files are not touched. The meta file has the same entries with the
+    good rows and their true number. Returns how many rows were good and how many were rejected.
+
+    Raises:
+        UserError: the folder holds something already, or a data set has no good row left.
+    """
+    if folder.exists():
+        raise UserError(f"{folder}: is there already. Name a new folder.")
+    good = rejected = 0
+    entries = {}
+    with atomic_folder(folder) as partial:
+        for position, spec in enumerate(dataset.specs):
+            names, kept = [], 0
+            for number, (owner, rows) in enumerate(dataset.files):
+                if owner is not spec:
+                    continue
+                bad = check.files[number].facts["status"] == BAD
+                # Names of data sets are the user's and may be no file names.
+                stem = f"set{position + 1}_{rows.path.stem}_{len(names) + 1}"
+                with (
+                    open(partial / f"{stem}.jsonl", "wb") as good_lines,
+                    open(partial / f"{stem}.rejected.jsonl", "wb") as rejected_lines,
+                ):
+                    for index in range(len(rows)):
+                        (rejected_lines if bad[index] else good_lines).write(rows.line(index).rstrip(b"\r\n") + b"\n")
+                names.append(str(folder / f"{stem}.jsonl"))
+                kept += int((~bad).sum())
+                rejected += int(bad.sum())
+            if kept == 0:
+                raise UserError(f"{meta}:{spec.name}: no row of it can be trained on. Correct the rows.")
+            good += kept
+            entries[spec.name] = {
+                "root": str(spec.root),
+                "annotation": names if len(names) > 1 else names[0],
+                "data_augment": spec.data_augment,
+                "repeat_time": spec.repeat_time,
+                "length": kept,
+            } | ({"max_dynamic_patch": spec.max_dynamic_patch} if spec.max_dynamic_patch else {})
+        write_json(partial / "meta.json", entries)
+    return good, rejected

@@ -1,0 +1,128 @@
+"""A page that shows rows as the model is taught them: tiles, the exact prompt, and which tokens are supervised."""
+
+import base64
+import io
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jinja2 import Environment, FileSystemLoader
+from PIL import Image
+
+from internvl.model.internvl_chat.image_processing_internvl_chat import IMAGENET_MEAN, IMAGENET_STD
+from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
+
+SHOWN_TILES = 14  # of a row; a page of videos would be too large to open otherwise
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """A row of training: its place, kind, data set, the sample, and how many tiles each picture or frame has."""
+
+    where: str
+    kind: str
+    dataset: str
+    sample: dict
+    num_tiles: tuple[int, ...]
+
+
+class Span(NamedTuple):
+    """Tokens that are shown together: the fewest that spell whole characters, or a run of image tokens."""
+
+    text: str
+    ids: list[int]
+    is_taught: bool
+    kind: str  # "text", "special" or "image"
+
+
+def make_spans(sample: dict, tokenizer, image_token_id: int) -> Iterator[Span]:
+    """Yield the tokens of a sample in their order, each of them once."""
+    special = set(tokenizer.all_special_ids)
+    tokens = list(zip(sample["input_ids"].tolist(), (sample["labels"] != IGNORE_INDEX).tolist(), strict=True))
+    for (is_image, is_special, is_taught), group in itertools.groupby(
+        tokens, key=lambda token: (token[0] == image_token_id, token[0] in special, token[1])
+    ):
+        ids = [index for index, _ in group]
+        if is_image:
+            yield Span(f"{tokenizer.convert_ids_to_tokens(image_token_id)} × {len(ids)}", ids, is_taught, "image")
+        elif is_special:
+            for index in ids:
+                yield Span(tokenizer.convert_ids_to_tokens(index), [index], is_taught, "special")
+        else:
+            for text, part in whole_characters(ids, tokenizer):
+                yield Span(text, part, is_taught, "text")
+
+
+def whole_characters(ids: list[int], tokenizer) -> Iterator[tuple[str, list[int]]]:
+    """Yield (text, ids) of the shortest runs of tokens that spell whole characters.
+
+    Characters unknown to the vocabulary are spelled in bytes, one token each.
+    """
+    spelled, part = b"", []
+    for index in ids:
+        piece = tokenizer.convert_ids_to_tokens(index)
+        byte = BYTE_TOKEN.fullmatch(piece)
+        spelled += bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
+        part.append(index)
+        try:
+            text = spelled.decode()
+        except UnicodeDecodeError:
+            continue
+        yield text, part
+        spelled, part = b"", []
+    if part:  # cut inside a character
+        yield spelled.decode(errors="replace"), part
+
+
+def tile_pictures(pixel_values: torch.Tensor | None) -> list[str]:
+    """Return tiles as PNG data addresses, (T, 3, S, S) normalized → as many as are shown."""
+    if pixel_values is None:
+        return []
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    addresses = []
+    for tile in pixel_values[:SHOWN_TILES]:
+        levels = ((tile * std + mean) * 255).round().clamp(0, 255).byte()
+        stream = io.BytesIO()
+        Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy()).save(stream, "PNG")
+        addresses.append("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode())
+    return addresses
+
+
+def describe_row(row: PreviewRow, tokenizer, image_token_id: int) -> dict:
+    """Return what the template shows of a row."""
+    tiles = iter(tile_pictures(row.sample["pixel_values"]))
+    noun = "frame" if row.kind == "video" else "picture"
+    pictures = [
+        {"title": f"{noun} {number}: {count} {'tile' if count == 1 else 'tiles'}", "tiles": shown}
+        for number, count in enumerate(row.num_tiles, 1)
+        if (shown := list(itertools.islice(tiles, count)))
+    ]
+    ids, labels = row.sample["input_ids"], row.sample["labels"]
+    image_tokens = int((ids == image_token_id).sum())
+    return {
+        "where": row.where,
+        "kind": row.kind,
+        "dataset": row.dataset,
+        "pictures": pictures,
+        "hidden_tiles": max(0, sum(row.num_tiles) - SHOWN_TILES),
+        "spans": list(make_spans(row.sample, tokenizer, image_token_id)),
+        "counts": {
+            "tokens": len(ids),
+            "of text": len(ids) - image_tokens,
+            "of pictures": image_tokens,
+            "taught": int((labels != IGNORE_INDEX).sum()),
+        },
+    }
+
+
+def write_preview(file: Path, rows: Iterable[PreviewRow], tokenizer, *, image_token_id: int) -> None:
+    """Write the page: one file that needs nothing else."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    described = [describe_row(row, tokenizer, image_token_id) for row in rows]
+    page = environment.get_template("preview.html.jinja").render(rows=described)
+    Path(file).write_text(page, encoding="utf-8")

@@ -1,0 +1,20 @@
+"""What can be wrong with a row: an error that knows its place and the group it belongs to in a report."""
+
+from internvl.errors import UserError
+
+
+class RowError(UserError):
+    """A row that cannot be trained on.
+
+    ``where`` is ``file:line``; ``reason`` a short name shared by all rows with the same fault. The message reads
+    ``<where>: <what>. <todo>.``; without ``todo``, ``what`` is already sentences of that form.
+    """
+
+    def __init__(self, where: str, reason: str, what: str, todo: str | None = None):
+        super().__init__(f"{where}: {what}" if todo is None else f"{where}: {what}. {todo}.")
+        self.where = where
+        self.reason = reason
+
+
+class LongRowError(RowError):
+    """A row of more tokens than max_seq_length, where the user chose to leave such rows out."""

@@ -1,0 +1,49 @@
+"""What a check found, in numbers: per data set and row by row, as report.json holds it."""
+
+import numpy as np
+
+from internvl.data.annotation import KINDS
+from internvl.data.checking import BAD, CUT, LONG, DatasetCheck
+from internvl.data.dataset import ConversationDataset
+
+
+def summarize(dataset: ConversationDataset, check: DatasetCheck) -> dict:
+    """Return the numbers of each data set, and every problem."""
+    in_epoch = np.bincount(dataset.index[:, 0], minlength=len(dataset.files))
+    sets = {}
+    for spec in dataset.specs:
+        numbers = [number for number, (owner, _) in enumerate(dataset.files) if owner is spec]
+        facts = np.concatenate([check.files[number].facts for number in numbers])
+        sets[spec.name] = {
+            "annotations": [str(path) for path in spec.annotations],
+            "declared": spec.length,
+            "rows_in_epoch": int(in_epoch[numbers].sum()),
+            **summarize_facts(facts),
+        }
+    return {
+        "max_seq_length": check.max_seq_length,
+        "datasets": sets,
+        "problems": [problem._asdict() for file in check.files for problem in file.problems],
+    }
+
+
+def summarize_facts(facts: np.ndarray) -> dict:
+    """Return the numbers of rows; those of tokens, turns and tiles are of rows without errors."""
+    readable = facts[facts["status"] != BAD]
+    return {
+        "rows": len(facts),
+        "kinds": {kind: int((readable["kind"] == number).sum()) for number, kind in enumerate(KINDS)},
+        **{name: describe(readable[name]) for name in ("turns", "text_tokens", "image_tokens", "tiles")},
+        "cut": int((facts["status"] == CUT).sum()),
+        "left_out": int((facts["status"] == LONG).sum()),
+        "duplicates": len(readable) - len(np.unique(readable["content"])),
+        "errors": int((facts["status"] == BAD).sum()),
+    }
+
+
+def describe(values: np.ndarray) -> dict[str, int]:
+    """Return median, 95th percentile, greatest value and sum; zeros when there are none."""
+    if len(values) == 0:
+        return {"p50": 0, "p95": 0, "max": 0, "total": 0}
+    p50, p95 = np.percentile(values, [50, 95])
+    return {"p50": round(p50), "p95": round(p95), "max": int(values.max()), "total": int(values.sum(dtype=np.int64))}

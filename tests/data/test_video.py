@@ -1,0 +1,119 @@
+"""Videos: which frames, from files and folders, and how they are told to the model."""
+
+import random
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from internvl.data.video import (
+    choose_frames,
+    is_frame_sampling,
+    list_frames,
+    place_frames,
+    read_frames,
+    read_video_info,
+)
+from internvl.model.internvl_chat.conversation import Turn
+from tests.conftest import picture
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """A video of 40 grey frames at 10 a second; frame n has the level 6 n."""
+    file = tmp_path_factory.mktemp("video") / "clip.mp4"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        stream.bit_rate = 2_000_000
+        for number in range(40):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 6 * number, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file
+
+
+def test_a_video_is_measured_without_decoding_it(clip):
+    assert read_video_info(clip) == (40, 10.0)
+
+
+def test_exactly_the_wanted_frames_are_read_and_repeated_ones_too(clip):
+    frames = read_frames(clip, [0, 7, 21, 39, 39])
+    levels = [np.asarray(frame).mean() for frame in frames]
+    assert levels == pytest.approx([0, 42, 126, 234, 234], abs=4)
+    assert {frame.mode for frame in frames} == {"RGB"}
+
+
+def test_a_video_that_ends_early_names_the_missing_frame(clip):
+    with pytest.raises(ValueError, match=r"clip\.mp4: ends before frame 40"):
+        read_frames(clip, [3, 40])
+
+
+def test_a_folder_of_frames_is_a_video_in_the_order_of_its_numbers(tmp_path):
+    for number in (10, 9, 1):
+        picture(20, 20, number).save(tmp_path / f"frame_{number}.png")
+    (tmp_path / "notes.txt").touch()
+    assert [file.name for file in list_frames(tmp_path)] == ["frame_1.png", "frame_9.png", "frame_10.png"]
+    assert read_video_info(tmp_path).num_frames == 3
+    assert read_frames(tmp_path, [2])[0].tobytes() == picture(20, 20, 10).tobytes()
+
+
+@pytest.mark.parametrize("sample", ["rand", "middle", "fps2"])
+@pytest.mark.parametrize("length", [1, 2, 7, 40, 1000])
+def test_frames_are_in_order_and_inside_the_video(sample, length):
+    indices = choose_frames(
+        8,
+        length,
+        sample=sample,
+        input_fps=10,
+        chance=random.Random(1),
+        permutation=np.random.RandomState(1).permutation,
+    )
+    assert indices == sorted(indices) and all(0 <= index < length for index in indices)
+    assert sample == "fps2" or len(indices) == 8
+    # One frame of each eighth of the video.
+    assert sample == "fps2" or length < 16 or [index * 8 // length for index in indices] == list(range(8))
+
+
+def test_a_rate_gives_as_many_frames_as_the_video_has_time_for():
+    assert len(choose_frames(1, 895, sample="fps1", input_fps=30)) == 30
+    assert len(choose_frames(1, 895, sample="fps1", input_fps=30, max_num_frames=4)) == 4
+
+
+@pytest.mark.parametrize(
+    ("sample", "known"),
+    [
+        ("rand", True),
+        ("middle", True),
+        ("fps1", True),
+        ("fps0.5", True),
+        ("fps", False),
+        ("fps0", False),
+        ("all", False),
+    ],
+)
+def test_ways_to_choose_frames_are_checked(sample, known):
+    assert is_frame_sampling(sample) == known
+    if not known and not sample.startswith("fps"):
+        with pytest.raises(ValueError, match="There is no way 'all'"):
+            choose_frames(8, 40, sample=sample)
+
+
+def test_frames_are_told_as_the_model_card_does():
+    turns = [Turn("system", "Short."), Turn("human", "<video>\nWhat happens?"), Turn("gpt", "A <video>.")]
+    assert place_frames(turns, 2) == [
+        turns[0],
+        Turn("human", "Frame1: <image>\nFrame2: <image>\nWhat happens?"),
+        turns[2],
+    ]
+
+
+def test_a_real_video_is_read(shared):
+    video = shared / "media" / "red-panda.mp4"
+    info = read_video_info(video)
+    assert info.num_frames == 895 and info.frames_per_second == pytest.approx(30, abs=0.1)
+    frames = read_frames(video, [0, 447, 894])
+    assert {frame.size for frame in frames} == {(360, 640)} or {frame.size for frame in frames} == {(640, 360)}
+    assert np.asarray(frames[0]).std() > 20
