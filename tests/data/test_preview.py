@@ -1,0 +1,80 @@
+"""The page that shows what is taught: every token once, the taught ones marked, the tiles as the model sees them."""
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from internvl.data.annotation import parse_row
+from internvl.data.preview import SHOWN_TILES, PreviewRow, make_spans, tile_pictures, write_preview
+from internvl.data.rendering import render_sample
+from internvl.model.internvl_chat.conversation import get_conv_template
+from internvl.model.internvl_chat.image_processing_internvl_chat import to_pixel_values
+from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
+from tests.conftest import picture
+
+
+def make_row(tokenizer, question="<image>\nWhat?", answer="A cup.", tiles=2, **fields) -> PreviewRow:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    row = parse_row({"conversations": turns, "image": ["a.png"] * question.count("<image>"), **fields}, "rows.jsonl:1")
+    num_tiles = [tiles] * len(row.images)
+    template = get_conv_template("internlm2-chat")
+    ids, labels = render_sample(list(row.turns), num_tiles, tokenizer=tokenizer, template=template, num_image_token=4)
+    images = [picture(56, 56, number) for number in range(sum(num_tiles))]
+    sample = {
+        "input_ids": torch.tensor(ids),
+        "labels": torch.tensor(labels),
+        "pixel_values": to_pixel_values(images, 56) if images else None,
+    }
+    return PreviewRow("rows.jsonl:1", row.kind, "rows", sample, tuple(num_tiles))
+
+
+def spans_of(row, tiny_model):
+    return list(make_spans(row.sample, tiny_model.tokenizer, tiny_model.model.img_context_token_id))
+
+
+@pytest.mark.parametrize("answer", ["A cup.", "你好，世界 😀", "two\nlines, <ref>cup</ref>", "  spaces   inside  it"])
+def test_every_token_is_shown_once_and_exactly_the_labelled_ones_as_taught(tiny_model, answer):
+    row = make_row(tiny_model.tokenizer, answer=answer)
+    spans = spans_of(row, tiny_model)
+    assert [index for span in spans for index in span.ids] == row.sample["input_ids"].tolist()
+    taught = [span.is_taught for span in spans for _ in span.ids]
+    assert taught == (row.sample["labels"] != IGNORE_INDEX).tolist()
+    assert "".join(span.text for span in spans if span.is_taught) == answer.strip() + "<|im_end|>"
+
+
+def test_a_run_of_image_tokens_is_one_chip_with_its_number(tiny_model):
+    row = make_row(tiny_model.tokenizer, question="<image> and <image>", tiles=3)
+    chips = [span for span in spans_of(row, tiny_model) if span.kind == "image"]
+    assert [chip.text for chip in chips] == ["<IMG_CONTEXT> × 12"] * 2 and not any(chip.is_taught for chip in chips)
+
+
+def test_tiles_in_the_page_are_the_pixels_of_the_sample(tiny_model, tmp_path):
+    row = make_row(tiny_model.tokenizer)
+    write_preview(tmp_path / "p.html", [row], tiny_model.tokenizer, image_token_id=3)
+    encoded = re.findall(r'src="data:image/png;base64,([^"]+)"', (tmp_path / "p.html").read_text())
+    tiles = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in encoded]
+    assert len(tiles) == 2
+    assert all((tile == np.asarray(picture(56, 56, number))).all() for number, tile in enumerate(tiles))
+
+
+def test_text_of_rows_is_escaped(tiny_model, tmp_path):
+    attack = "<script>alert(1)</script>\"' &amp;"
+    row = make_row(tiny_model.tokenizer, question=attack, answer=attack)
+    row = PreviewRow(f"{attack}.jsonl:1", row.kind, attack, row.sample, row.num_tiles)
+    write_preview(tmp_path / "p.html", [row], tiny_model.tokenizer, image_token_id=3)
+    page = (tmp_path / "p.html").read_text()
+    assert page.count("<script>") == 1 and "alert(1)</script>" not in page and "&lt;" in page
+
+
+def test_the_page_needs_nothing_from_elsewhere(tiny_model, tmp_path):
+    write_preview(tmp_path / "p.html", [make_row(tiny_model.tokenizer)], tiny_model.tokenizer, image_token_id=3)
+    assert not re.findall(r'(?:src|href)="(?!data:)|url\(|@import|https?://', (tmp_path / "p.html").read_text())
+
+
+def test_many_tiles_are_shown_in_part():
+    assert len(tile_pictures(torch.zeros(40, 3, 8, 8))) == SHOWN_TILES and tile_pictures(None) == []
