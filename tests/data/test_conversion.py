@@ -1,0 +1,188 @@
+"""Rows from other tools' annotations, against rows written by hand, and back."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from internvl.data.conversion import Options, from_messages, read_rows, to_messages, write_lines
+from internvl.data.problems import RowError
+from internvl.errors import UserError
+
+
+def turns(question: str, answer: str, system: str | None = None) -> list[dict]:
+    head = [{"from": "system", "value": system}] if system else []
+    return [*head, {"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def write(path, content) -> None:
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+
+
+def rows(name: str, path, **options) -> list[dict | RowError]:
+    return [row for _, row in read_rows(name, path, Options(**options))]
+
+
+LLAVA = [
+    {"id": "a", "image": "a.jpg", "conversations": turns("<image>\nWhat?", "A cup.")},
+    {"id": "b", "conversations": turns("Hi.", "Hello. 你好")},
+]
+
+
+@pytest.mark.parametrize("form", ["array", "lines", "array behind a mark"])
+def test_llava_rows_are_kept_as_they_are(tmp_path, form):
+    text = "\n".join(map(json.dumps, LLAVA)) if form == "lines" else json.dumps(LLAVA, indent=1)
+    write(tmp_path / "in.json", ("\ufeff" if "mark" in form else "") + text)
+    assert rows("llava", tmp_path / "in.json") == LLAVA
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (
+            {"messages": [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A cup."}],
+             "images": ["a.jpg"]},
+            {"image": "a.jpg", "conversations": turns("<image>What?", "A cup.")},
+        ),
+        (  # no mark at all: before the first question, as ms-swift does
+            {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Cups."}],
+             "images": ["a.jpg", "b.jpg"]},
+            {"image": ["a.jpg", "b.jpg"], "conversations": turns("<image>\n<image>\nWhat?", "Cups.")},
+        ),
+        (
+            {"id": 3, "messages": [{"role": "system", "content": "Short."}, {"role": "user", "content": "<video>Hm?"},
+                                   {"role": "assistant", "content": "Yes."}], "videos": ["a.mp4"]},
+            {"id": 3, "video": "a.mp4", "conversations": turns("<video>Hm?", "Yes.", "Short.")},
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.jpg"}},
+                                                       {"type": "text", "text": "What?"}]},
+                          {"role": "assistant", "content": [{"type": "text", "text": "A cup."}]}]},
+            {"image": "a.jpg", "conversations": turns("<image>What?", "A cup.")},
+        ),
+    ],
+)  # fmt: skip
+def test_messages_become_rows(tmp_path, record, expected):
+    write(tmp_path / "in.jsonl", record)
+    assert rows("messages", tmp_path / "in.jsonl") == [expected]
+
+
+def test_sharegpt_becomes_rows(tmp_path):
+    record = {"conversations": turns("<image>What?", "A cup."), "system": "Short.", "images": ["a.jpg"], "id": 1}
+    write(tmp_path / "in.json", [record])
+    expected = {"id": 1, "image": "a.jpg", "conversations": turns("<image>What?", "A cup.", "Short.")}
+    assert rows("sharegpt", tmp_path / "in.json") == [expected]
+
+
+def test_coco_captions_become_a_row_each(tmp_path):
+    content = {
+        "images": [{"id": 7, "file_name": "a.jpg"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "caption": " A cup\n on a table. "},
+            {"id": 2, "image_id": 8, "caption": "?"},
+        ],
+    }
+    write(tmp_path / "in.json", content)
+    good, bad = rows("coco", tmp_path / "in.json", prompt="Say.")
+    assert good == {"id": 1, "image": "a.jpg", "conversations": turns("<image>\nSay.", "A cup on a table.")}
+    assert "annotation 2: image_id 8 is not among the images" in str(bad)
+
+
+def test_real_coco_captions_become_rows(shared):
+    found = rows("coco", shared / "coco_mini" / "captions_val2017.json")
+    assert len(found) == len(json.loads((shared / "coco_mini" / "captions_val2017.json").read_text())["annotations"])
+    assert not any(isinstance(row, RowError) for row in found)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_tables_become_rows(tmp_path, delimiter):
+    write(tmp_path / "a.csv", f'image{delimiter}caption\na.jpg{delimiter}"A {delimiter} cup"\nb.jpg{delimiter}\n')
+    good, bad = rows("csv", tmp_path / "a.csv", delimiter=delimiter, prompt="Say.")
+    assert good == {"image": "a.jpg", "conversations": turns("<image>\nSay.", f"A {delimiter} cup")}
+    assert f"{tmp_path}/a.csv:3: turn 2 is an empty answer" in str(bad)
+    write(tmp_path / "b.csv", "image,question,answer\na.jpg,What?,A cup\n")
+    assert rows("csv", tmp_path / "b.csv")[0]["conversations"] == turns("<image>\nWhat?", "A cup")
+
+
+@pytest.mark.parametrize("form", ["metadata.csv", "metadata.jsonl", "texts"])
+def test_folders_of_pictures_become_rows(tmp_path, form):
+    (tmp_path / "a.jpg").touch()
+    if form == "metadata.csv":
+        write(tmp_path / form, "file_name,text\na.jpg,A cup.\n")
+    elif form == "metadata.jsonl":
+        write(tmp_path / form, {"file_name": "a.jpg", "text": "A cup."})
+    else:
+        write(tmp_path / "a.txt", "A cup.\n")
+    expected = {"image": "a.jpg", "conversations": turns("<image>\nSay.", "A cup.")}
+    assert rows("imagefolder", tmp_path, prompt="Say.") == [expected]
+
+
+def test_a_picture_without_caption_is_named(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    assert "a.jpg: there is no caption beside it" in str(rows("imagefolder", tmp_path)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("llava", '[{"id": 1}, ', r"in:item 2: is not valid JSON"),
+        ("coco", '{"images": [', r"is not valid JSON"),
+        ("coco", '{"images": [{"id": 1}]}', r"is no COCO captions file"),
+        ("csv", "picture,words\n", r"in:1: has the columns picture, words"),
+        ("csv", "", r"in:1: has the columns \(none\)"),
+        ("imagefolder", "", r"is not a folder"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
+    write(tmp_path / "in", content)
+    with pytest.raises(UserError, match=message):
+        rows(name, tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "message"),
+    [
+        ("messages", LLAVA[0], "messages is None"),
+        ("messages", {"messages": ["Hi"]}, "message 1 is 'Hi'"),
+        ("messages", {"messages": [{"role": "tool", "content": "x"}]}, "turn 1 is from 'tool'"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "part of type 'audio'"),
+        ("sharegpt", {"messages": []}, "conversations is None"),
+        ("llava", {"messages": []}, "conversations is None"),
+        ("llava", [1], "is \\[1\\]|holds list"),
+    ],
+)
+def test_rows_of_another_form_are_named_with_their_line(tmp_path, name, record, message):
+    write(tmp_path / "in.jsonl", json.dumps(LLAVA[1]) + "\n" + json.dumps(record) + "\n")
+    (where, error) = list(read_rows(name, tmp_path / "in.jsonl", Options()))[-1]
+    assert where.endswith("in.jsonl:2") and isinstance(error, RowError)
+    with pytest.raises(RowError, match=message):
+        raise error
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1).filter(str.strip)
+
+
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=4), st.integers(0, 3), st.booleans(), st.none() | words)
+def test_rows_survive_the_way_to_messages_and_back(pairs, num_images, is_video, system):
+    conversations = [turn for pair in pairs for turn in turns(*pair)]
+    mark = "<video>" if is_video else "<image>" * num_images
+    conversations[0]["value"] = mark + conversations[0]["value"]
+    if system:
+        conversations.insert(0, {"from": "system", "value": system})
+    row = {"id": 5, "width": 3, "conversations": conversations}
+    if is_video:
+        row["video"] = "a.mp4"
+    elif num_images:
+        row["image"] = "0.jpg" if num_images == 1 else [f"{number}.jpg" for number in range(num_images)]
+    assert from_messages(json.loads(json.dumps(to_messages(row))), "f:1") == row
+
+
+def test_a_failed_conversion_leaves_nothing_behind(tmp_path):
+    def failing():
+        yield {"id": 1}
+        raise UserError("no")
+
+    with pytest.raises(UserError):
+        write_lines(tmp_path / "out.jsonl", failing())
+    assert list(tmp_path.iterdir()) == []

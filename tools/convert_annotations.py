@@ -1,0 +1,91 @@
+"""Turn annotations of other tools into training rows, or training rows into messages.
+
+    python tools/convert_annotations.py llava.json data/mine/train.jsonl --from llava --meta shell/data/mine.json \\
+        --root data/mine/
+    python tools/convert_annotations.py swift.jsonl train.jsonl --from messages       # ms-swift, OpenAI
+    python tools/convert_annotations.py sharegpt.json train.jsonl --from sharegpt     # LLaMA-Factory
+    python tools/convert_annotations.py captions_train2014.json train.jsonl --from coco
+    python tools/convert_annotations.py table.csv train.jsonl --from csv              # image,caption
+    python tools/convert_annotations.py pictures/ train.jsonl --from imagefolder
+    python tools/convert_annotations.py train.jsonl swift.jsonl --to messages
+
+Rows are read and written one at a time, so millions take no more memory than a few. One that could not be trained on
+ends the conversion with its place, or is left out, counted and listed with --skip-bad.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from internvl.data.annotation import parse_row
+from internvl.data.conversion import CAPTION_PROMPT, FORMATS, Options, read_rows, to_messages, write_lines
+from internvl.data.problems import RowError
+from internvl.errors import UserError, ends_on_user_error
+from internvl.model.packaging import write_json
+
+SHOWN = 10  # messages about rows left out; all are counted
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", type=Path, metavar="IN", help="file, or folder of pictures, to read")
+    parser.add_argument("output", type=Path, metavar="OUT", help="JSONL file to write")
+    parser.add_argument("--from", dest="source", choices=FORMATS, default="internvl", help="default: %(default)s")
+    parser.add_argument("--to", dest="target", choices=["internvl", "messages"], default="internvl")
+    parser.add_argument("--prompt", default=CAPTION_PROMPT, help="question about pictures that come with a caption")
+    parser.add_argument("--delimiter", default=",", help="between the columns of a table (default: a comma)")
+    parser.add_argument("--meta", type=Path, help="write a meta file for a training on OUT, too")
+    parser.add_argument("--root", default="", help="folder below which the pictures are, for --meta")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out rows that could not be trained on")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    return parser
+
+
+def convert(args: argparse.Namespace, kinds: Counter, left_out: Counter) -> Iterator[dict]:
+    """Yield the rows to write; count them by kind, and those left out by reason.
+
+    Raises:
+        RowError: a row could not be trained on, and none is to be left out.
+    """
+    options = Options(prompt=args.prompt, delimiter=args.delimiter)
+    for where, row in tqdm(read_rows(args.source, args.input, options), unit=" rows", delay=2):
+        if isinstance(row, RowError):
+            if not args.skip_bad:
+                raise row
+            if left_out.total() < SHOWN:
+                print(f"left out: {row}", file=sys.stderr)
+            left_out[row.reason] += 1
+            continue
+        kinds[parse_row(row, where).kind] += 1
+        yield to_messages(row) if args.target == "messages" else row
+
+
+@ends_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    if args.source == args.target == "internvl":
+        raise UserError("command line: --from and --to are both internvl. Say what to convert with one of them.")
+    if len(args.delimiter) != 1:
+        raise UserError(f"--delimiter: is {args.delimiter!r}. Give one character.")
+    if args.output.exists() and not args.overwrite:
+        raise UserError(f"{args.output}: is there already. Name another file, or pass --overwrite.")
+    kinds, left_out = Counter(), Counter()
+    count = write_lines(args.output, convert(args, kinds, left_out))
+    of_kinds = ", ".join(f"{kind} {number:,}" for kind, number in kinds.most_common()) or "none"
+    print(f"Wrote {count:,} rows ({of_kinds}) to {args.output}.")
+    for reason, number in left_out.most_common():
+        print(f"Left out {number:,}: {reason}")
+    if args.meta:
+        entry = {"root": args.root, "annotation": str(args.output), "data_augment": False, "repeat_time": 1}
+        write_json(args.meta, {args.output.stem: entry | {"length": count}})
+        print(f"Wrote {args.meta}. Check the data with: python tools/check_data.py {args.meta}")
+
+
+if __name__ == "__main__":
+    main()
