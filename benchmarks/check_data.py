@@ -26,9 +26,9 @@ from internvl.data.checking import check_dataset, count_cores
 from internvl.data.dataset import ConversationDataset, RenderSettings
 from internvl.data.meta import DatasetSpec
 from internvl.errors import ends_on_user_error
+from internvl.json_files import write_json
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
-from internvl.model.packaging import write_json
 
 WORDS = "a the man woman dog red small street on of with sitting standing holding near large table and two".split()
 WAYS = ("one process", "all cores", "kept result")

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from internvl.errors import ends_on_user_error
-from internvl.model.packaging import write_json
+from internvl.json_files import write_json
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "convert_annotations.py"
 

@@ -26,10 +26,10 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from internvl.errors import UserError, ends_on_user_error
+from internvl.json_files import write_json
 from internvl.model.checkpoint import ADAPTER_WEIGHTS, Checkpoint
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import load_config
-from internvl.model.packaging import write_json
 from internvl.model.safetensors_stream import TensorPlan
 
 REPOSITORY = Path(__file__).resolve().parents[1]

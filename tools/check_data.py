@@ -32,10 +32,10 @@ from internvl.data.meta import read_meta
 from internvl.data.preview import PreviewRow, write_preview
 from internvl.data.summary import summarize
 from internvl.errors import UserError, ends_on_user_error
+from internvl.json_files import write_json
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_checkpoint_tokenizer, load_config
-from internvl.model.packaging import write_json
 from internvl.train.arguments import DataArguments, ModelArguments, check_data_arguments
 from internvl.train.loading import check_against_config, render_settings
 

@@ -27,7 +27,7 @@ from internvl.data.annotation import parse_row
 from internvl.data.conversion import CAPTION_PROMPT, FORMATS, Options, read_rows, to_messages, write_lines
 from internvl.data.problems import RowError
 from internvl.errors import UserError, ends_on_user_error
-from internvl.model.packaging import write_json
+from internvl.json_files import write_json
 
 SHOWN = 10  # messages about rows left out; all are counted
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from internvl.data.conversion import CAPTION_PROMPT, ask, write_lines
 from internvl.errors import UserError, ends_on_user_error
-from internvl.model.packaging import write_json
+from internvl.json_files import write_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAIN, TEST, TRUTH = "coco_karpathy_train_567k.jsonl", "coco_karpathy_test.json", "coco_karpathy_test_gt.json"

@@ -5,8 +5,8 @@ from pathlib import Path
 from internvl.data.checking import BAD, DatasetCheck
 from internvl.data.dataset import ConversationDataset
 from internvl.errors import UserError
+from internvl.json_files import write_json
 from internvl.model.atomic_folder import atomic_folder
-from internvl.model.packaging import write_json
 
 
 def write_clean(dataset: ConversationDataset, check: DatasetCheck, meta: Path, folder: Path) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from internvl.evaluation.datasets import CaptionSet
 from internvl.evaluation.report import ReportRow, write_report
 from internvl.evaluation.score import CaptionScores
-from internvl.model.packaging import write_json
+from internvl.json_files import write_json
 
 RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "pillow", "pycocoevalcap")
 

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from internvl.errors import UserError
+from internvl.json_files import write_json
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import (
     IMG_CONTEXT_TOKEN,
@@ -32,7 +33,7 @@ from internvl.model.internvl_chat.conversation import (
 )
 from internvl.model.internvl_chat.image_processing_internvl_chat import IMAGENET_MEAN, IMAGENET_STD
 from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
-from internvl.model.packaging import write_json, write_model_files
+from internvl.model.packaging import write_model_files
 
 ORIGINAL = "internvl_chat"
 # transformers' processor looks its tokens up under these names. Its placeholder of a video never reaches the model,

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from internvl.errors import UserError
+from internvl.json_files import write_json
 from internvl.model.atomic_folder import atomic_folder, check_free
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.hf_config import (
@@ -29,7 +30,6 @@ from internvl.model.internvl_chat.configuration_internvl_chat import InternVLCha
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import load_checkpoint_tokenizer
-from internvl.model.packaging import write_json
 from internvl.model.safetensors_stream import TensorPlan
 
 # Published module or parameter → transformers' name; # stands for the number of a layer. Several names are the parts

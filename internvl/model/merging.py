@@ -9,11 +9,12 @@ import torch
 from tqdm import tqdm
 
 from internvl.errors import UserError
+from internvl.json_files import write_json
 from internvl.model.adapter import PEFT_PREFIX, base_name, lora_scaling
 from internvl.model.atomic_folder import atomic_folder, check_free
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_checkpoint_tokenizer, load_config
-from internvl.model.packaging import write_json, write_model_files
+from internvl.model.packaging import write_model_files
 from internvl.model.safetensors_stream import DTYPE_OF_SPELLING, SPELLING, TensorPlan
 
 CHOICES_OF_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

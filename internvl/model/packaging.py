@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from internvl.json_files import write_json
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 
 MODEL_CODE = Path(__file__).parent / "internvl_chat"
@@ -56,8 +57,3 @@ def write_model_files(folder: str | Path, config: InternVLChatConfig) -> None:
             "template": config.template,
         },
     )
-
-
-def write_json(file: Path, content: object) -> None:
-    """Write JSON as checkpoints have it: two spaces, UTF-8, a newline at the end."""
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

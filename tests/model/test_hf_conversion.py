@@ -22,6 +22,7 @@ from transformers import (
 
 from internvl.errors import UserError
 from internvl.inference.engine import Engine, Request
+from internvl.json_files import write_json
 from internvl.model import hf_conversion
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.hf_config import hf_config, original_config, parse_config
@@ -29,7 +30,6 @@ from internvl.model.hf_conversion import convert_from_hf, convert_to_hf, hf_name
 from internvl.model.internvl_chat.conversation import TEMPLATES, Turn, join_segments, place_pictures, render_turns
 from internvl.model.internvl_chat.image_processing_internvl_chat import InternVLChatImageProcessor
 from internvl.model.loading import load_model
-from internvl.model.packaging import write_json
 from tests.conftest import picture
 
 GOLDEN = ["v2_last_ln", "v2_last_norope_bias", "v2_last_ntk", "v2_last_qknorm_rms", "v2_penult_ln"]
