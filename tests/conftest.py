@@ -1,6 +1,7 @@
 """Fixtures every test may use: where things are, tiny checkpoints built in seconds, and rows to train on."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def picture(width: int, height: int, k: int) -> Image.Image:
     y = torch.arange(height)[:, None].repeat(1, width)
     channels = [x * (3 + k) + 7 * y, x * x // (5 + k) + 2 * y, (x * y) // (9 + k) + 29 * k]
     return Image.fromarray(torch.stack([c % 256 for c in channels], dim=-1).to(torch.uint8).numpy())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Keep results of data checks, also those of launchers, out of the user's cache folder."""
+    os.environ["INTERNVL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

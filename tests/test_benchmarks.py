@@ -36,3 +36,16 @@ def test_full_size_rehearsal_refuses_a_folder_without_config(repository, tmp_pat
     command = [sys.executable, repository / "benchmarks" / "full_size.py", "--published", tmp_path]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2 and "holds neither config.json" in result.stderr
+
+
+def test_check_data_benchmark_runs(repository, tiny_base, tmp_path):
+    script = repository / "benchmarks" / "check_data.py"
+    figures = run_benchmark(script, tmp_path / "figures.json", "--rows", 50, "--pictures", 5, "--tokenizer", tiny_base)
+    assert figures["ways"].keys() == {"one process", "all cores", "kept result"}
+    assert all((way["rows"], way["errors"]) == (50, 0) for way in figures["ways"].values())
+
+
+def test_convert_annotations_benchmark_runs(repository, tmp_path):
+    script = repository / "benchmarks" / "convert_annotations.py"
+    figures = run_benchmark(script, tmp_path / "figures.json", "--rows", 100)
+    assert figures["array"]["rows"] == figures["lines"]["rows"] == 100

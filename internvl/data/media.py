@@ -8,7 +8,7 @@ from PIL import Image
 
 from internvl.data.problems import RowError
 from internvl.data.video import VideoInfo, read_frames, read_video_info
-from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
+from internvl.model.internvl_chat.image_processing_internvl_chat import open_image, read_orientation
 
 Result = TypeVar("Result")
 # Beyond this a side is no photo; resizing such a strip to tiles would blur everything on it.
@@ -54,7 +54,8 @@ def read_picture_size(path: Path, where: str) -> tuple[int, int]:
 
     def size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
-            return image.size
+            lies_on_its_side = read_orientation(image) >= 5
+            return image.size[::-1] if lies_on_its_side else image.size
 
     found = read(size, path, "picture", where)
     check_size(found, path, where)

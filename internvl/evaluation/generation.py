@@ -1,4 +1,4 @@
-"""Caption every picture of a set: batched, sorted by size, split over processes."""
+"""Caption every picture of a set: batched, sorted by size, split over processes, kept on disk as it goes."""
 
 from pathlib import Path
 
@@ -6,8 +6,12 @@ import torch
 from torch import distributed
 from tqdm import tqdm
 
+from internvl.errors import UserError
+from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import CaptionSet
 from internvl.inference.engine import Engine, Request
+
+Pending = list[tuple[int, torch.Tensor]]  # image id, pixel values of its tiles
 
 
 def process_share(total: int, rank: int, world_size: int) -> range:
@@ -17,16 +21,29 @@ def process_share(total: int, rank: int, world_size: int) -> range:
     return range(start, start + size + (rank < extra))
 
 
-def generate_captions(engine: Engine, data: CaptionSet, *, batch_size: int, **generation) -> list[dict]:
+def generate_captions(
+    engine: Engine, data: CaptionSet, log: AnswerLog, *, batch_size: int, **generation
+) -> list[dict]:
     """Return ``{"image_id", "caption"}`` of every picture, in the order of the set.
 
-    Each process answers its share; all return the whole list. A batch holds up to ``batch_size`` pictures of about the
-    same number of tiles, so that little is padded.
+    Each process answers those of its share that are not in ``log`` yet; all return the whole list. A batch holds up to
+    ``batch_size`` pictures of the same number of tiles, so that little is padded.
     """
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     mine = [data.images[index] for index in process_share(len(data.images), rank, world)]
-    captions = caption_pictures(engine, mine, data.prompt, batch_size, show_progress=rank == 0, **generation)
+    left = [(image_id, path) for image_id, path in mine if image_id not in log.done]
+    bar = tqdm(
+        total=len(mine),
+        initial=len(mine) - len(left),
+        desc="Captioning",
+        unit=" pictures",
+        disable=rank > 0,
+        dynamic_ncols=True,
+    )
+    with bar:
+        caption_pictures(engine, left, data.prompt, log, bar, batch_size=batch_size, **generation)
+    captions = {image_id: log.done[image_id] for image_id, _ in mine}
     if world > 1:
         shares: list[dict | None] = [None] * world
         distributed.all_gather_object(shares, captions)
@@ -38,20 +55,17 @@ def caption_pictures(
     engine: Engine,
     images: list[tuple[int, Path]],
     prompt: str,
-    batch_size: int,
+    log: AnswerLog,
+    bar: tqdm,
     *,
-    show_progress: bool,
+    batch_size: int,
     **generation,
-) -> dict[int, str]:
-    """Answer ``prompt`` for each (id, path)."""
-    captions = {}
-    pending: dict[int, list[tuple[int, torch.Tensor]]] = {}  # by number of tiles
-    bar = tqdm(total=len(images), desc="Captioning", unit=" pictures", disable=not show_progress, dynamic_ncols=True)
+) -> None:
+    """Answer ``prompt`` for each (id, path) into ``log``."""
+    pending: dict[int, Pending] = {}  # by number of tiles
 
-    def answer(group: list[tuple[int, torch.Tensor]]) -> None:
-        requests = [Request([tiles], prompt) for _, tiles in group]
-        for (image_id, _), text in zip(group, engine.answer(requests, **generation), strict=True):
-            captions[image_id] = text
+    def answer(group: Pending) -> None:
+        log.add(answer_group(engine, group, prompt, **generation))
         bar.update(len(group))
 
     for image_id, path in images:
@@ -62,5 +76,26 @@ def caption_pictures(
             answer(pending.pop(len(tiles)))
     for group in pending.values():
         answer(group)
-    bar.close()
-    return captions
+
+
+def answer_group(engine: Engine, group: Pending, prompt: str, **generation) -> dict[int, str]:
+    """Answer ``prompt`` for pictures of a batch; one that does not fit into memory is halved.
+
+    Raises:
+        UserError: a single picture does not fit.
+    """
+    try:
+        texts = engine.answer([Request([tiles], prompt) for _, tiles in group], **generation)
+    except torch.OutOfMemoryError as err:
+        if len(group) == 1:
+            raise UserError(
+                f"--max-num: one picture of {len(group[0][1])} tiles does not fit into the device's memory. Lower it "
+                "or --num-beams."
+            ) from err
+    else:
+        return {image_id: text for (image_id, _), text in zip(group, texts, strict=True)}
+    # Outside the handler: until it ends, the error holds on to the memory that is to be freed.
+    torch.cuda.empty_cache()
+    half = len(group) // 2
+    first, second = (answer_group(engine, part, prompt, **generation) for part in (group[:half], group[half:]))
+    return first | second

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, UnidentifiedImageError
 
 from internvl.errors import UserError
+from internvl.model.internvl_chat.image_processing_internvl_chat import to_upright_rgb
 
 THUMBNAIL_PX = 320
 """Longer side of a picture in the report."""
@@ -166,12 +167,12 @@ def _card(row: ReportRow) -> _Card:
 
 
 def _thumbnail(path: Path) -> Image.Image:
-    """The picture in RGB, its longer side at most `THUMBNAIL_PX`; turned as the model sees it, whatever EXIF says."""
+    """The picture in RGB, its longer side at most `THUMBNAIL_PX`; turned as the model sees it."""
     try:
         with Image.open(path) as image:
             # A JPEG is decoded at a fraction of its size where that suffices: several times faster.
             image.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
-            thumbnail = image.convert("RGB")
+            thumbnail = to_upright_rgb(image)
     except (OSError, UnidentifiedImageError) as err:
         raise UserError(f"{path}: cannot be read as a picture: {err}. Put the picture there.") from err
     thumbnail.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)

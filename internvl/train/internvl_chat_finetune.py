@@ -35,6 +35,7 @@ from internvl.train.progress import ProgressLine
 from internvl.train.trainer import FinetuneTrainer
 
 logger = logging.getLogger("internvl.train")
+SHOWN_SKIPPED = 10  # in the final summary; data_report.json lists all
 
 
 @ends_on_user_error
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         loaded.tokenizer,
         render_settings(data_args, loaded.model.config),
         seed=training_args.seed,
-        on_bad_sample=data_args.on_bad_sample,
+        on_bad_sample="skip",  # the trainer judges what comes of it
     )
     with training_args.main_process_first(desc="checking the data"):  # the others find its result kept
         check = check_with_cache(dataset)
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         data_collator=PaddedCollator(loaded.tokenizer.pad_token_id, loaded.model.config.image_size),
         output=output,
         lengths=lengths if data_args.group_by_length else None,
+        on_bad_sample=data_args.on_bad_sample,
         max_bad_fraction=data_args.max_bad_fraction,
     )
     rows_per_step = (
@@ -95,8 +97,8 @@ def main(argv: list[str] | None = None) -> None:
     if training_args.should_save:
         output.write_json("data_report.json", data_report(specs, check, lengths, skipped))
         output.draw_loss(trainer.state.log_history)
-    for row in skipped:
-        logger.warning("Was skipped: %s", row["reason"])
+    for reason in sorted({row["reason"] for row in skipped})[:SHOWN_SKIPPED]:
+        logger.warning("Was skipped: %s", reason)
     logger.info(
         "Done: %d steps, mean loss %.4f, %.1f samples/s. %d rows were skipped. The result is in %s",
         result.global_step,

@@ -22,8 +22,9 @@ class FinetuneTrainer(Trainer):
 
     The loss of an optimizer step is the mean over all supervised tokens of all its rows, on every process and
     accumulation step together, so it does not depend on how BATCH_SIZE is split. ``lengths`` (tokens of each row)
-    switch on grouping by length. ``output`` writes checkpoints and the result. More unreadable rows than
-    ``max_bad_fraction`` of an epoch end the training with a :class:`UserError`.
+    switch on grouping by length. ``output`` writes checkpoints and the result. An unreadable row, or with
+    ``on_bad_sample`` "skip" more of them than ``max_bad_fraction`` of an epoch's rows, ends the training with a
+    :class:`UserError`.
     """
 
     def __init__(
@@ -31,10 +32,12 @@ class FinetuneTrainer(Trainer):
         *args,
         output: OutputFolder,
         lengths: Sequence[int] | None = None,
+        on_bad_sample: str = "skip",
         max_bad_fraction: float = 1.0,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        self.on_bad_sample = on_bad_sample
         # Of this process's share: whoever passes it ends all.
         self.max_skipped = max_bad_fraction * len(self.train_dataset) / self.args.world_size
         self.output = output
@@ -55,11 +58,15 @@ class FinetuneTrainer(Trainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
             for bad in batch.pop("skipped", []):
+                # Here and not where the row is read: an error of a worker process arrives as its traceback.
+                if self.on_bad_sample == "error":
+                    raise UserError(bad.reason)
                 self.skipped.append({"where": bad.where, "reason": bad.reason})
                 logger.warning("Skipped %s", bad.reason)
-        if len(self.skipped) > self.max_skipped:
+        num_skipped = len({row["where"] for row in self.skipped})  # a row is met again in every epoch
+        if num_skipped > self.max_skipped:
             raise UserError(
-                f"{self.skipped[-1]['reason']} This is row {len(self.skipped)} that had to be skipped, more than "
+                f"{self.skipped[-1]['reason']} This is row {num_skipped} that had to be skipped, more than "
                 "--max_bad_fraction allows; the run stops. Put the rows right, or raise it."
             )
         return batches, num_items

@@ -5,14 +5,17 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from internvl.data import check_cache
 from internvl.data.check_cache import check_with_cache
 from internvl.data.checking import BAD, CUT, GOOD, LONG, check_dataset
 from internvl.data.dataset import ConversationDataset, RenderSettings
 from internvl.data.meta import DatasetSpec
+from internvl.data.video import VideoInfo
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import get_conv_template
+from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
 from tests.conftest import picture
 
 ANSWER = {"from": "gpt", "value": "A cup."}
@@ -101,6 +104,22 @@ def test_long_rows_are_treated_as_asked(root, tiny_model, policy, expected):
                 data[position]
 
 
+def test_paths_out_of_the_root_are_allowed_when_asked(root, tiny_model):
+    picture(60, 60, 1).save(root.parent / "outside.png")
+    lines = [row("<image>", image=name) for name in ("../outside.png", str(root.parent / "outside.png"))]
+    (root / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert statuses(open_rows(root, tiny_model.tokenizer)) == [BAD, BAD]
+    data = open_rows(root, tiny_model.tokenizer, allow_outside_root=True)
+    assert statuses(data) == [GOOD, GOOD] and data[1]["pixel_values"].shape == (1, 3, 56, 56)
+
+
+def test_a_clip_takes_frames_of_its_seconds_only(root, tiny_model):
+    (root / "rows.jsonl").write_text(json.dumps(row("<video>", video="frames", clip=[2, 5])) + "\n")
+    data = open_rows(root, tiny_model.tokenizer)
+    frames = data.choose_frames(data.files[0][1].row(0), (0, 0), VideoInfo(9, 1))
+    assert set(frames) == {2, 3, 4} and statuses(data) == [GOOD]
+
+
 def test_fewer_tiles_drops_frames_of_a_long_video(root, tiny_model):
     whole = open_rows(root, tiny_model.tokenizer)
     frames = len(whole[3]["pixel_values"])
@@ -125,6 +144,54 @@ def test_fewer_tiles_takes_no_more_away_than_needed(root, tiny_model):
         room = length - missing - full.count_text_tokens([list(data.files[0][1].row(0).turns)])[0]
         assert 4 * data.count_tiles((180, 60), limit) <= room < 4 * data.count_tiles((180, 60), limit + 1)
         assert statuses(data) == [GOOD]
+
+
+PICTURES = {
+    "palette.png": lambda image: (image.convert("P"), {}),
+    "palette.gif": lambda image: (image.convert("P"), {}),
+    "transparent.png": lambda image: (image.convert("RGBA"), {}),
+    "grey.png": lambda image: (image.convert("L"), {}),
+    "bitmap.png": lambda image: (image.convert("1"), {}),
+    "cmyk.jpg": lambda image: (image.convert("CMYK"), {"quality": 95}),
+    "progressive.jpg": lambda image: (image, {"progressive": True, "quality": 95}),
+    "animated.gif": lambda image: (image, {"save_all": True, "append_images": [image.rotate(90)]}),
+    "animated.webp": lambda image: (image, {"save_all": True, "append_images": [image.rotate(90)], "lossless": True}),
+    "sixteen.png": lambda image: (Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), {}),
+    **{
+        f"turned_{turn}.jpg": lambda image, turn=turn: (image, {"exif": exif(turn), "quality": 95})
+        for turn in range(1, 9)
+    },
+}
+
+
+def exif(orientation: int) -> Image.Exif:
+    """EXIF data of a camera that was held this way."""
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_kind_of_picture_is_read_upright_and_its_header_tells_its_tiles(root, tiny_model, name):
+    original = picture(180, 60, 1)
+    saved, options = PICTURES[name](original)
+    saved.save(root / name, **options)
+    (root / "rows.jsonl").write_text(json.dumps(row("<image>\nWhat?", image=name)) + "\n")
+    data = open_rows(root, tiny_model.tokenizer)
+    assert check_dataset(data).lengths(data.index) == [len(data[0]["input_ids"])]
+    read = open_image(root / name)
+    assert read.mode == "RGB"
+    # Pillow's own turning is the oracle; colours other than those of the first frame would show in the mean.
+    upright = ImageOps.exif_transpose(Image.open(root / name))
+    assert read.size == upright.size
+    expected = original.convert("L") if name in ("grey.png", "sixteen.png") else upright.convert("RGB")
+    difference = np.abs(np.asarray(read, int) - np.asarray(expected.convert("RGB"), int))
+    assert difference.max() <= 1
+
+
+def test_damaged_exif_does_not_cost_the_picture(root):
+    picture(60, 60, 1).save(root / "a.jpg", exif=b"Exif\0\0not a header")
+    assert open_image(root / "a.jpg").size == (60, 60)
 
 
 def test_several_processes_find_what_one_does(root, tiny_model, monkeypatch):

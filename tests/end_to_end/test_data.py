@@ -37,22 +37,11 @@ def mixed(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def own_cache(tmp_path):
-    return {"INTERNVL_CACHE": str(tmp_path / "cache")}
-
-
-def test_all_four_kinds_in_one_file_train_and_the_loss_falls(finetune, mixed, own_cache):
+def test_all_four_kinds_in_one_file_train_and_the_loss_falls(finetune, mixed, monkeypatch):
+    monkeypatch.setenv("INTERNVL_CACHE", str(mixed / "cache"))
     flags = ["--max_num_frame", "4", "--min_num_frame", "2", "--num_train_epochs", "4"]
-    for name in ("first", "second"):
-        folder, process = finetune(
-            name,
-            *ONE_PROCESS,
-            *flags,
-            META_PATH=str(mixed / "meta.json"),
-            GPUS="2" if name == "second" else "1",
-            **own_cache,
-        )
+    for gpus in ("1", "2"):
+        folder, process = finetune(f"with_{gpus}", *ONE_PROCESS, *flags, META_PATH=str(mixed / "meta.json"), GPUS=gpus)
         assert process.returncode == 0, process.stderr
         curve = losses(folder)
         assert len(curve) == 16 and sum(curve[-3:]) < 0.93 * sum(curve[:3])
@@ -61,10 +50,10 @@ def test_all_four_kinds_in_one_file_train_and_the_loss_falls(finetune, mixed, ow
     assert report["rows"] == 32 and report["skipped"] == report["left_out"] == []
 
 
-def test_bad_rows_end_the_run_before_the_first_step(finetune, mixed, own_cache):
+def test_bad_rows_end_the_run_before_the_first_step(finetune, mixed):
     with open(mixed / "mixed.jsonl", "a") as file:
         file.write("{broken\n" + json.dumps(row("<image>", "Nothing.", image="none.png")) + "\n")
-    _, process = finetune("bad", *ONE_PROCESS, META_PATH=str(mixed / "meta.json"), **own_cache)
+    _, process = finetune("bad", *ONE_PROCESS, META_PATH=str(mixed / "meta.json"))
     assert process.returncode == 2 and "Traceback" not in process.stderr
     assert "mixed.jsonl:33: is not valid JSON" in process.stderr
     assert "mixed.jsonl:34: " in process.stderr and "none.png: there is no such picture" in process.stderr
@@ -79,11 +68,11 @@ def damage(mixed, count: int) -> None:
         file.write_bytes(file.read_bytes()[:2000])
 
 
-def test_a_row_that_cannot_be_read_during_training_is_skipped_counted_and_listed(finetune, mixed, own_cache):
+def test_a_row_that_cannot_be_read_during_training_is_skipped_counted_and_listed(finetune, mixed):
     damage(mixed, 1)
     folder, process = finetune(
         "skip", *ONE_PROCESS, "--max_bad_fraction", "0.2", "--num_train_epochs", "1",
-        META_PATH=str(mixed / "meta.json"), **own_cache,
+        META_PATH=str(mixed / "meta.json"),
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     skipped = json.loads((folder / "data_report.json").read_text())["skipped"]
@@ -91,19 +80,28 @@ def test_a_row_that_cannot_be_read_during_training_is_skipped_counted_and_listed
     assert "3 rows were skipped" in (folder / "training_log.txt").read_text()
 
 
-def test_too_many_unreadable_rows_stop_the_run(finetune, mixed, own_cache):
+def test_a_row_that_cannot_be_read_during_training_ends_it_when_asked(finetune, mixed, monkeypatch):
+    monkeypatch.setenv("INTERNVL_CACHE", str(mixed / "cache"))
+    damage(mixed, 1)
+    flags = ["--on_bad_sample", "error", "--dataloader_num_workers", "1"]
+    _, process = finetune("end", *ONE_PROCESS, *flags, META_PATH=str(mixed / "meta.json"))
+    assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr[-3000:]
+    assert "0.png: cannot be read as a picture" in process.stderr
+
+
+def test_too_many_unreadable_rows_stop_the_run(finetune, mixed):
     damage(mixed, 8)
-    _, process = finetune("stop", *ONE_PROCESS, META_PATH=str(mixed / "meta.json"), **own_cache)
+    _, process = finetune("stop", *ONE_PROCESS, META_PATH=str(mixed / "meta.json"))
     assert process.returncode == 2 and "Traceback" not in process.stderr
     assert "--max_bad_fraction" in process.stderr and "cannot be read as a picture" in process.stderr
 
 
-def test_rows_too_long_are_left_out_and_listed(finetune, mixed, own_cache):
+def test_rows_too_long_are_left_out_and_listed(finetune, mixed):
     with open(mixed / "mixed.jsonl", "a") as file:
         file.write(json.dumps(row("Tell me.", "more and more " * 500)) + "\n")
     folder, process = finetune(
         "long", *ONE_PROCESS, "--max_seq_length", "700", "--on_long_sample", "skip", "--max_steps", "2",
-        META_PATH=str(mixed / "meta.json"), **own_cache,
+        META_PATH=str(mixed / "meta.json"),
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     report = json.loads((folder / "data_report.json").read_text())

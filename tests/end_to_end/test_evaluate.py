@@ -1,9 +1,14 @@
 """evaluate.sh for real: a base and an adapter, one and two processes, and what is missing."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.end_to_end.conftest import run_launcher
 
 METRICS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
@@ -28,6 +33,25 @@ def test_a_result_folder_is_complete_and_the_same_for_two_processes(trained_adap
     assert "<html" in (tmp_path / "one" / "report.html").read_text()
     again, _ = evaluate(trained_adapter, tmp_path / "two", *flags, GPUS="2")
     assert again == predictions
+
+
+def test_a_killed_evaluation_goes_on_and_ends_with_the_same_predictions(trained_adapter, tmp_path):
+    flags = ["--checkpoint", str(trained_adapter), "--datasets", "habitat", "--limit", "12", "--batch-size", "2"]
+    command = [sys.executable, str(REPOSITORY / "eval" / "caption" / "evaluate_caption.py"), *flags]
+    out = tmp_path / "parent" / "out"
+    whole = subprocess.run([*command, "--out-dir", str(tmp_path / "whole")], cwd=REPOSITORY, capture_output=True)
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen([*command, "--out-dir", str(out)], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not any(
+        file.read_bytes().count(b"\n") >= 4 for file in out.parent.glob("unfinished-*/answers_0.jsonl")
+    ):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not out.exists()
+    again = subprocess.run([*command, "--out-dir", str(out)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert again.returncode == 0 and "Continuing: " in again.stdout, again.stderr
+    assert (out / "predictions.json").read_bytes() == (tmp_path / "whole" / "predictions.json").read_bytes()
+    assert list(out.parent.iterdir()) == [out]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Axis letters: T tiles of one picture, S tile side in pixels.
 """
 
 import io
+import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,17 @@ NORMALIZATIONS = {
     "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 IMAGENET_MEAN, IMAGENET_STD = NORMALIZATIONS["imagenet"]
+ORIENTATION_TAG = 0x0112
+# EXIF orientation → the turn that undoes it.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 PADDING_COLOR = tuple(int(255 * mean) for mean in IMAGENET_MEAN)
 
 
@@ -116,18 +128,43 @@ def to_pixel_values(
     return pixels.sub_(mean).div_(std).contiguous()
 
 
+def read_orientation(image: Image.Image) -> int:
+    """Return how a camera was held: the EXIF orientation, 1 to 8 (CIPA DC-008, section 4.6.5), 1 where there is none.
+
+    Reads no further than the header; damaged EXIF counts as none, since the picture itself may be whole.
+    """
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # to look for it behind the pixels, Pillow would decode them
+    try:
+        return image.getexif().get(ORIENTATION_TAG, 1)
+    except (SyntaxError, ValueError, OSError, struct.error):
+        return 1
+
+
+def to_upright_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture as RGB, turned the way its camera was held.
+
+    16-bit greys are scaled to 8 bits; Pillow's own conversion would make all but the darkest white.
+    """
+    orientation = read_orientation(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("RGB")
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
 def open_image(source: str | Path | io.IOBase | Image.Image) -> Image.Image:
-    """Read a picture completely, as RGB.
+    """Read a picture completely, as RGB, upright.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a picture, or is cut off.
     """
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return to_upright_rgb(source)
     try:
         with Image.open(source) as image:
-            return image.convert("RGB")
+            return to_upright_rgb(image)
     except FileNotFoundError as err:
         raise FileNotFoundError(
             f"{source}: there is no such picture. Check the path and the data set's root."
