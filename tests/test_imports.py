@@ -17,7 +17,7 @@ ALLOWED = {
     "evaluation": {"model", "data", "inference"},
     "train": {"model", "data"},
 }
-SHARED = {"errors", "device", "logging_utils"}
+SHARED = {"errors", "device", "json_files", "logging_utils"}
 
 
 def imported(file: Path) -> list[tuple[int, str]]:
@@ -45,7 +45,7 @@ def test_the_closed_folder_is_closed(file):
     libraries = {
         "torch", "transformers", "tokenizers", "PIL", "numpy", "sentencepiece", "peft",
         "io", "json", "copy", "dataclasses",
-        "functools", "pathlib", "typing", "collections.abc", "importlib", "math",
+        "functools", "struct", "pathlib", "typing", "collections.abc", "importlib", "math",
     }  # fmt: skip
     for level, module in imported(file):
         if level:
