@@ -39,12 +39,27 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", dest="source", choices=FORMATS, default="internvl", help="default: %(default)s")
     parser.add_argument("--to", dest="target", choices=["internvl", "messages"], default="internvl")
     parser.add_argument("--prompt", default=CAPTION_PROMPT, help="question about pictures that come with a caption")
-    parser.add_argument("--delimiter", default=",", help="between the columns of a table (default: a comma)")
+    parser.add_argument("--delimiter", default=",", help="between columns (default: a comma)")
     parser.add_argument("--meta", type=Path, help="write a meta file for a training on OUT, too")
     parser.add_argument("--root", default="", help="folder below which the pictures are, for --meta")
     parser.add_argument("--skip-bad", action="store_true", help="leave out rows that could not be trained on")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT and the meta file if they are there")
     return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what could not be done, or would replace a file, before anything is read."""
+    if args.source == args.target == "internvl":
+        raise UserError("command line: --from and --to are both internvl. Say what to convert with one of them.")
+    if len(args.delimiter) != 1:
+        raise UserError(f"--delimiter: is {args.delimiter!r}. Give one character.")
+    if args.meta and args.target == "messages":
+        raise UserError("--meta: is for a training here, which does not read messages. Leave out --meta or --to.")
+    for file in filter(None, (args.output, args.meta)):
+        if file.is_dir():
+            raise UserError(f"{file}: is a folder. Name a file.")
+        if file.exists() and not args.overwrite:
+            raise UserError(f"{file}: is there already. Name another file, or pass --overwrite.")
 
 
 def convert(args: argparse.Namespace, kinds: Counter, left_out: Counter) -> Iterator[dict]:
@@ -52,6 +67,7 @@ def convert(args: argparse.Namespace, kinds: Counter, left_out: Counter) -> Iter
 
     Raises:
         RowError: a row could not be trained on, and none is to be left out.
+        UserError: no row is left, as with an input of another format.
     """
     options = Options(prompt=args.prompt, delimiter=args.delimiter)
     for where, row in tqdm(read_rows(args.source, args.input, options), unit=" rows", delay=2):
@@ -64,17 +80,15 @@ def convert(args: argparse.Namespace, kinds: Counter, left_out: Counter) -> Iter
             continue
         kinds[parse_row(row, where).kind] += 1
         yield to_messages(row) if args.target == "messages" else row
+    if not kinds:
+        why = f"all {left_out.total():,} were left out" if left_out else "none was found"
+        raise UserError(f"{args.input}: gives no row ({why}). Correct it, or name the right format with --from.")
 
 
 @ends_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    if args.source == args.target == "internvl":
-        raise UserError("command line: --from and --to are both internvl. Say what to convert with one of them.")
-    if len(args.delimiter) != 1:
-        raise UserError(f"--delimiter: is {args.delimiter!r}. Give one character.")
-    if args.output.exists() and not args.overwrite:
-        raise UserError(f"{args.output}: is there already. Name another file, or pass --overwrite.")
+    check_arguments(args)
     kinds, left_out = Counter(), Counter()
     count = write_lines(args.output, convert(args, kinds, left_out))
     of_kinds = ", ".join(f"{kind} {number:,}" for kind, number in kinds.most_common()) or "none"
@@ -83,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"Left out {number:,}: {reason}")
     if args.meta:
         entry = {"root": args.root, "annotation": str(args.output), "data_augment": False, "repeat_time": 1}
+        args.meta.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.meta, {args.output.stem: entry | {"length": count}})
         print(f"Wrote {args.meta}. Check the data with: python tools/check_data.py {args.meta}")
 

@@ -21,14 +21,15 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from internvl.data.conversion import CAPTION_PROMPT, ask, write_lines
+from internvl.data.conversion import CAPTION_PROMPT, ask, first_line, one_line, write_lines
 from internvl.errors import UserError, ends_on_user_error
 from internvl.json_files import write_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAIN, TEST, TRUTH = "coco_karpathy_train_567k.jsonl", "coco_karpathy_test.json", "coco_karpathy_test_gt.json"
 # Pictures in dataset_coco.json, and what its split has: the counts of the original's own files.
-FULL_PICTURES, FULL_TRAIN_ROWS, FULL_TEST_PICTURES = 123_287, 566_747, 5_000
+FULL_PICTURES, FULL_TRAIN_ROWS, FULL_TEST_PICTURES, FULL_TEST_CAPTIONS = 123_287, 566_747, 5_000, 25_010
+SHOWN = 3  # names of missing pictures; all are counted
 TRAIN_SPLITS = {"train", "restval"}
 
 
@@ -44,22 +45,35 @@ class Captioned(NamedTuple):
 
 def read_karpathy(file: Path) -> Iterator[Captioned]:
     """Yield the pictures of dataset_coco.json."""
-    for image in stream_items(file, "images.item"):
-        yield Captioned(
-            image["cocoid"],
-            f"{image['filepath']}/{image['filename']}",
-            [sentence["raw"] for sentence in image["sentences"]],
-            image["split"] in TRAIN_SPLITS,
-            image["split"] == "test",
-        )
+    for number, image in enumerate(stream_items(file, "images.item"), 1):
+        try:
+            captioned = Captioned(
+                image["cocoid"],
+                f"{image['filepath']}/{image['filename']}",
+                [one_line(sentence["raw"]) for sentence in image["sentences"]],
+                image["split"] in TRAIN_SPLITS,
+                image["split"] == "test",
+            )
+        except (KeyError, TypeError, AttributeError) as err:
+            raise UserError(
+                f"{file}:images item {number}: is not of dataset_coco.json ({err!r}). Name that file of Karpathy's; "
+                "captions JSONs of COCO go to --train and --test."
+            ) from err
+        yield captioned
 
 
 def read_official(file: Path, *, is_train: bool) -> Iterator[Captioned]:
     """Yield the pictures of a captions JSON of COCO, 2014 or 2017."""
-    paths = {image["id"]: picture_path(image["file_name"], file) for image in stream_items(file, "images.item")}
     captions: dict[int, list[str]] = {}
-    for note in stream_items(file, "annotations.item"):
-        captions.setdefault(note["image_id"], []).append(note["caption"])
+    try:
+        paths = {image["id"]: picture_path(image["file_name"], file) for image in stream_items(file, "images.item")}
+        for note in stream_items(file, "annotations.item"):
+            captions.setdefault(note["image_id"], []).append(one_line(note["caption"]))
+    except (KeyError, TypeError, AttributeError) as err:
+        raise UserError(
+            f"{file}: is no captions JSON of COCO ({err!r}). Name captions_train2014.json or one like it; "
+            "dataset_coco.json goes to --karpathy."
+        ) from err
     for image_id, texts in captions.items():
         if image_id not in paths:
             raise UserError(
@@ -79,7 +93,7 @@ def stream_items(file: Path, prefix: str) -> Iterator[dict]:
                 found = True
                 yield item
     except ijson.JSONError as err:
-        raise UserError(f"{file}: is not valid JSON ({err}). Download it again.") from err
+        raise UserError(f"{file}: is not valid JSON ({first_line(err)}). Download it again.") from err
     if not found:
         raise UserError(f"{file}: has no {prefix[:-5]}. Name dataset_coco.json, or a captions JSON of COCO.")
 
@@ -96,13 +110,14 @@ def picture_path(file_name: str, file: Path) -> str:
     return f"{folder[0]}/{file_name}"
 
 
-def prepare(pictures: list[Captioned], out: Path) -> tuple[int, int, int]:
-    """Write the three files; returns the numbers of train rows, test pictures and test captions."""
+def prepare(pictures: list[Captioned], out: Path) -> int:
+    """Write the three files; returns the number of train rows. Empty captions, which teach nothing, give none."""
     rows = (
         ask(picture.path, CAPTION_PROMPT, caption)
         for picture in pictures
         if picture.is_train
         for caption in picture.captions
+        if caption
     )
     num_rows = write_lines(out / TRAIN, ({"id": number, **row} for number, row in enumerate(rows)))
     test = [picture for picture in pictures if picture.is_test]
@@ -118,21 +133,36 @@ def prepare(pictures: list[Captioned], out: Path) -> tuple[int, int, int]:
             ],
         },
     )
-    return num_rows, len(test), len(captions)
+    return num_rows
 
 
-def check_counts(file: Path, num_pictures: int, num_rows: int, num_test: int) -> str:
-    """Return a line on whether this is the full Karpathy split.
+def count(pictures: list[Captioned]) -> tuple[int, int, int]:
+    """Return the numbers of train captions, test pictures and test captions."""
+    return (
+        sum(len(picture.captions) for picture in pictures if picture.is_train),
+        sum(picture.is_test for picture in pictures),
+        sum(len(picture.captions) for picture in pictures if picture.is_test),
+    )
+
+
+def check_counts(file: Path | None, pictures: list[Captioned]) -> str:
+    """Return a line on whether this is the full Karpathy split; ``file`` is its JSON, None for the official ones.
 
     Raises:
-        UserError: it has all pictures, and other numbers of rows than it must have.
+        UserError: it has all pictures, and other numbers of captions than it must have.
     """
-    if num_pictures != FULL_PICTURES:
-        return f"This is not the full Karpathy set: {num_pictures:,} of {FULL_PICTURES:,} pictures."
-    if (num_rows, num_test) != (FULL_TRAIN_ROWS, FULL_TEST_PICTURES):
+    found = "{:,} train captions, {:,} test pictures and {:,} test captions".format(*count(pictures))
+    if file is None:
+        return (
+            f"This is not Karpathy's split, whose names the files have: {len(pictures):,} pictures, {found}. Scores "
+            "on it are not those that are published."
+        )
+    if len(pictures) != FULL_PICTURES:
+        return f"This is not the full Karpathy set: {len(pictures):,} of {FULL_PICTURES:,} pictures, {found}."
+    if count(pictures) != (FULL_TRAIN_ROWS, FULL_TEST_PICTURES, FULL_TEST_CAPTIONS):
         raise UserError(
-            f"{file}: gives {num_rows:,} train rows and {num_test:,} test pictures instead of {FULL_TRAIN_ROWS:,} and "
-            f"{FULL_TEST_PICTURES:,}. Download it again."
+            f"{file}: has {found} instead of {FULL_TRAIN_ROWS:,}, {FULL_TEST_PICTURES:,} and {FULL_TEST_CAPTIONS:,}. "
+            "Download it again."
         )
     return "This is the full Karpathy set."
 
@@ -144,6 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--train", type=Path, metavar="JSON", help="captions JSON of COCO to train on")
     parser.add_argument("--test", type=Path, metavar="JSON", help="captions JSON of COCO to test on")
     parser.add_argument("--root", type=Path, default=REPOSITORY / "data" / "coco", help="default: data/coco")
+    parser.add_argument("--overwrite", action="store_true", help="replace the files if they are there")
     args = parser.parse_args(argv)
     if bool(args.karpathy) == bool(args.train or args.test):
         raise UserError("command line: give either --karpathy, or --train and --test.")
@@ -154,13 +185,20 @@ def main(argv: list[str] | None = None) -> None:
     else:
         raise UserError("command line: --train and --test belong together. Give both.")
     out = args.root / "annotations"
-    num_rows, num_test, num_captions = prepare(pictures, out)
+    there = next((out / name for name in (TRAIN, TEST, TRUTH) if (out / name).exists()), None)
+    if there and not args.overwrite:
+        raise UserError(f"{there}: is there already. Name another --root, or pass --overwrite.")
+    remark = check_counts(args.karpathy, pictures)
+    num_rows = prepare(pictures, out)
+    num_train, num_test, num_captions = count(pictures)
     print(f"Wrote {num_rows:,} train rows, {num_test:,} test pictures and {num_captions:,} references to {out}.")
-    if args.karpathy:
-        print(check_counts(args.karpathy, len(pictures), num_rows, num_test))
+    if num_rows != num_train:
+        print(f"Left out of the train rows: {num_train - num_rows:,} empty captions.")
+    print(remark)
     missing = [picture.path for picture in pictures if not (args.root / picture.path).is_file()]
     if missing:
-        print(f"{len(missing):,} of {len(pictures):,} pictures are not in {args.root} yet, first {missing[0]}.")
+        first = ", ".join(missing[:SHOWN])
+        print(f"{len(missing):,} of {len(pictures):,} pictures are not in {args.root} yet, first {first}.")
     if args.root == REPOSITORY / "data" / "coco":
         print("shell/data/coco_caption.json and evaluate.sh caption-coco read these files.")
 

@@ -4,13 +4,14 @@ The model card of InternVL gives coordinates as whole numbers from 0 to 1000: x 
 thousandths of the height, (x1, y1) the upper left corner and (x2, y2) the lower right one.
 """
 
-import ast
+import json
 import re
 from typing import NamedTuple
 
 SCALE = 1000
 TAGS = re.compile(r"<(/?)(ref|box)>")
-MENTION = re.compile(r"(?:<ref>(?P<label>.*?)</ref>)?\s*<box>(?P<boxes>.*?)</box>", re.DOTALL)
+# A name ends at its own </ref>: one without boxes must not run on to the boxes of the next.
+MENTION = re.compile(r"(?:<ref>(?P<label>(?:(?!</ref>).)*)</ref>\s*)?<box>(?P<boxes>.*?)</box>", re.DOTALL)
 
 Box = tuple[int, int, int, int]
 
@@ -28,14 +29,24 @@ def format_boxes(label: str | None, boxes: list[tuple[float, float, float, float
     Coordinates are rounded to thousandths, and those outside the picture moved to its edge.
 
     Example: ``format_boxes("cup", [(0, 0, 320, 240)], 640, 480)`` is ``<ref>cup</ref><box>[[0, 0, 500, 500]]</box>``.
+
+    Raises:
+        ValueError: the text would not be of the model's form (no boxes, corners the wrong way round, tags in the
+            label), or the picture has no size.
     """
+    if width <= 0 or height <= 0:
+        raise ValueError(f"the picture has the size {width} × {height}")
     sides = (width, height, width, height)
     scaled = [
         [min(SCALE, max(0, round(value * SCALE / side))) for value, side in zip(box, sides, strict=True)]
         for box in boxes
     ]
     name = "" if label is None else f"<ref>{label}</ref>"
-    return f"{name}<box>{scaled}</box>"
+    text = f"{name}<box>{scaled}</box>"
+    wrong = check_boxes(text)
+    if wrong:
+        raise ValueError(wrong)
+    return text
 
 
 def parse_boxes(text: str) -> list[Mention]:
@@ -90,8 +101,8 @@ def check_list(content: str) -> str | None:
 
 
 def read_list(content: str) -> object:
-    """Return the Python list a text spells, or None if it spells none."""
+    """Return the JSON value a text spells, or None if it spells none."""
     try:
-        return ast.literal_eval(content.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return json.loads(content)
+    except (ValueError, RecursionError):
         return None

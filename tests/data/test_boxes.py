@@ -18,6 +18,26 @@ def test_boxes_without_a_name_and_several_mentions_are_read():
     assert [mention.label for mention in parse_boxes(text)] == [None, "白い\ncup"]
 
 
+def test_a_name_without_boxes_does_not_run_on_to_the_next_boxes():
+    assert parse_boxes("<ref>cup</ref> by <ref>jug</ref><box>[[1, 2, 3, 4]]</box>") == [Mention("jug", [(1, 2, 3, 4)])]
+
+
+@pytest.mark.parametrize(
+    ("label", "boxes", "size"),
+    [
+        ("cup", [(5, 5, 1, 1)], (9, 9)),
+        ("cup", [], (9, 9)),
+        ("cup", [(0, 0, 1)], (9, 9)),
+        ("a</ref>b", [(0, 0, 1, 1)], (9, 9)),
+        ("cup", [(0, 0, 1, 1)], (0, 9)),
+        ("cup", [(float("nan"), 0, 1, 1)], (9, 9)),
+    ],
+)
+def test_texts_that_could_not_be_read_back_are_not_written(label, boxes, size):
+    with pytest.raises(ValueError):
+        format_boxes(label, boxes, *size)
+
+
 @given(st.integers(1, 5000), st.integers(1, 5000), st.data())
 def test_pixels_come_back_within_half_a_thousandth(width, height, data):
     xs = sorted(data.draw(st.floats(0, width)) for _ in range(2))
@@ -41,6 +61,7 @@ def test_pixels_come_back_within_half_a_thousandth(width, height, data):
         ("<box>[0, 0, 1, 1]</box>", "four whole numbers"),
         ("<box>[[0, 0, 1]]</box>", "four whole numbers"),
         ("<box>[[0.1, 0, 1, 1]]</box>", "four whole numbers"),
+        ("<box>[[1_0, 0, 20, 1]]</box>", "is no list"),
         ("<box>[[0, 0, 1001, 1]]</box>", "outside 0 to 1000"),
         ("<box>[[-1, 0, 1, 1]]</box>", "outside 0 to 1000"),
         ("<box>[[5, 0, 1, 1]]</box>", "wrong way round"),

@@ -17,7 +17,8 @@ def turns(question: str, answer: str, system: str | None = None) -> list[dict]:
 
 
 def write(path, content) -> None:
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    text = content if isinstance(content, (str, bytes)) else json.dumps(content)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
 
 
 def rows(name: str, path, **options) -> list[dict | RowError]:
@@ -44,6 +45,11 @@ def test_llava_rows_are_kept_as_they_are(tmp_path, form):
             {"messages": [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A cup."}],
              "images": ["a.jpg"]},
             {"image": "a.jpg", "conversations": turns("<image>What?", "A cup.")},
+        ),
+        (  # the older keys: one picture, and the system prompt beside the messages
+            {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cup."}],
+             "image": "a.jpg", "system": "Short."},
+            {"image": "a.jpg", "conversations": turns("<image>\nWhat?", "A cup.", "Short.")},
         ),
         (  # no mark at all: before the first question, as ms-swift does
             {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Cups."}],
@@ -105,6 +111,48 @@ def test_tables_become_rows(tmp_path, delimiter):
     assert rows("csv", tmp_path / "b.csv")[0]["conversations"] == turns("<image>\nWhat?", "A cup")
 
 
+def test_an_answer_of_several_lines_keeps_them_and_a_caption_does_not(tmp_path):
+    write(tmp_path / "a.csv", 'image,question,answer\na.jpg,What?,"1. a\n2. b"\n')
+    assert rows("csv", tmp_path / "a.csv")[0]["conversations"] == turns("<image>\nWhat?", "1. a\n2. b")
+    write(tmp_path / "b.csv", 'image,caption\na.jpg," A\ncup "\n')
+    assert rows("csv", tmp_path / "b.csv", prompt="Say.")[0]["conversations"] == turns("<image>\nSay.", "A cup")
+
+
+@pytest.mark.parametrize("line", ["a.jpg,A cup, red", "a.jpg"])
+def test_a_line_of_more_or_fewer_cells_than_columns_is_not_cut_but_named(tmp_path, line):
+    write(tmp_path / "a.csv", f"image,caption\n{line}\nb.jpg,A cup\n")
+    bad, good = rows("csv", tmp_path / "a.csv")
+    assert f"{tmp_path}/a.csv:2: has more or fewer cells than the 2 columns" in str(bad) and good["image"] == "b.jpg"
+
+
+def test_long_cells_and_windows_line_ends_are_read(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"image,caption\r\na.jpg," + b"x" * 200_000 + b"\r\n")
+    (row,) = rows("csv", tmp_path / "a.csv")
+    assert row["conversations"][1]["value"] == "x" * 200_000
+
+
+@pytest.mark.parametrize("note", [{"id": 1, "image_id": 7}, {"id": 1, "image_id": 7, "caption": None}, "x"])
+def test_an_annotation_without_caption_is_one_bad_row(tmp_path, note):
+    good = {"id": 2, "image_id": 7, "caption": "A cup."}
+    write(tmp_path / "in.json", {"images": [{"id": 7, "file_name": "a.jpg"}], "annotations": [note, good]})
+    bad, row = rows("coco", tmp_path / "in.json")
+    assert "in.json:annotation 1: is" in str(bad) and row["id"] == 2
+
+
+def test_a_caption_file_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 au lait")
+    assert "a.txt: is not UTF-8 text" in str(rows("imagefolder", tmp_path)[0])
+
+
+def test_pictures_of_subfolders_are_found_with_their_path(tmp_path):
+    for name in ("b/d.png", "a.jpg", "b/c/e.JPG"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        (tmp_path / name).with_suffix(".txt").write_text("A cup.")
+    assert [row["image"] for row in rows("imagefolder", tmp_path)] == ["a.jpg", "b/d.png", "b/c/e.JPG"]
+
+
 @pytest.mark.parametrize("form", ["metadata.csv", "metadata.jsonl", "texts"])
 def test_folders_of_pictures_become_rows(tmp_path, form):
     (tmp_path / "a.jpg").touch()
@@ -131,6 +179,10 @@ def test_a_picture_without_caption_is_named(tmp_path):
         ("coco", '{"images": [{"id": 1}]}', r"is no COCO captions file"),
         ("csv", "picture,words\n", r"in:1: has the columns picture, words"),
         ("csv", "", r"in:1: has the columns \(none\)"),
+        ("csv", "image,caption,caption\na,b,c\n", r"in:1: has the columns .* each once"),
+        ("csv", 'image,caption\na.jpg,x\nb.jpg,"A cup\nc.jpg,B\n', r"in:3: is no line of a table"),
+        ("csv", b"image,caption\na.jpg,caf\xe9\n", r"in:2: is not UTF-8"),
+        ("coco", json.dumps(LLAVA), r"has no images"),
         ("imagefolder", "", r"is not a folder"),
     ],
 )
@@ -147,7 +199,22 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
         ("messages", {"messages": ["Hi"]}, "message 1 is 'Hi'"),
         ("messages", {"messages": [{"role": "tool", "content": "x"}]}, "turn 1 is from 'tool'"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "part of type 'audio'"),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+            "part of type 'text'",
+        ),
+        ("messages", {"messages": [], "conversations": [1]}, "has the key 'conversations'"),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "image", "image": "b.jpg"}]}], "images": ["a.jpg"]},
+            "as its pictures. Keep one",
+        ),
         ("sharegpt", {"messages": []}, "conversations is None"),
+        ("sharegpt", {**LLAVA[0], "images": ["b.jpg"]}, "as its pictures. Keep one"),
+        ("sharegpt", {**LLAVA[0], "messages": [1]}, "has the key 'messages'"),
+        ("llava", {**LLAVA[1], "images": ["a.jpg"]}, "has the key 'images'"),
+        ("internvl", {**LLAVA[1], "system": "Short."}, "has the key 'system'"),
         ("llava", {"messages": []}, "conversations is None"),
         ("llava", [1], "is \\[1\\]|holds list"),
     ],
@@ -176,6 +243,16 @@ def test_rows_survive_the_way_to_messages_and_back(pairs, num_images, is_video, 
     elif num_images:
         row["image"] = "0.jpg" if num_images == 1 else [f"{number}.jpg" for number in range(num_images)]
     assert from_messages(json.loads(json.dumps(to_messages(row))), "f:1") == row
+
+
+def test_a_list_of_one_picture_with_its_size_survives_the_way_to_messages_and_back():
+    row = {"image": ["a.jpg"], "width_list": [3], "height_list": [4], "conversations": turns("<image>What?", "A cup.")}
+    assert from_messages(to_messages(row), "f:1") == row
+
+
+def test_half_a_character_outside_the_texts_is_escaped(tmp_path):
+    write_lines(tmp_path / "out.jsonl", [{"id": "\ud800"}, {"id": "é"}])
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == '{"id": "\\ud800"}\n{"id": "é"}\n'
 
 
 def test_a_failed_conversion_leaves_nothing_behind(tmp_path):

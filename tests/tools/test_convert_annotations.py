@@ -1,6 +1,8 @@
 """tools/convert_annotations.py: its files, messages and status."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from convert_annotations import main
@@ -54,3 +56,43 @@ def test_mistakes_on_the_command_line_end_with_status_2(source, tmp_path, capsys
         main([str(source), str(tmp_path / "out.jsonl"), *flags])
     assert end.value.code == 2 and message in capsys.readouterr().err
     assert (tmp_path / "out.jsonl").read_text() == "keep me"
+
+
+def test_a_meta_file_is_not_replaced_and_its_folder_is_made(source, tmp_path, capsys):
+    out, meta = tmp_path / "out.jsonl", tmp_path / "new" / "meta.json"
+    flags = [str(source), str(out), "--from", "llava", "--skip-bad", "--meta", str(meta)]
+    main(flags)
+    out.unlink()
+    meta.write_text("keep me")
+    with pytest.raises(SystemExit) as end:
+        main(flags)
+    assert end.value.code == 2 and "meta.json: is there already" in capsys.readouterr().err
+    assert meta.read_text() == "keep me" and not out.exists()
+    main([*flags, "--overwrite"])
+    assert json.loads(meta.read_text())["out"]["length"] == 2
+
+
+def test_a_meta_file_for_messages_is_refused(source, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([str(source), str(tmp_path / "o"), "--from", "llava", "--to", "messages", "--meta", str(tmp_path / "m")])
+    assert end.value.code == 2 and "--meta: is for a training here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "why"),
+    [("[]", [], "none was found"), ('[{"id": 2}]', ["--skip-bad"], "all 1 were left out")],
+)
+def test_an_input_that_gives_no_row_is_a_mistake(source, tmp_path, capsys, content, flags, why):
+    source.write_text(content)
+    with pytest.raises(SystemExit) as end:
+        main([str(source), str(tmp_path / "out.jsonl"), "--from", "llava", *flags])
+    assert end.value.code == 2 and f"gives no row ({why})" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_the_command_line_runs_by_itself_and_ends_without_traceback(repository, source, tmp_path):
+    command = [sys.executable, repository / "tools" / "convert_annotations.py", source, tmp_path / "out.jsonl"]
+    bad = subprocess.run([*command, "--from", "llava"], capture_output=True, text=True)
+    assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and "llava.json:item 2" in bad.stderr
+    good = subprocess.run([*command, "--from", "llava", "--skip-bad"], capture_output=True, text=True)
+    assert good.returncode == 0 and good.stdout.startswith("Wrote 2 rows (text 2) to ")

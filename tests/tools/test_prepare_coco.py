@@ -1,6 +1,8 @@
 """tools/prepare_coco.py: the three files, in the form the launcher and the evaluation read."""
 
 import json
+import subprocess
+import sys
 
 import prepare_coco
 import pytest
@@ -41,6 +43,7 @@ def test_karpathys_split_gives_train_and_restval_rows_and_the_test_pictures(tmp_
     assert [image_id for image_id, _ in test] == [102] == [image["id"] for image in truth["images"]]
     assert len(truth["annotations"]) == 7 and {note["image_id"] for note in truth["annotations"]} == {102}
     printed = capsys.readouterr().out
+    assert {note["caption"] for note in truth["annotations"]} == {f"Caption {n} of 2." for n in range(7)}
     assert "not the full Karpathy set: 4 of 123,287" in printed and "4 of 4 pictures are not in" in printed
 
 
@@ -52,6 +55,7 @@ def test_real_captions_give_rows_and_references(shared, tmp_path, capsys):
     train, val = (json.loads(open(file).read()) for file in files)
     assert len(rows) == len(train["annotations"]) and len(truth["annotations"]) == len(val["annotations"])
     assert {image_id for image_id, _ in test} == {image["id"] for image in val["images"]}
+    assert "not Karpathy's split" in capsys.readouterr().out
     assert all((mini / "images" / row.images[0]).is_file() or (mini / row.images[0]).is_file() for row in rows)
 
 
@@ -59,7 +63,11 @@ def test_the_full_set_must_have_the_full_counts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(prepare_coco, "FULL_PICTURES", 4)
     with pytest.raises(SystemExit) as end:
         prepare_coco.main(["--karpathy", str(karpathy(tmp_path)), "--root", str(tmp_path / "coco")])
-    assert end.value.code == 2 and "gives 11 train rows and 1 test pictures instead of" in capsys.readouterr().err
+    assert (
+        end.value.code == 2 and "has 11 train captions, 1 test pictures and 7 test captions" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "coco").exists()
+    monkeypatch.setattr(prepare_coco, "FULL_TEST_CAPTIONS", 7)
     monkeypatch.setattr(prepare_coco, "FULL_TRAIN_ROWS", 11)
     monkeypatch.setattr(prepare_coco, "FULL_TEST_PICTURES", 1)
     prepare_coco.main(["--karpathy", str(karpathy(tmp_path)), "--root", str(tmp_path / "coco")])
@@ -78,3 +86,37 @@ def test_mistakes_end_with_status_2(flags, message, capsys):
     with pytest.raises(SystemExit) as end:
         prepare_coco.main(flags)
     assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_files_that_are_there_are_kept_unless_told_otherwise(tmp_path, capsys):
+    flags = ["--karpathy", str(karpathy(tmp_path)), "--root", str(tmp_path / "coco")]
+    file = tmp_path / "coco" / "annotations" / prepare_coco.TEST
+    file.parent.mkdir(parents=True)
+    file.write_text("keep me")
+    with pytest.raises(SystemExit) as end:
+        prepare_coco.main(flags)
+    assert end.value.code == 2 and "coco_karpathy_test.json: is there already" in capsys.readouterr().err
+    assert [path.read_text() for path in file.parent.iterdir()] == ["keep me"]
+    prepare_coco.main([*flags, "--overwrite"])
+    assert len(read(tmp_path)[1]) == 1
+
+
+def test_an_empty_caption_gives_no_train_row_and_is_counted(tmp_path, capsys):
+    file = karpathy(tmp_path)
+    content = json.loads(file.read_text())
+    content["images"][0]["sentences"][1]["raw"] = " \n"
+    file.write_text(json.dumps(content))
+    prepare_coco.main(["--karpathy", str(file), "--root", str(tmp_path / "coco")])
+    rows, _, _ = read(tmp_path)
+    assert len(rows) == 10 and "Left out of the train rows: 1 empty captions." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--karpathy", "--train"])
+def test_files_of_another_form_are_named_by_the_command_line(repository, tmp_path, flag):
+    file = tmp_path / "captions_train2014.json"
+    official = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "A cup."}]}
+    file.write_text(json.dumps(official) if flag == "--karpathy" else karpathy(tmp_path).read_text())
+    command = [sys.executable, repository / "tools" / "prepare_coco.py", flag, file, "--root", tmp_path / "coco"]
+    ended = subprocess.run([*command, *(["--test", file] * (flag == "--train"))], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.startswith(f"error: {file}") and ended.stderr.count("\n") == 1
+    assert not (tmp_path / "coco").exists()
