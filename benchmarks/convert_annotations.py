@@ -5,12 +5,12 @@ python benchmarks/convert_annotations.py --rows 1000000 --json convert_annotatio
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from measuring import run_measured
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -37,14 +37,15 @@ def write_rows(file: Path, num_rows: int, *, array: bool) -> None:
 def measure(source: Path, out: Path) -> dict:
     """Convert a file in a process of its own."""
     command = [sys.executable, TOOL, source, out, "--from", "llava"]
-    started = time.perf_counter()
-    process = subprocess.Popen(map(str, command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - started
+    measured = run_measured(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     with open(out, "rb") as stream:
         rows = sum(1 for _ in stream)
-    return {"rows": rows, "seconds": seconds, "rows_per_second": rows / seconds, "peak_mib": usage.ru_maxrss / 1024}
+    return {
+        "rows": rows,
+        "seconds": measured.seconds,
+        "rows_per_second": rows / measured.seconds,
+        "peak_mib": measured.peak_mib,
+    }
 
 
 @ends_on_user_error

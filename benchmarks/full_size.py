@@ -15,11 +15,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from measuring import run_measured
 from rich.console import Console
 from rich.table import Table
 
@@ -72,20 +72,13 @@ def run_stage(name: str, command: list[str | Path], log: Path, **settings: str) 
         UserError: it failed; its last lines are in the message.
     """
     environment = os.environ | {"INTERNVL_SKIP_INSTALL": "1", "VIRTUAL_ENV": sys.prefix} | settings
-    started = time.perf_counter()
     with open(log, "w", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            list(map(str, command)), cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-        # The usage of a process that was waited for covers those it waited for in turn, as a launcher does.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - started
-    if process.returncode:
+        measured = run_measured(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    if measured.status:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
-        raise UserError(f"{name}: ended with status {process.returncode}. Its last lines ({log}):\n{tail}")
-    figures = {"stage": name, "seconds": seconds, "peak_gib": usage.ru_maxrss / 2**20}
-    print(f"{name}: {seconds:.0f} s, {figures['peak_gib']:.2f} GiB", flush=True)
+        raise UserError(f"{name}: ended with status {measured.status}. Its last lines ({log}):\n{tail}")
+    figures = {"stage": name, "seconds": measured.seconds, "peak_gib": measured.peak_mib / 1024}
+    print(f"{name}: {measured.seconds:.0f} s, {figures['peak_gib']:.2f} GiB", flush=True)
     return figures
 
 

@@ -32,6 +32,11 @@ def shared() -> Path:
     return folder
 
 
+def bare_environment() -> dict[str, str]:
+    """The environment without this repository on the import path."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 def picture(width: int, height: int, k: int) -> Image.Image:
     """A deterministic colourful picture."""
     x = torch.arange(width).repeat(height, 1)

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import HfArgumentParser
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,12 +30,12 @@ from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import read_meta
 from internvl.data.preview import PreviewRow, write_preview
 from internvl.data.summary import summarize
-from internvl.errors import UserError, ends_on_user_error
+from internvl.errors import ends_on_user_error
 from internvl.json_files import write_json
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_checkpoint_tokenizer, load_config
-from internvl.train.arguments import DataArguments, ModelArguments, check_data_arguments
+from internvl.train.arguments import DataArguments, ModelArguments, parse_data_arguments
 from internvl.train.loading import check_against_config, render_settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -62,25 +61,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=42, help="as --seed of the training (default %(default)s)")
     parser.add_argument("--processes", type=int, help="default: one per core")
     return parser
-
-
-def parse_data_flags(meta: Path, flags: list[str]) -> DataArguments:
-    """Read the data flags of a training from what the command line holds beside this tool's own.
-
-    Raises:
-        UserError: one is unknown, or its value does not fit.
-    """
-    parser = HfArgumentParser(DataArguments, allow_abbrev=False, exit_on_error=False)
-    try:
-        data_args, unknown = parser.parse_args_into_dataclasses(
-            ["--meta_path", str(meta), *flags], return_remaining_strings=True
-        )
-    except (argparse.ArgumentError, ValueError) as err:
-        raise UserError(f"command line: {err}. See --help.") from err
-    if unknown:
-        raise UserError(f"command line: there is no flag {unknown[0]}. See --help.")
-    check_data_arguments(data_args)
-    return data_args
 
 
 def open_data(args: argparse.Namespace, data_args: DataArguments) -> ConversationDataset:
@@ -143,7 +123,7 @@ def preview_rows(dataset: ConversationDataset, check: DatasetCheck, per_kind: in
     """Yield rows of each data set and kind as training gets them, spread evenly over those that can be read."""
     facts = check.facts(dataset.index)
     for spec in dataset.specs:
-        own = np.array([dataset.files[number][0] is spec for number in dataset.index[:, 0]])
+        own = np.isin(dataset.index[:, 0], dataset.file_numbers(spec))
         for number, kind in enumerate(KINDS):
             items = np.flatnonzero(own & (facts["kind"] == number) & ~np.isin(facts["status"], (BAD, LONG)))
             for item in items[np.linspace(0, len(items) - 1, min(per_kind, len(items)), dtype=int)]:
@@ -168,7 +148,7 @@ def tiles_of_pictures(input_ids: torch.Tensor, dataset: ConversationDataset) -> 
 def main(argv: list[str] | None = None) -> int:
     args, flags = make_parser().parse_known_args(argv)
     setup_logging()
-    dataset = open_data(args, parse_data_flags(args.meta, flags))
+    dataset = open_data(args, parse_data_arguments(["--meta_path", str(args.meta), *flags]))
     check: DatasetCheck = check_dataset(dataset, deep=args.deep, processes=args.processes)
     report = {"meta": str(args.meta), **summarize(dataset, check)}
     print_summary(Console(), report)

@@ -29,7 +29,8 @@ def check_with_cache(data: ConversationDataset) -> DatasetCheck:
 
     A cache that cannot be written is a warning: the check itself is what counts.
     """
-    files = [cache_folder() / f"{key(data, number)}.npz" for number in range(len(data.files))]
+    shared = shared_key(data)
+    files = [cache_folder() / f"{key(data, number, shared)}.npz" for number in range(len(data.files))]
     found = [load(file, data, number) for number, file in enumerate(files)]
     missing = [number for number, check in enumerate(found) if check is None]
     if missing:
@@ -40,18 +41,23 @@ def check_with_cache(data: ConversationDataset) -> DatasetCheck:
     return DatasetCheck(found, data.settings.max_seq_length)
 
 
-def key(data: ConversationDataset, number: int) -> str:
-    """Return the hash of an annotation file's content and of all that decides what becomes of its rows."""
-    spec, rows = data.files[number]
-    digest = hashlib.sha256(rows.sha256().encode())
+def shared_key(data: ConversationDataset) -> str:
+    """Return the hash of what decides about the rows of every file: code, tokenizer, settings and seed."""
+    digest = hashlib.sha256()
     for part in (
         b"".join(file.read_bytes() for folder in CODE_FOLDERS for file in sorted(folder.glob("*.py"))),
         data.tokenizer.backend_tokenizer.to_str().encode(),
-        repr((str(rows.path), str(spec.root.resolve()), spec.max_dynamic_patch, number, data.seed)).encode(),
-        repr(data.settings).encode(),
+        repr((data.settings, data.seed)).encode(),
     ):
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
+
+
+def key(data: ConversationDataset, number: int, shared: str) -> str:
+    """Return the hash of an annotation file's content and of all that decides what becomes of its rows."""
+    spec, rows = data.files[number]
+    own = (rows.sha256(), str(rows.path), str(spec.root.resolve()), spec.max_dynamic_patch, number)
+    return hashlib.sha256(repr((shared, own)).encode()).hexdigest()
 
 
 def save(file: Path, check: FileCheck) -> None:

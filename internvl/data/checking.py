@@ -173,7 +173,8 @@ class Checker:
     def __init__(self, dataset: ConversationDataset, deep: bool = False):
         self.dataset = dataset
         self.deep = deep
-        self.known: dict[Path, object] = {}
+        # What a reader said of a file, with the file's state; or the error.
+        self.known: dict[Path, tuple[object, tuple[int, int]] | RowError] = {}
 
     def __call__(self, task: tuple[int, int, int]) -> FileCheck:
         """Check rows ``start`` to ``stop`` of a file; ``task`` is (file number, start, stop)."""
@@ -185,10 +186,7 @@ class Checker:
         for position in range(start, stop):
             try:
                 row = file.row(position)
-                facts[position - start] = (
-                    *(KINDS.index(row.kind), GOOD, len(row.turns), 0, 0, 0),
-                    content_hash(row),
-                )
+                facts[position - start] = (KINDS.index(row.kind), GOOD, len(row.turns), 0, 0, 0, content_hash(row))
                 readable.append((position - start, row, *self.read_headers(row, (number, position), check)))
             except RowError as err:
                 self.note(check, position - start, err)
@@ -221,15 +219,15 @@ class Checker:
         """Return what ``reader`` says of a file, asked once; note the file's size and time."""
         if path not in self.known:
             try:
-                self.known[path] = reader(path, where)
+                self.known[path] = reader(path, where), media_state(path)
             except RowError as err:
                 self.known[path] = err
         found = self.known[path]
         if isinstance(found, RowError):
             # The same fault of another row: only the place differs.
             raise RowError(where, found.reason, str(found).removeprefix(f"{found.where}: "))
-        check.media[name] = media_state(path)
-        return found
+        value, check.media[name] = found
+        return value
 
     def measure(self, check: FileCheck, number: int, readable: list) -> None:
         """Fill in tokens and tiles of rows that could be read; rows too long are cut, left out or errors."""

@@ -25,9 +25,8 @@ def write_clean(dataset: ConversationDataset, check: DatasetCheck, meta: Path, f
     with atomic_folder(folder) as partial:
         for position, spec in enumerate(dataset.specs):
             names, kept = [], 0
-            for number, (owner, rows) in enumerate(dataset.files):
-                if owner is not spec:
-                    continue
+            for number in dataset.file_numbers(spec):
+                _, rows = dataset.files[number]
                 bad = check.files[number].facts["status"] == BAD
                 # Names of data sets are the user's and may be no file names.
                 stem = f"set{position + 1}_{rows.path.stem}_{len(names) + 1}"

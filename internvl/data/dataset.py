@@ -96,7 +96,7 @@ class ConversationDataset(Dataset):
         """Return int64 (items, 2): file number and row of each item of an epoch."""
         items = []
         for spec in self.specs:
-            numbers = [number for number, (owner, _) in enumerate(self.files) if owner is spec]
+            numbers = self.file_numbers(spec)
             rows = np.array(
                 [(number, row) for number in numbers for row in range(len(self.files[number][1]))], dtype=np.int64
             ).reshape(-1, 2)
@@ -108,6 +108,10 @@ class ConversationDataset(Dataset):
             chosen = np.random.default_rng([self.seed, len(rows)]).permutation(len(rows))[: round(share * len(rows))]
             items.append(np.concatenate([rows] * int(whole) + [rows[np.sort(chosen)]]))
         return np.concatenate(items)
+
+    def file_numbers(self, spec: DatasetSpec) -> list[int]:
+        """Return which of ``files`` belong to a data set."""
+        return [number for number, (owner, _) in enumerate(self.files) if owner is spec]
 
     def __len__(self) -> int:
         return len(self.index)

@@ -12,7 +12,7 @@ def summarize(dataset: ConversationDataset, check: DatasetCheck) -> dict:
     in_epoch = np.bincount(dataset.index[:, 0], minlength=len(dataset.files))
     sets = {}
     for spec in dataset.specs:
-        numbers = [number for number, (owner, _) in enumerate(dataset.files) if owner is spec]
+        numbers = dataset.file_numbers(spec)
         facts = np.concatenate([check.files[number].facts for number in numbers])
         sets[spec.name] = {
             "annotations": [str(path) for path in spec.annotations],

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from internvl.errors import UserError
 from internvl.json_files import write_json
-from internvl.model.adapter import PEFT_PREFIX, base_name, lora_scaling
+from internvl.model.adapter import PEFT_PREFIX, base_name, is_lora, lora_scaling
 from internvl.model.atomic_folder import atomic_folder, check_free
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_checkpoint_tokenizer, load_config
@@ -87,7 +87,7 @@ def plan_embedded(checkpoint: Checkpoint) -> dict[str, Source]:
     """Plan the merge of a full checkpoint with LoRA inside, as the original trainer saved it (alpha = 2 · rank)."""
     sources = {}
     for stored in checkpoint.tensors:
-        if ".lora_A." in stored or ".lora_B." in stored:
+        if is_lora(stored):
             continue
         layer = stored.removesuffix(".base_layer.weight")
         pair = (f"{layer}.lora_A.default.weight", f"{layer}.lora_B.default.weight")

@@ -136,10 +136,10 @@ class _Parser(HfArgumentParser):
         raise UserError(f"command line: {message}. See --help for the flags.")
 
 
-def make_parser() -> HfArgumentParser:
-    """Return the parser of all finetune flags."""
+def make_parser(groups: Sequence[type] = ARGUMENT_GROUPS) -> HfArgumentParser:
+    """Return the parser of the finetune flags of these groups."""
     return _Parser(
-        ARGUMENT_GROUPS,
+        groups,
         prog="internvl_chat_finetune.py",
         description="Finetune an InternVL-Chat model on JSONL conversations.",
         allow_abbrev=False,
@@ -153,7 +153,21 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     Raises:
         UserError: a flag is unknown (the nearest known one is named), or a value does not fit.
     """
-    parser = make_parser()
+    model, data, training = parse_groups(ARGUMENT_GROUPS, argv)
+    check_arguments(model, data, training)
+    return model, data, training
+
+
+def parse_data_arguments(argv: Sequence[str]) -> DataArguments:
+    """Parse a command line of data flags alone; errors as above."""
+    (data,) = parse_groups((DataArguments,), argv)
+    check_data_arguments(data)
+    return data
+
+
+def parse_groups(groups: Sequence[type], argv: Sequence[str]) -> tuple:
+    """Parse flags of these groups; values are not checked against each other yet."""
+    parser = make_parser(groups)
     argv = [rename_flag(argument) for argument in argv]
     known = [option for action in parser._actions for option in action.option_strings]
     for argument in argv:
@@ -163,12 +177,10 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
             hint = f"Did you mean {near[0]}?" if near else "See --help for the flags."
             raise UserError(f"command line: there is no flag {flag}. {hint}")
     try:
-        model, data, training = parser.parse_args_into_dataclasses(argv)
+        return parser.parse_args_into_dataclasses(argv)
     except (ValueError, ImportError) as err:
         # transformers checks values against each other and says what is wrong in the message.
         raise err if isinstance(err, UserError) else UserError(f"command line: {err}") from err
-    check_arguments(model, data, training)
-    return model, data, training
 
 
 def rename_flag(argument: str) -> str:

@@ -1,13 +1,11 @@
 """A merged folder in a process that knows transformers alone: everything a user does with ``AutoModel``."""
 
-import os
 import subprocess
 import sys
 
-import pytest
-
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.merging import merge_checkpoint
+from tests.conftest import bare_environment
 
 # Runs far from the repository, with the hub switched off. Each part ends with the line the test looks for.
 SCRIPT = """
@@ -80,32 +78,10 @@ print("bf16")
 """
 
 
-@pytest.fixture(scope="module")
-def merged(tiny_base, tmp_path_factory):
-    """The tiny base with random LoRA merged in."""
-    import torch
-
-    from internvl.model.adapter import choose_trainable, save_adapter
-    from internvl.model.loading import load_model
-
-    folder = tmp_path_factory.mktemp("automodel")
-    model, tokenizer = load_model(tiny_base)
-    choose_trainable(model, freeze_llm=True, freeze_backbone=True, freeze_mlp=True, use_llm_lora=4)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    save_adapter(
-        model, folder / "adapter", base=tiny_base, base_sha256=Checkpoint(tiny_base).sha256(), lora_dropout=0.0
-    )
-    tokenizer.save_pretrained(folder / "adapter")
-    merge_checkpoint(Checkpoint(folder / "adapter"), folder / "merged")
-    return folder / "merged"
-
-
-def test_a_merged_folder_does_all_that_automodel_offers_without_the_repository(merged, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+def test_a_merged_folder_does_all_that_automodel_offers_without_the_repository(trained_adapter, tmp_path):
+    merged = tmp_path / "merged"
+    merge_checkpoint(Checkpoint(trained_adapter), merged)
+    environment = bare_environment() | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT, merged, tmp_path / "again"],
         cwd=tmp_path, env=environment, capture_output=True, text=True,

@@ -16,6 +16,7 @@ from internvl.model.loading import load_model
 from internvl.model.merging import merge_checkpoint
 from internvl.model.packaging import model_code_files
 from internvl.model.safetensors_stream import TensorPlan
+from tests.conftest import bare_environment
 
 
 def test_merged_weights_equal_pefts_own_merge(tiny_base, trained_adapter, tmp_path):
@@ -43,13 +44,6 @@ def test_merged_folder_loads_with_automodel_from_another_directory(trained_adapt
     question = "Provide a one-sentence caption for the provided image."
     expected = unmerged.chat(tokenizer, pixels, question, {"min_new_tokens": 8, "max_new_tokens": 30})
     assert result.stdout.strip() == f"{picture.name}: {expected}".strip()
-
-
-def bare_environment() -> dict[str, str]:
-    """The environment without this repository on the import path."""
-    import os
-
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def test_documented_cp_lines_keep_the_merged_folder_loadable(tiny_base, trained_adapter, tmp_path):
