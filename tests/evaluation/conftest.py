@@ -20,9 +20,9 @@ def coco_mini(shared) -> Path:
 
 @pytest.fixture(scope="session")
 def human_captions(coco_mini) -> tuple[list[dict], dict]:
-    """The first caption of each of 20 pictures as prediction, the others as ground truth."""
+    """The first caption of each of the 79 pictures as prediction, the others as ground truth."""
     captions = json.loads((coco_mini / "captions_val2017.json").read_text(encoding="utf-8"))
-    images = captions["images"][:20]
+    images = captions["images"]
     by_image = {image["id"]: [] for image in images}
     for annotation in captions["annotations"]:
         if annotation["image_id"] in by_image:

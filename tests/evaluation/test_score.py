@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from internvl.errors import UserError
-from internvl.evaluation import java_scorers, score
+from internvl.evaluation import java_scorers, score, scorers
 from internvl.evaluation.score import check_scorers, main, score_captions
 
 NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
@@ -39,11 +39,11 @@ def small_files() -> tuple[list[dict], dict]:
 @pytest.fixture
 def without_meteor(monkeypatch):
     """Leave METEOR out, which takes about eight seconds to load its tables, where its value is not the point."""
-    monkeypatch.setattr(score, "SCORERS", tuple(row for row in score.SCORERS if row[0] != ("METEOR",)))
+    monkeypatch.setattr(scorers, "SCORERS", tuple(row for row in scorers.SCORERS if row[0] != ("METEOR",)))
 
 
 def assert_golden(golden: dict) -> None:
-    scores = score_captions(*as_files(golden))
+    scores = score_captions(*as_files(golden), allow_empty=True)
     assert list(scores.corpus) == NAMES
     assert scores.num_images == len(golden["image_ids"])
     assert scores.corpus == pytest.approx(golden["corpus"], abs=1e-6)
@@ -80,13 +80,17 @@ def test_line_breaks_do_not_shift_later_captions(line_break):
 
 
 @pytest.mark.slow
-def test_agrees_with_coco_eval_cap(human_captions, monkeypatch, tmp_path):
+@pytest.mark.parametrize("captions", ["people", "set200"])
+def test_agrees_with_coco_eval_cap(captions, human_captions, shared, monkeypatch, tmp_path):
     """COCOEvalCap needs java on the PATH, and Java 8 for SPICE, which is therefore left out."""
     coco_eval = pytest.importorskip("pycocoevalcap.eval")
     pytest.importorskip("pycocotools")
     from pycocotools.coco import COCO
 
     predictions, ground_truth = human_captions
+    if captions != "people":
+        predictions, ground_truth = as_files(json.loads((shared / f"reference/caption/{captions}.json").read_text()))
+        ground_truth["annotations"] = [row | {"id": k} for k, row in enumerate(ground_truth["annotations"])]
     (tmp_path / "truth.json").write_text(json.dumps(ground_truth | {"type": "captions", "info": {}}))
     (tmp_path / "predictions.json").write_text(json.dumps(predictions))
     java = java_scorers.find_java()
@@ -105,7 +109,7 @@ def test_agrees_with_coco_eval_cap(human_captions, monkeypatch, tmp_path):
     theirs = coco_eval.COCOEvalCap(truth, truth.loadRes(str(tmp_path / "predictions.json")))
     theirs.evaluate()
 
-    ours = score_captions(predictions, ground_truth)
+    ours = score_captions(predictions, ground_truth, allow_empty=True)
     assert ours.corpus == pytest.approx({name: theirs.eval[name] for name in NAMES}, abs=1e-12)
     for image_id, scores in ours.per_image.items():
         assert scores == pytest.approx({name: theirs.imgToEval[image_id][name] for name in NAMES}, abs=1e-12)
@@ -122,7 +126,8 @@ def test_two_processes_at_once_and_no_file_left_behind(golden_set20, repository,
     predictions, ground_truth = as_files(golden_set20)
     (tmp_path / "truth.json").write_text(json.dumps(ground_truth))
     (tmp_path / "predictions.json").write_text(json.dumps(predictions))
-    command = [sys.executable, "-m", "internvl.evaluation.score", "predictions.json", "truth.json", "--json"]
+    command = [sys.executable, "-m", "internvl.evaluation.score", "predictions.json", "truth.json"]
+    command += ["--allow-empty", "--json"]
     environment = os.environ | {"PYTHONPATH": str(repository)}
     runs = [
         subprocess.Popen([*command, f"scores{k}.json"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
@@ -234,12 +239,14 @@ def test_scores_do_not_depend_on_the_order_of_predictions(without_meteor):
     assert score_captions(predictions[::-1], ground_truth) == score_captions(predictions, ground_truth)
 
 
-def test_empty_captions_score_zero_and_are_named(without_meteor):
+def test_empty_captions_are_named_and_score_zero_where_allowed(without_meteor):
     predictions, ground_truth = small_files()
     predictions[1]["caption"] = " "
-    scores = score_captions(predictions, ground_truth)
+    with pytest.raises(UserError, match=r"1 image has an empty caption \(image id 2\).*--allow-empty"):
+        score_captions(predictions, ground_truth)
+    scores = score_captions(predictions, ground_truth, allow_empty=True)
     assert scores.per_image[2] == pytest.approx(dict.fromkeys(scores.corpus, 0.0), abs=1e-9)
-    assert scores.notes == ["1 image has an empty caption (image id 2), which scores 0."]
+    assert scores.notes[-1] == "1 image has an empty caption (image id 2), which scores 0."
 
 
 def test_single_image_has_a_note_about_cider(without_meteor):
@@ -257,7 +264,35 @@ def test_meteor_that_fails_leaves_the_other_scores_and_a_note(monkeypatch):
     monkeypatch.setattr(package, "METEOR_JAR", "missing.jar")
     scores = score_captions(*small_files())
     assert list(scores.corpus) == [name for name in NAMES if name != "METEOR"]
-    assert scores.notes == ["METEOR could not be computed: Error: Unable to access jarfile missing.jar."]
+    assert scores.notes[0] == "METEOR could not be computed: Error: Unable to access jarfile missing.jar."
+
+
+def test_spice_without_its_models_is_left_out_with_one_line(without_meteor):
+    assert score_captions(*small_files()).notes == [
+        "SPICE could not be computed: its models are not installed (eval/caption/README.md says how)."
+    ]
+
+
+def test_spice_is_that_of_pycocoevalcap_where_its_models_are(without_meteor, monkeypatch):
+    """The models cannot be had everywhere: here the package's class answers as its Java program would."""
+    import pycocoevalcap.spice.spice as package
+
+    class Spice:
+        def compute_score(self, references, hypotheses):
+            return 0.5, [{"All": {"f": 0.25 * k}, "Color": {"f": 9}} for k in range(1, 4)]
+
+    monkeypatch.setattr(java_scorers, "SPICE_MODELS", ())
+    monkeypatch.setattr(package, "Spice", Spice)
+    scores = score_captions(*small_files())
+    assert scores.corpus["SPICE"] == 0.5 and scores.notes == []
+    assert [values["SPICE"] for values in scores.per_image.values()] == [0.25, 0.5, 0.75]
+
+    def fails(self, references, hypotheses):
+        raise subprocess.CalledProcessError(1, ["java"])
+
+    monkeypatch.setattr(Spice, "compute_score", fails)
+    (note,) = score_captions(*small_files()).notes
+    assert note.startswith("SPICE could not be computed: Command '['java']' returned") and "Java 8" in note
 
 
 def test_check_passes_here():

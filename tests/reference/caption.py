@@ -37,7 +37,7 @@ def check_scores(report: Report, name: str, golden: dict) -> None:
         for text in captions
     ]
     truth = {"images": [{"id": i} for i in ids], "annotations": annotations}
-    scores = score_captions(predictions, truth)
+    scores = score_captions(predictions, truth, allow_empty=True)
     for metric, value in golden["corpus"].items():
         report.within(f"{name}/{metric}", abs(scores.corpus[metric] - value), SCORE)
     for metric, values in golden["per_image"].items():
