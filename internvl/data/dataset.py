@@ -4,7 +4,6 @@ Axis letters: N tokens, T tiles, S tile side in pixels.
 """
 
 import logging
-import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from internvl.data.annotation import AnnotationFile, Row
-from internvl.data.media import media_path, read_info, read_picture, read_video
+from internvl.data.media import choose_clip, media_path, read_info, read_picture, read_video
 from internvl.data.meta import DatasetSpec
 from internvl.data.problems import LongRowError, RowError
 from internvl.data.rendering import TOO_LONG_ADVICE, Sample, count_text_tokens, render_sample, truncate_sample
@@ -145,14 +144,7 @@ class ConversationDataset(Dataset):
         the row alone, so that a row's length is known before it is read, and is the same in every process.
         """
         settings, random_state = self.settings, np.random.RandomState([self.seed, *item])
-        start, length = 0, info.num_frames
-        if row.clip:
-            start = int(row.clip[0] * info.frames_per_second)
-            length = min(math.ceil(row.clip[1] * info.frames_per_second), info.num_frames) - start
-            if length <= 0:
-                what = f"clip starts at {row.clip[0]} s, and the video {row.video!r} has {info.num_frames} frames at "
-                what += f"{info.frames_per_second:g} a second"
-                raise RowError(row.where, "clip", what, "Correct the clip")
+        start, length = choose_clip(row.clip, info, row.video, row.where)
         chosen = choose_frames(
             int(random_state.randint(settings.min_num_frame, settings.max_num_frame + 1)),
             length,

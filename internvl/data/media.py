@@ -1,5 +1,6 @@
 """Media references of a row → pictures, with their place in messages."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -76,6 +77,22 @@ def read_info(path: Path, where: str) -> VideoInfo:
         RowError: it is missing or no video.
     """
     return read(read_video_info, path, "video", where)
+
+
+def choose_clip(clip: tuple[float, float] | None, info: VideoInfo, video: str | Path, where: str) -> tuple[int, int]:
+    """Return the first frame and the number of frames of a clip, (start, end) in seconds; None takes all.
+
+    Raises:
+        RowError: the clip starts behind the video's end.
+    """
+    if clip is None:
+        return 0, info.num_frames
+    start = int(clip[0] * info.frames_per_second)
+    length = min(math.ceil(clip[1] * info.frames_per_second), info.num_frames) - start
+    if length <= 0:
+        what = f"clip starts at {clip[0]} s, and the video {str(video)!r} has {info.num_frames} frames at "
+        raise RowError(where, "clip", f"{what}{info.frames_per_second:g} a second", "Correct the clip")
+    return start, length
 
 
 def read_video(path: Path, indices: Sequence[int], where: str) -> list[Image.Image]:

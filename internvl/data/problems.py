@@ -1,4 +1,4 @@
-"""What can be wrong with a row: an error that knows its place and the group it belongs to in a report."""
+"""What can be wrong with a row: an error that knows its place and its group in a report; and several in one."""
 
 from internvl.errors import UserError
 
@@ -18,3 +18,10 @@ class RowError(UserError):
 
 class LongRowError(RowError):
     """A row of more tokens than max_seq_length, where the user chose to leave such rows out."""
+
+
+def raise_first(problems: list[str], shown: int = 5) -> None:
+    """Raise one error with the first few of these messages and the number of the others, if there are any."""
+    if problems:
+        more = f"\n… and {len(problems) - shown} more." if len(problems) > shown else ""
+        raise UserError("\n".join(problems[:shown]) + more)

@@ -1,68 +1,126 @@
-"""Caption sets: where their pictures and references are, and what is asked of the model."""
+"""Caption sets: registered ones, and rows of the training format; what is asked, and the references."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from internvl.data.annotation import AnnotationFile, Row
+from internvl.data.media import media_path
+from internvl.data.meta import DatasetSpec, read_meta
+from internvl.data.problems import RowError, raise_first
 from internvl.errors import UserError
+from internvl.evaluation.questions import Question
 from internvl.evaluation.score import read_json
+from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, Turn
 
-REGISTRY = Path(__file__).resolve().parents[2] / "eval" / "caption" / "datasets.json"
+REPOSITORY = Path(__file__).resolve().parents[2]
+REGISTRY = REPOSITORY / "eval" / "caption" / "datasets.json"
 # The original evaluation's prompt and limits for all its caption sets.
 PROMPT = "Provide a one-sentence caption for the provided image."
 MIN_NEW_TOKENS, MAX_NEW_TOKENS = 8, 30
+# Rows of the training format have answers of any length.
+ROW_MIN_NEW_TOKENS, ROW_MAX_NEW_TOKENS = 1, 128
+ENTRY_KEYS = {"root", "annotation", "ground_truth", "prompt", "min_new_tokens", "max_new_tokens"}
 
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Pictures to caption, ``images`` as (id, path), and ``ground_truth`` in COCO captions format."""
+    """Questions, and the references in COCO captions format: ``ground_truth``, from a file unless that is None."""
 
     name: str
-    images: list[tuple[int, Path]]
+    questions: list[Question]
     ground_truth: dict
-    ground_truth_file: Path
-    prompt: str = PROMPT
+    ground_truth_file: Path | None = None
     min_new_tokens: int = MIN_NEW_TOKENS
     max_new_tokens: int = MAX_NEW_TOKENS
 
+    def first(self, limit: int | None) -> "CaptionSet":
+        """Return the set with its first ``limit`` questions only; None keeps all."""
+        return replace(self, questions=self.questions[:limit])
 
-def known_sets() -> dict[str, dict]:
-    """Return the registry: name → root, annotation and ground_truth, relative to the repository root."""
-    return json.loads(REGISTRY.read_text(encoding="utf-8"))
+    def references(self) -> dict[int | str, list[str]]:
+        """Return the captions that people gave, by id."""
+        references: dict[int | str, list[str]] = {}
+        for annotation in self.ground_truth["annotations"]:
+            references.setdefault(annotation["image_id"], []).append(annotation["caption"])
+        return references
 
 
-def read_caption_set(name: str) -> CaptionSet:
-    """Read a registered set and check that all it needs is there.
+def known_sets(registry: Path = REGISTRY) -> dict[str, dict]:
+    """Return the registry: name → entry, paths in it relative to the repository root.
 
     Raises:
-        UserError: the set is unknown, or a file or picture of it is missing.
+        UserError: an entry is not as eval/caption/README.md says.
+    """
+    entries = read_json(registry)
+    for name, entry in entries.items() if isinstance(entries, dict) else [("", entries)]:
+        if not isinstance(entry, dict) or not {"root", "annotation"} <= entry.keys() <= ENTRY_KEYS:
+            raise UserError(
+                f"{registry}:{name}: is {json.dumps(entry)[:200]}. Give an object with root and annotation; allowed "
+                f"are {', '.join(sorted(ENTRY_KEYS))}."
+            )
+    return entries
+
+
+def present_sets() -> tuple[list[str], list[str]]:
+    """Return the names of the registered sets whose annotation files are there, and a sentence for each that is not.
+
+    Raises:
+        UserError: none is.
+    """
+    present, absent = [], []
+    for name, entry in known_sets().items():
+        files = [REPOSITORY / entry[key] for key in ("annotation", "ground_truth") if key in entry]
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            absent.append(f"{name} is left out: {missing[0]} is not there (eval/caption/README.md).")
+        else:
+            present.append(name)
+    if not present:
+        raise UserError("\n".join([f"{REGISTRY}: no data set of it is there.", *absent]))
+    return present, absent
+
+
+def read_caption_set(name: str, prompt: str | None = None) -> CaptionSet:
+    """Read a registered set; ``prompt`` replaces the set's own.
+
+    Raises:
+        UserError: the set is unknown, or a file of it is missing or of another form.
     """
     registry = known_sets()
     if name not in registry:
         raise UserError(f"{REGISTRY}: has no data set {name!r}. Use one of {', '.join(registry)}, or add an entry.")
     entry = registry[name]
-    repository = REGISTRY.parents[2]
-    annotation, ground_truth = repository / entry["annotation"], repository / entry["ground_truth"]
-    images = read_images(annotation, repository / entry["root"])
+    annotation, root = REPOSITORY / entry["annotation"], REPOSITORY / entry["root"]
+    limits = {key: entry[key] for key in ("min_new_tokens", "max_new_tokens") if key in entry}
+    if annotation.suffix == ".jsonl":
+        if prompt or "prompt" in entry or "ground_truth" in entry:
+            raise UserError(
+                f"{REGISTRY}:{name}: its rows bring their own questions and references. Leave prompt and ground_truth "
+                "away."
+            )
+        return replace(read_rows(name, [annotation], root), **limits)
+    if "ground_truth" not in entry:
+        raise UserError(f"{REGISTRY}:{name}: has no ground_truth. Give one, or a .jsonl of training rows.")
+    ground_truth = REPOSITORY / entry["ground_truth"]
+    turn = Turn("human", f"{IMAGE_PLACEHOLDER}\n{prompt or entry.get('prompt', PROMPT)}")
+    questions = [
+        Question(image_id, (turn,), str(annotation), (path,)) for image_id, path in read_images(annotation, root)
+    ]
     truth = read_json(ground_truth)
     if not isinstance(truth, dict) or "annotations" not in truth:
         raise UserError(
             f"{ground_truth}: is not in COCO captions format (no 'annotations'). See eval/caption/README.md."
         )
-    missing = [path for _, path in images if not path.is_file()]
-    if missing:
-        raise UserError(
-            f"{missing[0]}: {len(missing)} of {len(images)} pictures of {name} are missing, this one first. "
-            f"Put them under {repository / entry['root']}."
-        )
     referenced = {annotation["image_id"] for annotation in truth["annotations"]}
-    unknown = [image_id for image_id, _ in images if image_id not in referenced]
+    unknown = [question.id for question in questions if question.id not in referenced]
     if unknown:
         raise UserError(
-            f"{ground_truth}: has no caption for {len(unknown)} of {len(images)} pictures, first id {unknown[0]}. "
+            f"{ground_truth}: has no caption for {len(unknown)} of {len(questions)} pictures, first id {unknown[0]}. "
             "Use the ground truth that belongs to the annotation file."
         )
-    return CaptionSet(name=name, images=images, ground_truth=truth, ground_truth_file=ground_truth)
+    return CaptionSet(name, questions, truth, ground_truth, **limits)
 
 
 def read_images(annotation: Path, root: Path) -> list[tuple[int, Path]]:
@@ -80,3 +138,92 @@ def read_images(annotation: Path, root: Path) -> list[tuple[int, Path]]:
         raise UserError(
             f"{annotation}: an entry lacks its picture or id ({err!r}). See eval/caption/README.md for the form."
         ) from err
+
+
+def read_custom_set(annotation: Path, root: Path, *, allow_outside_root: bool = False) -> CaptionSet:
+    """Read a JSONL file of training rows as a set called "custom".
+
+    Raises:
+        UserError: it, or the folder ``root``, is not there, or rows are not as the README says.
+    """
+    if not root.is_dir():
+        raise UserError(f"--root: {root} is not a folder. Give the folder that the paths in {annotation} start from.")
+    return read_rows("custom", [annotation], root, allow_outside_root=allow_outside_root)
+
+
+def read_train_sets(meta_path: Path, *, allow_outside_root: bool = False) -> list[CaptionSet]:
+    """Read each data set of a training's meta file as a set called "train-<name>"; errors as above."""
+
+    def read_spec(spec: DatasetSpec) -> CaptionSet:
+        return read_rows(
+            f"train-{spec.name}",
+            spec.annotations,
+            spec.root,
+            max_tiles=spec.max_dynamic_patch,
+            allow_outside_root=allow_outside_root,
+        )
+
+    return [read_spec(spec) for spec in read_meta(meta_path)]
+
+
+def read_rows(
+    name: str,
+    files: Sequence[Path],
+    root: Path,
+    *,
+    max_tiles: int | None = None,
+    allow_outside_root: bool = False,
+) -> CaptionSet:
+    """Read training rows as questions with references.
+
+    Every answer of a row is one to compare with, its question asked after the turns before it as they are written.
+    Rows that ask the same about the same pictures are one question with several references. Ids count from 1 in the
+    order of first appearance.
+
+    Raises:
+        UserError: a file is missing or empty, or rows are not as they should be; names the first few.
+    """
+    questions: dict[tuple, Question] = {}
+    references: list[dict] = []
+    problems: list[str] = []
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: there is no such file. Give a JSONL file of conversations (README, data).")
+        rows = AnnotationFile(file)
+        for index in range(len(rows)):
+            try:
+                for asked, answer in split_row(rows.row(index), root, max_tiles, allow_outside_root):
+                    key = (asked.turns, asked.images, asked.video, asked.clip)
+                    question = questions.setdefault(key, replace(asked, id=len(questions) + 1))
+                    references.append({"id": len(references) + 1, "image_id": question.id, "caption": answer})
+            except RowError as err:
+                problems.append(str(err))
+    raise_first(problems)
+    if not questions:
+        raise UserError(f"{files[0]}: holds no rows. Add some.")
+    truth = {"images": [{"id": question.id} for question in questions.values()], "annotations": references}
+    return CaptionSet(
+        name,
+        list(questions.values()),
+        truth,
+        min_new_tokens=ROW_MIN_NEW_TOKENS,
+        max_new_tokens=ROW_MAX_NEW_TOKENS,
+    )
+
+
+def split_row(row: Row, root: Path, max_tiles: int | None, allow_outside_root: bool) -> list[tuple[Question, str]]:
+    """Return each answer of a row with its question, whose id is left 0."""
+
+    def path(name: str) -> Path:
+        return media_path(root, name, row.where, allow_outside_root=allow_outside_root)
+
+    images = [path(name) for name in row.images]
+    video = path(row.video) if row.video else None
+    pairs = []
+    for position, turn in enumerate(row.turns):
+        if turn.role == "gpt":
+            turns = row.turns[:position]
+            num_images = sum(before.value.count(IMAGE_PLACEHOLDER) for before in turns if before.role == "human")
+            asked = Question(0, turns, row.where, tuple(images[:num_images]), video, row.clip, max_tiles)
+            pairs.append((asked, turn.value))
+    return pairs

@@ -309,6 +309,10 @@ class InternVLChatModel(PreTrainedModel, GenerationMixin):
             turns.append(Turn("human", question))
             if answer is not None:
                 turns.append(Turn("gpt", answer))
+        return self.render_prompt(turns, num_tiles)
+
+    def render_prompt(self, turns: list[Turn], num_tiles: list[int]) -> str:
+        """Render a conversation up to an open answer; ``num_tiles`` as in :meth:`build_prompt`."""
         turns = place_pictures(turns, [tiles * self.num_image_token for tiles in num_tiles])
         template = get_conv_template(self.template)
         return join_segments(

@@ -1,0 +1,107 @@
+"""What an evaluation asks: conversations up to an open answer, with their pictures or their video."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from internvl.data.media import choose_clip, read_info, read_picture, read_picture_size, read_video
+from internvl.data.problems import RowError, raise_first
+from internvl.data.rendering import count_text_tokens
+from internvl.data.video import choose_frames, place_frames
+from internvl.inference.engine import Engine, Request
+from internvl.model.internvl_chat.conversation import Turn, get_conv_template
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing the model is asked; the answers of people to it are the references.
+
+    ``turns`` end with the human turn to answer. ``images`` are the pictures of its ``<image>`` marks in order;
+    ``video`` that of its ``<video>``, of which ``clip`` (start, end in seconds) is used. ``max_tiles`` is the data
+    set's own limit on tiles. ``where`` is file and line for messages.
+    """
+
+    id: int | str
+    turns: tuple[Turn, ...]
+    where: str
+    images: tuple[Path, ...] = ()
+    video: Path | None = None
+    clip: tuple[float, float] | None = None
+    max_tiles: int | None = None
+
+    def media(self) -> dict[str, str | list[str]]:
+        """Return its pictures or video as an annotation row names them: ``image`` or ``video``."""
+        if self.video:
+            return {"video": str(self.video)}
+        names = [str(path) for path in self.images]
+        return {"image": names[0] if len(names) == 1 else names} if names else {}
+
+
+def middle_frames(question: Question, num_frames: int) -> list[int]:
+    """Return the frames of a question's video: the middle ones of ``num_frames`` equal parts of it or of its clip."""
+    info = read_info(question.video, question.where)
+    start, length = choose_clip(question.clip, info, question.video, question.where)
+    return [start + index for index in choose_frames(num_frames, length, sample="middle")]
+
+
+def tile_limit(engine: Engine, question: Question) -> int:
+    """Return the most tiles of one of its pictures, which share the limit as in training."""
+    if engine.max_tiles == 1:
+        return 1
+    return max(1, (question.max_tiles or engine.max_tiles) // max(1, len(question.images)))
+
+
+def check_media(questions: Sequence[Question]) -> dict[Path, tuple[int, int]]:
+    """Look at every picture's header and every video's; returns the pictures' (width, height) in px.
+
+    Raises:
+        UserError: some are missing or unreadable; names the first few with their place.
+    """
+    sizes: dict[Path, tuple[int, int]] = {}
+    seen: set[Path] = set()
+    problems = []
+    for question in questions:
+        for path in (*question.images, *([question.video] if question.video else [])):
+            if path in seen:
+                continue
+            seen.add(path)
+            try:
+                if path == question.video:
+                    read_info(path, question.where)
+                else:
+                    sizes[path] = read_picture_size(path, question.where)
+            except RowError as err:
+                problems.append(str(err))
+    raise_first(problems)
+    return sizes
+
+
+def count_tokens(
+    engine: Engine, questions: Sequence[Question], sizes: dict[Path, tuple[int, int]], num_frames: int
+) -> list[int]:
+    """Return the length of each question's prompt in tokens; ``sizes`` are the pictures'."""
+    texts, tiles = [], []
+    for question in questions:
+        turns, limit = list(question.turns), tile_limit(engine, question)
+        frames = len(middle_frames(question, num_frames)) if question.video else 0
+        texts.append(place_frames(turns, frames))
+        tiles.append(frames + sum(engine.count_tiles(sizes[path], limit) for path in question.images))
+    template = get_conv_template(engine.model.template)
+    lengths = count_text_tokens(texts, tokenizer=engine.tokenizer, template=template)
+    return [text + count * engine.model.num_image_token for text, count in zip(lengths, tiles, strict=True)]
+
+
+def read_request(engine: Engine, question: Question, num_frames: int) -> Request:
+    """Read a question's pictures or frames and cut them into tiles, as the engine takes them.
+
+    Raises:
+        RowError: one of them cannot be read.
+    """
+    turns = list(question.turns)
+    if question.video:
+        indices = middle_frames(question, num_frames)
+        frames = read_video(question.video, indices, question.where)
+        return Request([engine.tiles(frame, 1) for frame in frames], place_frames(turns, len(frames)))
+    limit = tile_limit(engine, question)
+    images = [read_picture(path, question.where) for path in question.images]
+    return Request([engine.tiles(image, limit) for image in images], turns)
