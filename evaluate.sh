@@ -10,14 +10,17 @@ source "$REPO_ROOT/shell/lib/batch.sh"
 # shellcheck source-path=SCRIPTDIR source=shell/lib/torchrun.sh
 source "$REPO_ROOT/shell/lib/torchrun.sh"
 
-# task, script, data sets
+# task, script, flags; of several rows that fit, the first one counts, and NAME stands for what fits the *
 TASKS=(
-    'caption-coco       eval/caption/evaluate_caption.py  coco'
-    'caption-flickr30k  eval/caption/evaluate_caption.py  flickr30k'
-    'caption-nocaps     eval/caption/evaluate_caption.py  nocaps'
-    'caption-habitat    eval/caption/evaluate_caption.py  habitat'
-    'caption            eval/caption/evaluate_caption.py  coco,flickr30k,nocaps,habitat'
+    'caption         eval/caption/evaluate_caption.py  --datasets present'
+    'caption-custom  eval/caption/evaluate_caption.py'
+    'caption-train   eval/caption/evaluate_caption.py'
+    'caption-*       eval/caption/evaluate_caption.py  --datasets NAME'
 )
+# Flags whose value is a path that has to be there, and those whose value is written to.
+INPUT_FLAGS='annotation|root|meta|compare'
+OUTPUT_FLAGS='out-dir|out_dir'
+TASK_NAMES='caption, caption-NAME (coco, flickr30k, nocaps, habitat), caption-custom or caption-train'
 
 usage() {
     cat <<USAGE
@@ -25,53 +28,57 @@ Usage: [GPUS=N] bash evaluate.sh CHECKPOINT TASK [FLAG...]
 
     GPUS=1 bash evaluate.sh pretrained/InternVL2-2B caption-coco --dynamic --auto
     GPUS=8 bash evaluate.sh log/habitat/lora_annots_1 caption-habitat
+    bash evaluate.sh log/mine caption-custom --annotation val.jsonl --root data/mine --dynamic
+    bash evaluate.sh log/mine caption-train --meta shell/data/habitat.json --limit 500
 
 CHECKPOINT  a base model, a merged model, or the output folder of a finetune
-TASK        $(task_names)
+TASK        caption-NAME: a data set of eval/caption/datasets.json (coco, flickr30k, nocaps, habitat)
+            caption: all of them that are there
+            caption-custom: a JSONL file of training rows, with --annotation FILE --root FOLDER
+            caption-train: the training rows of a meta file, with --meta FILE
 FLAG        passed on to the evaluation; --auto uses all devices from one process
 GPUS        number of processes, one per device (default 1)
 DRY_RUN=1   prints the command and runs nothing
 USAGE
 }
 
-task_names() {
-    local names=("${TASKS[@]%% *}")
-    printf '%s' "${names[0]}"
-    printf ', %s' "${names[@]:1}"
-}
-
-# find_task NAME: sets SCRIPT and DATASETS.
+# find_task NAME: sets SCRIPT and SCRIPT_FLAGS.
 find_task() {
-    local row name
+    local row pattern flags
     for row in "${TASKS[@]}"; do
-        read -r name SCRIPT DATASETS <<<"$row"
-        [[ $name != "$1" ]] || return 0
-    done
-    die "$1: there is no such task. Use one of: $(task_names)."
-}
-
-# read_flags FLAG...: fills PASSED_ON, and notices --auto.
-read_flags() {
-    local OUT_DIR
-    PASSED_ON=() AUTO=0
-    while (($#)); do
+        read -r pattern SCRIPT flags <<<"$row"
+        # shellcheck disable=SC2254 # the pattern is to be one
         case $1 in
-            --auto) AUTO=1 ;;
-            --out-dir | --out_dir)
-                (($# > 1)) || die "$1: has no value. Write it after the flag: $1 FOLDER."
-                OUT_DIR=$2
-                resolve_output OUT_DIR
-                PASSED_ON+=("$1")
-                shift
-                set -- "$OUT_DIR" "${@:2}"
-                ;;
-            --out-dir=* | --out_dir=*)
-                OUT_DIR=${1#*=}
-                resolve_output OUT_DIR
-                set -- "${1%%=*}=$OUT_DIR" "${@:2}"
+            $pattern)
+                read -ra SCRIPT_FLAGS <<<"$flags"
+                SCRIPT_FLAGS=("${SCRIPT_FLAGS[@]/#NAME/"${1#caption-}"}")
+                return
                 ;;
         esac
-        PASSED_ON+=("$1")
+    done
+    die "$1: there is no such task. Use $TASK_NAMES."
+}
+
+# read_flags FLAG...: fills PASSED_ON, with paths that are right from the repository root, and notices --auto.
+read_flags() {
+    local flag path
+    PASSED_ON=() AUTO=0
+    while (($#)); do
+        flag=${1%%=*}
+        [[ $flag != --auto ]] || AUTO=1
+        if [[ ${flag#--} =~ ^($INPUT_FLAGS|$OUTPUT_FLAGS)$ ]]; then
+            if [[ $1 == *=* ]]; then
+                path=${1#*=}
+            else
+                (($# > 1)) || die "$1: has no value. Write it after the flag: $1 PATH."
+                path=$2
+                shift
+            fi
+            if [[ ${flag#--} =~ ^($OUTPUT_FLAGS)$ ]]; then resolve_output path; else resolve_input path; fi
+            PASSED_ON+=("$flag" "$path")
+        else
+            PASSED_ON+=("$1")
+        fi
         shift
     done
 }
@@ -87,7 +94,7 @@ case ${1:-} in
         ;;
 esac
 CHECKPOINT=$1
-(($# > 1)) || die "TASK: missing after the checkpoint. Use one of: $(task_names)."
+(($# > 1)) || die "TASK: missing after the checkpoint. Use $TASK_NAMES."
 find_task "$2"
 read_flags "${@:3}"
 setting GPUS 1
@@ -121,7 +128,7 @@ if ((GPUS > 1)); then
     torchrun_command
     COMMAND=("${TORCHRUN[@]}")
 fi
-COMMAND+=("$SCRIPT" --checkpoint "$CHECKPOINT" --datasets "$DATASETS" ${PASSED_ON[@]+"${PASSED_ON[@]}"})
+COMMAND+=("$SCRIPT" --checkpoint "$CHECKPOINT" ${SCRIPT_FLAGS[@]+"${SCRIPT_FLAGS[@]}"} ${PASSED_ON[@]+"${PASSED_ON[@]}"})
 
 if is_on "${DRY_RUN:-}"; then
     printf 'Dry run: nothing is started and nothing is written.\nCheckpoint: %s' "$CHECKPOINT"

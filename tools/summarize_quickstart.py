@@ -58,7 +58,7 @@ def summarize(folder: Path, stages: dict[str, float]) -> dict:
     scenes = json.loads((HABITAT / "scenes.json").read_text(encoding="utf-8"))["val"]
     scenes = {int(image_id): pieces for image_id, pieces in scenes.items()}
     predictions = {name: json.loads((folder / run / "predictions.json").read_text()) for name, run in RUNS.items()}
-    predictions["random_caption"] = random_captions([image_id for image_id, _ in data.images])
+    predictions["random_caption"] = random_captions([question.id for question in data.questions])
     summary: dict = {}
     for name, entries in predictions.items():
         captions = by_id(entries)
@@ -101,9 +101,7 @@ def print_summary(summary: dict, folder: Path) -> None:
 def write_page(summary: dict, folder: Path) -> None:
     """Write report.html: captions before and after beside each picture, the table and the loss curve."""
     data = read_caption_set("habitat")
-    references: dict[int, list[str]] = {}
-    for annotation in data.ground_truth["annotations"]:
-        references.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    references = data.references()
     before = by_id(json.loads((folder / RUNS["base"] / "predictions.json").read_text()))
     lines = (folder / RUNS["adapter"] / "per_image.jsonl").read_text(encoding="utf-8").splitlines()
     after = {line["image_id"]: line for line in map(json.loads, lines)}
@@ -112,16 +110,16 @@ def write_page(summary: dict, folder: Path) -> None:
     write_report(
         folder / "report.html",
         title="Quickstart: a tiny InternVL2 before and after LoRA",
-        scores={"corpus": {name: summary["adapter"][name] for name in metrics}},
+        scores={name: summary["adapter"][name] for name in metrics},
         rows=[
             ReportRow(
-                image_path=path,
-                image_id=image_id,
-                references=references[image_id],
-                predictions={"before": before[image_id], "after": after[image_id]["caption"]},
-                scores={name: after[image_id][name] for name in metrics},
+                images=question.images,
+                image_id=question.id,
+                references=references[question.id],
+                predictions={"before": before[question.id], "after": after[question.id]["caption"]},
+                scores={name: after[question.id][name] for name in metrics},
             )
-            for image_id, path in data.images
+            for question in data.questions
         ],
         facts={
             "captions of adapter, merged model and AutoModel": (

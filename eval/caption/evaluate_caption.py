@@ -1,6 +1,8 @@
 """Caption a data set with a checkpoint and score the captions.
 
     python eval/caption/evaluate_caption.py --checkpoint pretrained/InternVL2-2B --datasets coco --dynamic
+    python eval/caption/evaluate_caption.py --checkpoint log/mine --annotation val.jsonl --root data/mine --dynamic
+    python eval/caption/evaluate_caption.py --checkpoint log/mine --meta shell/data/habitat.json --limit 500
 
 Usually called by ``evaluate.sh``, which also starts several processes. The last line printed is the result folder:
 ``results/caption-<set>/<model>/<time>/`` with predictions.json, scores.json, per_image.jsonl and report.html. Every
@@ -8,11 +10,11 @@ answer is on disk as soon as it exists: the same command again continues a run t
 """
 
 import argparse
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +26,92 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from internvl.device import detect_device
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.answers import AnswerLog
-from internvl.evaluation.datasets import CaptionSet, read_caption_set
-from internvl.evaluation.generation import generate_captions
-from internvl.evaluation.results import print_scores, write_results
-from internvl.evaluation.score import check_scorers, score_captions
+from internvl.evaluation.compare import column_names, compare, print_differences
+from internvl.evaluation.datasets import CaptionSet, present_sets, read_caption_set, read_custom_set, read_train_sets
+from internvl.evaluation.generation import BATCH_TOKENS, NUM_FRAMES, generate_captions
+from internvl.evaluation.questions import check_media
+from internvl.evaluation.results import Result, read_result, write_results
+from internvl.evaluation.score import check_scorers, print_scores, score_captions
 from internvl.inference.engine import DTYPES, Engine
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
+
+logger = logging.getLogger("internvl.evaluation")
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="base, merged model, adapter or full checkpoint folder")
-    parser.add_argument("--datasets", default="coco", help="names of eval/caption/datasets.json, comma separated")
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures a batch (default %(default)s)")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--datasets", help="names of eval/caption/datasets.json, comma separated, or present for all that are there"
+    )
+    which.add_argument("--annotation", type=Path, metavar="FILE", help="a JSONL file of training rows (with --root)")
+    which.add_argument("--meta", type=Path, metavar="FILE", help="a training's meta file: score on the training rows")
+    parser.add_argument("--root", type=Path, metavar="FOLDER", help="where the paths in --annotation start")
+    parser.add_argument("--allow-outside-root", action="store_true", help="allow paths in rows that lead out of it")
+    parser.add_argument("--prompt", help="asked about each picture of --datasets instead of the set's own question")
+    parser.add_argument("--batch-size", type=int, default=16, help="most questions a batch (default %(default)s)")
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=BATCH_TOKENS,
+        help="most tokens a batch: prompts and answers of all beams (default %(default)s)",
+    )
+    parser.add_argument("--num-frames", type=int, default=NUM_FRAMES, help="frames of a video (default %(default)s)")
     parser.add_argument("--dynamic", action="store_true", help="cut pictures into tiles")
     parser.add_argument("--max-num", type=int, default=6, help="most tiles with --dynamic (default %(default)s)")
     parser.add_argument("--num-beams", type=int, default=1, help="beams; 1 is greedy (default %(default)s)")
+    parser.add_argument("--min-new-tokens", type=int, help="of an answer (default: 8 of caption sets, 1 of rows)")
+    parser.add_argument("--max-new-tokens", type=int, help="of an answer (default: 30 of caption sets, 128 of rows)")
     parser.add_argument("--temperature", type=float, default=0.0, help="above 0 samples (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of sampling (default %(default)s)")
-    parser.add_argument("--limit", type=int, help="only the first N pictures")
+    parser.add_argument("--limit", type=int, help="only the first N questions of a set")
     parser.add_argument("--auto", action="store_true", help="one process, the model over all devices")
     parser.add_argument("--precision", default="auto", choices=["auto", *DTYPES], help="auto is the device's best")
     parser.add_argument("--out-dir", type=Path, help="folder of the result (with one data set)")
+    parser.add_argument(
+        "--compare", type=Path, metavar="RESULT", help="result folder of another model, to compare with"
+    )
     return parser
 
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse values that could not work, before anything is loaded."""
-    for name in ("batch_size", "max_num", "num_beams", "limit"):
+    for name in ("batch_size", "batch_tokens", "num_frames", "max_num", "num_beams", "limit", "max_new_tokens"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: is {value}. Give a whole number from 1.")
     if args.temperature < 0:
         raise UserError(f"--temperature: is {args.temperature}. Give 0 for greedy, or a number above.")
-    if args.out_dir and "," in args.datasets:
-        raise UserError(f"--out-dir: names one folder for several data sets ({args.datasets}). Score them one by one.")
+    if (args.annotation is None) != (args.root is None):
+        raise UserError("--root: goes with --annotation: the folder that the paths in its rows start from.")
+    if args.prompt and not args.datasets:
+        raise UserError("--prompt: rows bring their own questions. Leave it away, or use it with --datasets.")
+
+
+def read_sets(args: argparse.Namespace) -> list[CaptionSet]:
+    """Return the sets to score, as far as ``--limit`` goes.
+
+    Raises:
+        UserError: one of them is not in order, or a flag does not go with several.
+    """
+    if args.annotation:
+        sets = [read_custom_set(args.annotation, args.root, allow_outside_root=args.allow_outside_root)]
+    elif args.meta:
+        sets = read_train_sets(args.meta, allow_outside_root=args.allow_outside_root)
+    else:
+        names = args.datasets.split(",")
+        if names == ["present"]:
+            names, absent = present_sets()
+            for sentence in absent:
+                logger.info(sentence)
+        sets = [read_caption_set(name, args.prompt) for name in names]
+    for flag, value in (("--out-dir", args.out_dir), ("--compare", args.compare)):
+        if value and len(sets) > 1:
+            names = ", ".join(data.name for data in sets)
+            raise UserError(f"{flag}: names one folder for several data sets ({names}). Score them one by one.")
+    return [data.first(args.limit) for data in sets]
 
 
 def result_folder(args: argparse.Namespace, data: CaptionSet) -> Path:
@@ -85,9 +137,12 @@ def open_log(parent: Path, settings: dict) -> AnswerLog:
         UserError: it cannot be written to.
     """
     try:
-        return AnswerLog(parent, settings, rank=distributed.get_rank() if distributed.is_initialized() else 0)
+        log = AnswerLog(parent, settings, rank=distributed.get_rank() if distributed.is_initialized() else 0)
     except OSError as err:
         raise UserError(f"{parent}: cannot be written to ({err.strerror}). Pass another folder as --out-dir.") from err
+    if distributed.is_initialized():
+        distributed.barrier()  # all share out the same rest: nobody answers before everybody has read
+    return log
 
 
 def start_processes() -> bool:
@@ -99,15 +154,17 @@ def start_processes() -> bool:
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
-def evaluate_set(args: argparse.Namespace, engine: Engine, data: CaptionSet, sha256: str, first: bool) -> Path:
+def evaluate_set(
+    args: argparse.Namespace, engine: Engine, data: CaptionSet, sha256: str, other: Result | None, first: bool
+) -> Path:
     """Caption a set and, on the first process, score it and write the result; returns the result folder.
 
-    ``sha256`` is that of the checkpoint's weights.
+    ``sha256`` is that of the checkpoint's weights, ``other`` a result to compare with.
     """
     generation = {
         "num_beams": args.num_beams,
-        "min_new_tokens": data.min_new_tokens,
-        "max_new_tokens": data.max_new_tokens,
+        "min_new_tokens": data.min_new_tokens if args.min_new_tokens is None else args.min_new_tokens,
+        "max_new_tokens": args.max_new_tokens or data.max_new_tokens,
         "do_sample": args.temperature > 0,
     }
     if args.temperature > 0:
@@ -115,37 +172,57 @@ def evaluate_set(args: argparse.Namespace, engine: Engine, data: CaptionSet, sha
     settings = {  # all that decides what the answers are
         "checkpoint_sha256": sha256,
         "dataset": data.name,
-        "prompt": data.prompt,
+        "prompt": args.prompt or describe_prompt(data),
         **generation,
         "dynamic": args.dynamic,
         "max_num": args.max_num if args.dynamic else 1,
+        "num_frames": args.num_frames,
         "precision": detect_device()[1] if args.precision == "auto" else args.precision,
         "seed": args.seed,
     }
     folder = from_first((lambda: result_folder(args, data)) if first else None)
-    log = open_log(folder.parent, {**settings, "images": [str(path) for _, path in data.images]})
+    log = open_log(folder.parent, {**settings, "questions": [repr(question) for question in data.questions]})
     answered = len(log.done)
     if first and answered:
-        print(f"Continuing: {answered} of {len(data.images)} pictures are answered in {log.folder}.")
+        print(f"Continuing: {answered} of {len(data.questions)} questions are answered in {log.folder}.")
     started = time.monotonic()
-    predictions = generate_captions(engine, data, log, batch_size=args.batch_size, **generation)
+    predictions = generate_captions(
+        engine,
+        data,
+        log,
+        batch_size=args.batch_size,
+        batch_tokens=args.batch_tokens,
+        num_frames=args.num_frames,
+        **generation,
+    )
     seconds = time.monotonic() - started
     log.close()
     if not first:
         return folder
-    scores = score_captions(predictions, data.ground_truth, allow_missing=args.limit is not None)
+    scores = score_captions(predictions, data.ground_truth, allow_missing=args.limit is not None, allow_empty=True)
     settings = {
         "checkpoint": str(args.checkpoint),
         **settings,
         "batch_size": args.batch_size,
+        "batch_tokens": args.batch_tokens,
+        "processes": distributed.get_world_size() if distributed.is_initialized() else 1,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "generation_seconds": round(seconds, 2),
         "pictures_per_second": round((len(predictions) - answered) / seconds, 2),
     }
     write_results(folder, data, predictions, scores, settings)
     log.remove()
-    print_scores(data.name, scores)
+    print_scores(scores, data.name)
+    if other:
+        mine = read_result(folder)
+        print_differences(column_names(other, mine), compare(other, mine, folder))
     return folder
+
+
+def describe_prompt(data: CaptionSet) -> str:
+    """Return the question of a set, or how many there are."""
+    prompts = {question.turns[-1].value for question in data.questions}
+    return next(iter(prompts)) if len(prompts) == 1 else f"{len(prompts)} questions of the rows"
 
 
 @ends_on_user_error
@@ -154,7 +231,15 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging()
     check_arguments(args)
     checkpoint = Checkpoint(args.checkpoint)
-    sets = [read_caption_set(name) for name in args.datasets.split(",")]
+    sets = read_sets(args)
+    for data in sets:
+        check_media(data.questions)
+    other = read_result(args.compare) if args.compare else None
+    if other and other.lines.keys() != {question.id for question in sets[0].questions}:
+        raise UserError(
+            f"{args.compare}: is a result of other pictures than {sets[0].name} has. Compare results of the same data "
+            "set and --limit."
+        )
     check_scorers()
     first = start_processes()
     torch.manual_seed(args.seed)
@@ -162,9 +247,7 @@ def main(argv: list[str] | None = None) -> None:
         args.checkpoint, precision=args.precision, auto=args.auto, max_tiles=args.max_num if args.dynamic else 1
     )
     sha256 = from_first(checkpoint.sha256 if first else None)
-    folders = [
-        evaluate_set(args, engine, replace(data, images=data.images[: args.limit]), sha256, first) for data in sets
-    ]
+    folders = [evaluate_set(args, engine, data, sha256, other, first) for data in sets]
     if distributed.is_initialized():
         distributed.destroy_process_group()
     if first:

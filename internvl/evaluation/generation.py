@@ -1,6 +1,7 @@
-"""Caption every picture of a set: batched, sorted by size, split over processes, kept on disk as it goes."""
+"""Answer every question of a set: batched by size, split over processes, kept on disk as it goes."""
 
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import distributed
@@ -9,93 +10,107 @@ from tqdm import tqdm
 from internvl.errors import UserError
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import CaptionSet
+from internvl.evaluation.questions import Question, check_media, count_tokens, read_request
 from internvl.inference.engine import Engine, Request
 
-Pending = list[tuple[int, torch.Tensor]]  # image id, pixel values of its tiles
-
-
-def process_share(total: int, rank: int, world_size: int) -> range:
-    """Return the contiguous indices of one process; the first ``total % world_size`` processes get one more."""
-    size, extra = divmod(total, world_size)
-    start = rank * size + min(rank, extra)
-    return range(start, start + size + (rank < extra))
+# Frames of a video, as the model card's example takes.
+NUM_FRAMES = 8
+# Tokens of a batch, prompts and answers of all beams: 16 pictures of 7 tiles of the 2B model.
+BATCH_TOKENS = 32768
 
 
 def generate_captions(
-    engine: Engine, data: CaptionSet, log: AnswerLog, *, batch_size: int, **generation
+    engine: Engine,
+    data: CaptionSet,
+    log: AnswerLog,
+    *,
+    batch_size: int,
+    batch_tokens: int = BATCH_TOKENS,
+    num_frames: int = NUM_FRAMES,
+    quiet: bool = False,
+    **generation,
 ) -> list[dict]:
-    """Return ``{"image_id", "caption"}`` of every picture, in the order of the set.
+    """Return ``{"image_id", "caption"}`` of every question, in the order of the set.
 
-    Each process answers those of its share that are not in ``log`` yet; all return the whole list. A batch holds up to
-    ``batch_size`` pictures of the same number of tiles, so that little is padded.
+    Each process answers its share of those that are not in ``log`` yet; all return the whole list. A batch holds
+    questions of like length, so that little is padded: up to ``batch_size``, and only so many that prompts and answers
+    stay within ``batch_tokens``. The longest come first: what does not fit into memory shows at once.
+
+    Raises:
+        UserError: a picture or video cannot be read, or a single question does not fit into memory.
     """
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     rank = distributed.get_rank() if distributed.is_initialized() else 0
-    mine = [data.images[index] for index in process_share(len(data.images), rank, world)]
-    left = [(image_id, path) for image_id, path in mine if image_id not in log.done]
-    bar = tqdm(
-        total=len(mine),
-        initial=len(mine) - len(left),
-        desc="Captioning",
-        unit=" pictures",
-        disable=rank > 0,
-        dynamic_ncols=True,
+    left = [question for question in data.questions if question.id not in log.done]
+    lengths = count_tokens(engine, left, check_media(left), num_frames)
+    order = sorted(range(len(left)), key=lambda index: -lengths[index])[rank::world]
+    answer_tokens, beams = generation.get("max_new_tokens", 0), generation.get("num_beams", 1)
+    batches = make_batches(
+        [(left[index], (lengths[index] + answer_tokens) * beams) for index in order], batch_size, batch_tokens
     )
+    bar = tqdm(total=len(order), desc="Captioning", unit=" answers", disable=quiet or rank > 0, dynamic_ncols=True)
     with bar:
-        caption_pictures(engine, left, data.prompt, log, bar, batch_size=batch_size, **generation)
-    captions = {image_id: log.done[image_id] for image_id, _ in mine}
+        for questions, requests in read_ahead(engine, batches, num_frames):
+            answers = answer_batch(engine, requests, **generation)
+            log.add({question.id: answer for question, answer in zip(questions, answers, strict=True)})
+            bar.update(len(questions))
+    captions = {question.id: log.done[question.id] for question in data.questions if question.id in log.done}
     if world > 1:
         shares: list[dict | None] = [None] * world
         distributed.all_gather_object(shares, captions)
-        captions = {image_id: caption for share in shares for image_id, caption in (share or {}).items()}
-    return [{"image_id": image_id, "caption": captions[image_id]} for image_id, _ in data.images]
+        captions = {key: caption for share in shares for key, caption in (share or {}).items()}
+    return [{"image_id": question.id, "caption": captions[question.id]} for question in data.questions]
 
 
-def caption_pictures(
-    engine: Engine,
-    images: list[tuple[int, Path]],
-    prompt: str,
-    log: AnswerLog,
-    bar: tqdm,
-    *,
-    batch_size: int,
-    **generation,
-) -> None:
-    """Answer ``prompt`` for each (id, path) into ``log``."""
-    pending: dict[int, Pending] = {}  # by number of tiles
-
-    def answer(group: Pending) -> None:
-        log.add(answer_group(engine, group, prompt, **generation))
-        bar.update(len(group))
-
-    for image_id, path in images:
-        tiles = engine.tiles(path)
-        group = pending.setdefault(len(tiles), [])
-        group.append((image_id, tiles))
-        if len(group) == batch_size:
-            answer(pending.pop(len(tiles)))
-    for group in pending.values():
-        answer(group)
+def make_batches(
+    questions: Sequence[tuple[Question, int]], batch_size: int, batch_tokens: int
+) -> list[list[Question]]:
+    """Cut (question, its tokens), the longest first, into batches; one too long is a batch of its own."""
+    batches: list[list[Question]] = []
+    room = 0
+    for question, tokens in questions:
+        if room == 0:
+            # The first of a batch is its longest, to which the others are padded.
+            room = max(1, min(batch_size, batch_tokens // max(1, tokens)))
+            batches.append([])
+        batches[-1].append(question)
+        room -= 1
+    return batches
 
 
-def answer_group(engine: Engine, group: Pending, prompt: str, **generation) -> dict[int, str]:
-    """Answer ``prompt`` for pictures of a batch; one that does not fit into memory is halved.
+def read_ahead(
+    engine: Engine, batches: Sequence[list[Question]], num_frames: int
+) -> Iterator[tuple[list[Question], list[Request]]]:
+    """Yield each batch with its pictures; those of the next one are read while this one is answered."""
+
+    def read(questions: list[Question]) -> list[Request]:
+        return [read_request(engine, question, num_frames) for question in questions]
+
+    with ThreadPoolExecutor(1) as reader:
+        upcoming = reader.submit(read, batches[0]) if batches else None
+        for number, questions in enumerate(batches):
+            requests = upcoming.result()
+            if number + 1 < len(batches):
+                upcoming = reader.submit(read, batches[number + 1])
+            yield questions, requests
+
+
+def answer_batch(engine: Engine, requests: Sequence[Request], **generation) -> list[str]:
+    """Answer the requests of a batch; one that does not fit into memory is halved.
 
     Raises:
-        UserError: a single picture does not fit.
+        UserError: a single request does not fit.
     """
     try:
-        texts = engine.answer([Request([tiles], prompt) for _, tiles in group], **generation)
+        return engine.answer(requests, **generation)
     except torch.OutOfMemoryError as err:
-        if len(group) == 1:
+        if len(requests) == 1:
+            tiles = sum(len(picture) for picture in requests[0].pictures)
             raise UserError(
-                f"--max-num: one picture of {len(group[0][1])} tiles does not fit into the device's memory. Lower it "
-                "or --num-beams."
+                f"--max-num: one question with {tiles} tiles does not fit into the device's memory. Lower it, "
+                "--num-frames or --num-beams."
             ) from err
-    else:
-        return {image_id: text for (image_id, _), text in zip(group, texts, strict=True)}
     # Outside the handler: until it ends, the error holds on to the memory that is to be freed.
     torch.cuda.empty_cache()
-    half = len(group) // 2
-    first, second = (answer_group(engine, part, prompt, **generation) for part in (group[:half], group[half:]))
-    return first | second
+    half = len(requests) // 2
+    return [text for part in (requests[:half], requests[half:]) for text in answer_batch(engine, part, **generation)]

@@ -6,15 +6,19 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, UnidentifiedImageError
 
+from internvl.data.video import read_frames, read_video_info
 from internvl.errors import UserError
 from internvl.model.internvl_chat.image_processing_internvl_chat import to_upright_rgb
 
 THUMBNAIL_PX = 320
 """Longer side of a picture in the report."""
+MAX_PICTURES = 4
+"""Pictures shown of a row that has more."""
 MAX_CARDS = 500
 """Cards in a report unless the caller wants more: about 10 MB."""
 _THUMBNAIL_JPEG_QUALITY = 80
@@ -26,9 +30,9 @@ _MAX_BINS = 16
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One picture with what was said about it."""
+    """One picture (or several, or a video, or none) with what was said about it."""
 
-    image_path: Path
+    images: Sequence[Path]
     image_id: int | str
     references: Sequence[str]
     """Captions by people."""
@@ -36,6 +40,13 @@ class ReportRow:
     """Name of the column (a model) -> its caption. One column, or the same several in every row."""
     scores: Mapping[str, float]
     """Scores of this image by name; ``CIDEr`` is shown, ranked and drawn. With several columns, those of the last."""
+    video: Path | None = None
+    change: float | None = None
+    """CIDEr of the last column minus that of the first, to be shown and ranked by, where it is known."""
+
+    def name(self) -> str:
+        """Return the file names of its pictures or video, for display."""
+        return ", ".join(path.name for path in ((self.video,) if self.video else self.images))
 
 
 @dataclass(frozen=True)
@@ -61,19 +72,29 @@ class _Card:
     """A row as the template shows it."""
 
     row: ReportRow
-    picture: str
-    width_px: int
-    height_px: int
+    pictures: Sequence["_Picture"]
+    hidden_pictures: int
     cider: float | None
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A thumbnail: a data URI, and its size in px."""
+
+    source: str
+    width: int
+    height: int
 
 
 def write_report(
     path: Path,
     *,
     title: str,
-    scores: Mapping,
+    scores: Mapping[str, float],
     rows: Sequence[ReportRow],
     facts: Mapping[str, str],
+    intervals: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    notes: Sequence[str] = (),
     tables: Sequence[ReportTable] = (),
     figures: Sequence[tuple[str, Path]] = (),
     max_cards: int | None = MAX_CARDS,
@@ -83,10 +104,11 @@ def write_report(
     Args:
         path: the file to write; its folder is made where needed.
         title: heading and title of the page.
-        scores: ``corpus``: name -> value; optionally ``notes``: sentences about them. ``dataclasses.asdict`` of
-            `internvl.evaluation.score.CaptionScores` is such a mapping.
+        scores: name -> corpus score.
         rows: the pictures, in the order that the report starts with.
         facts: what produced the captions (model, prompt, settings, versions), by name.
+        intervals: name of a score -> bounds of its 95 % interval.
+        notes: sentences about the scores.
         tables: further tables, such as base, adapter and merged side by side.
         figures: (caption, PNG file) of plots, such as the loss curve.
         max_cards: show so many of the pictures, spread evenly from the best to the worst CIDEr; None shows all.
@@ -99,8 +121,9 @@ def write_report(
     template = _environment().get_template(_TEMPLATE)
     page = template.render(
         title=title,
-        scores=scores["corpus"],
-        notes=scores.get("notes", ()),
+        scores=scores,
+        intervals=intervals,
+        notes=notes,
         facts=facts,
         tables=tables,
         figures=[(caption, _data_uri("image/png", _read_bytes(file))) for caption, file in figures],
@@ -159,24 +182,43 @@ def _environment() -> Environment:
 
 
 def _card(row: ReportRow) -> _Card:
-    thumbnail = _thumbnail(row.image_path)
+    if row.video:
+        thumbnails = [_thumbnail_of(_middle_frame(row.video))]
+    else:
+        thumbnails = [_read_thumbnail(path) for path in row.images[:MAX_PICTURES]]
+    hidden = len(row.images) - len(thumbnails) if row.images else 0
+    return _Card(row, [_picture(thumbnail) for thumbnail in thumbnails], hidden, row.scores.get("CIDEr"))
+
+
+def _picture(thumbnail: Image.Image) -> _Picture:
     jpeg = io.BytesIO()
     thumbnail.save(jpeg, "JPEG", quality=_THUMBNAIL_JPEG_QUALITY, optimize=True)
-    picture = _data_uri("image/jpeg", jpeg.getvalue())
-    return _Card(row, picture, thumbnail.width, thumbnail.height, row.scores.get("CIDEr"))
+    return _Picture(_data_uri("image/jpeg", jpeg.getvalue()), thumbnail.width, thumbnail.height)
 
 
-def _thumbnail(path: Path) -> Image.Image:
-    """The picture in RGB, its longer side at most `THUMBNAIL_PX`; turned as the model sees it."""
+def _middle_frame(video: Path) -> Image.Image:
+    try:
+        return read_frames(video, [read_video_info(video).num_frames // 2])[0]
+    except (OSError, ValueError) as err:
+        raise UserError(str(err)) from err
+
+
+def _read_thumbnail(path: Path) -> Image.Image:
+    """The picture's thumbnail in RGB; turned as the model sees it."""
     try:
         with Image.open(path) as image:
             # A JPEG is decoded at a fraction of its size where that suffices: several times faster.
             image.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
-            thumbnail = to_upright_rgb(image)
+            upright = to_upright_rgb(image)
     except (OSError, UnidentifiedImageError) as err:
         raise UserError(f"{path}: cannot be read as a picture: {err}. Put the picture there.") from err
-    thumbnail.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-    return thumbnail
+    return _thumbnail_of(upright)
+
+
+def _thumbnail_of(image: Image.Image) -> Image.Image:
+    """The picture made smaller, its longer side at most `THUMBNAIL_PX`."""
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    return image
 
 
 def _read_bytes(file: Path) -> bytes:

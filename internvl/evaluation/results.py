@@ -1,61 +1,81 @@
-"""The result folder of an evaluation, and the table printed at its end."""
+"""The result folder of an evaluation: written, and read again for comparing."""
 
 import json
-from dataclasses import asdict
+import subprocess
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from internvl.evaluation.datasets import CaptionSet
+from internvl.errors import UserError
+from internvl.evaluation.datasets import REPOSITORY, CaptionSet
 from internvl.evaluation.report import ReportRow, write_report
-from internvl.evaluation.score import CaptionScores
+from internvl.evaluation.score import CaptionScores, read_json
 from internvl.json_files import write_json
 
 RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "pillow", "pycocoevalcap")
 
 
+def repository_commit() -> str | None:
+    """Return the commit of this repository, with "+changes" if files differ from it; None without git."""
+    git = ["git", "-C", str(REPOSITORY)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
 def write_results(
     folder: Path, data: CaptionSet, predictions: list[dict], scores: CaptionScores, settings: dict
 ) -> None:
-    """Write predictions.json, scores.json, per_image.jsonl and report.html.
+    """Write predictions.json, scores.json, per_image.jsonl and report.html; ground_truth.json if it is no file yet.
 
     ``predictions`` are in COCO results format; ``settings`` say what produced them and go into scores.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "predictions.json", predictions)
-    versions = {package: version(package) for package in RECORDED_PACKAGES}
+    if data.ground_truth_file is None:
+        write_json(folder / "ground_truth.json", data.ground_truth)
+    made_with = {
+        "commit": repository_commit(),
+        "versions": {package: version(package) for package in RECORDED_PACKAGES},
+    }
     record = {
         **scores.corpus,
+        "intervals": scores.intervals,
         "num_images": scores.num_images,
+        "images_with_empty_caption": len(scores.images_with_empty_caption),
         "notes": scores.notes,
         "settings": settings,
-        "versions": versions,
+        **made_with,
     }
     write_json(folder / "scores.json", record)
-    references: dict[int, list[str]] = {}
-    for annotation in data.ground_truth["annotations"]:
-        references.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    paths = dict(data.images)
+    references = data.references()
+    questions = {question.id: question for question in data.questions}
     with open(folder / "per_image.jsonl", "w", encoding="utf-8") as stream:
         for prediction in predictions:
             image_id = prediction["image_id"]
             line = {
                 "image_id": image_id,
-                "image": str(paths[image_id]),
+                **questions[image_id].media(),
+                "question": questions[image_id].turns[-1].value,
                 "caption": prediction["caption"],
                 "references": references[image_id],
                 **scores.per_image[image_id],
             }
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+    facts = {**settings, "commit": made_with["commit"] or "not under git", **made_with["versions"]}
     write_report(
         folder / "report.html",
         title=f"{data.name}: {settings['checkpoint']}",
-        scores=asdict(scores),
+        scores=scores.corpus,
+        intervals=scores.intervals,
+        notes=scores.notes,
         rows=[
             ReportRow(
-                image_path=paths[prediction["image_id"]],
+                images=questions[prediction["image_id"]].images,
+                video=questions[prediction["image_id"]].video,
                 image_id=prediction["image_id"],
                 references=references[prediction["image_id"]],
                 predictions={"caption": prediction["caption"]},
@@ -63,17 +83,54 @@ def write_results(
             )
             for prediction in predictions
         ],
-        facts={name.replace("_", " "): str(value) for name, value in {**settings, **versions}.items()},
+        facts={name.replace("_", " "): str(value) for name, value in facts.items()},
     )
 
 
-def print_scores(name: str, scores: CaptionScores) -> None:
-    """Print a data set's corpus scores as a table."""
-    table = Table(title=f"{name}, {scores.num_images} pictures")
-    for column in scores.corpus:
-        table.add_column(column, justify="right")
-    table.add_row(*(f"{value:.4f}" for value in scores.corpus.values()))
-    console = Console()
-    console.print(table)
-    for note in scores.notes:
-        console.print(note)
+@dataclass(frozen=True)
+class Result:
+    """What a result folder holds: settings of the evaluation, and the lines of per_image.jsonl by image id."""
+
+    folder: Path
+    settings: dict
+    lines: dict[int | str, dict]
+
+    @property
+    def name(self) -> str:
+        return str(self.settings.get("checkpoint", self.folder))
+
+    def predictions(self) -> list[dict]:
+        """Return the captions in COCO results format."""
+        return [{"image_id": image_id, "caption": line["caption"]} for image_id, line in self.lines.items()]
+
+    def ground_truth(self) -> dict:
+        """Return the references in COCO captions format."""
+        annotations = [
+            {"image_id": image_id, "caption": caption}
+            for image_id, line in self.lines.items()
+            for caption in line["references"]
+        ]
+        return {"images": [{"id": image_id} for image_id in self.lines], "annotations": annotations}
+
+
+def read_result(folder: str | Path) -> Result:
+    """Read a result folder.
+
+    Raises:
+        UserError: it is none, or a file of it is damaged.
+    """
+    folder = Path(folder)
+    lines_file = folder / "per_image.jsonl"
+    if not lines_file.is_file() or not (folder / "scores.json").is_file():
+        raise UserError(
+            f"{folder}: is no result folder (no scores.json, no per_image.jsonl). Give one that evaluate.sh printed."
+        )
+    record = read_json(folder / "scores.json")
+    lines = {}
+    for number, text in enumerate(lines_file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            lines[line["image_id"]] = {**line, "caption": line["caption"], "references": line["references"]}
+        except (ValueError, KeyError, TypeError) as err:
+            raise UserError(f"{lines_file}:{number}: is damaged ({err!r}). Run the evaluation again.") from err
+    return Result(folder, record.get("settings", {}), lines)

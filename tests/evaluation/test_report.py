@@ -47,11 +47,11 @@ def picture(path: Path, size: tuple[int, int] = (640, 480)) -> Path:
 
 def row(image_path: Path, image_id: int | str, cider: float | None = 1.0, **predictions: str) -> ReportRow:
     scores = {} if cider is None else {"CIDEr": cider}
-    return ReportRow(image_path, image_id, [f"reference of {image_id}"], predictions or {"model": "a dog"}, scores)
+    return ReportRow([image_path], image_id, [f"reference of {image_id}"], predictions or {"model": "a dog"}, scores)
 
 
 def written(path: Path, rows, **changes) -> Page:
-    settings = {"title": "Report", "scores": {"corpus": {"CIDEr": 1.0}}, "facts": {"Prompt": "Describe."}}
+    settings = {"title": "Report", "scores": {"CIDEr": 1.0}, "facts": {"Prompt": "Describe."}}
     write_report(path, rows=rows, **settings | changes)
     return Page(path)
 
@@ -81,9 +81,10 @@ def test_all_that_comes_from_outside_is_escaped(tmp_path):
     loss = picture(tmp_path / "loss.png")
     page = written(
         tmp_path / "report.html",
-        [ReportRow(image, HOSTILE, [HOSTILE], {HOSTILE: HOSTILE, "other": HOSTILE}, {"CIDEr": 1.0})],
+        [ReportRow([image], HOSTILE, [HOSTILE], {HOSTILE: HOSTILE, "other": HOSTILE}, {"CIDEr": 1.0})],
         title=HOSTILE,
-        scores={"corpus": {HOSTILE: 1.0}, "notes": [HOSTILE]},
+        scores={HOSTILE: 1.0},
+        notes=[HOSTILE],
         facts={HOSTILE: HOSTILE},
         tables=[ReportTable(HOSTILE, [HOSTILE], [[HOSTILE]])],
         figures=[(HOSTILE, loss)],
@@ -119,11 +120,23 @@ def test_columns_tables_figures_and_notes(tmp_path):
     page = written(
         tmp_path / "report.html",
         [row(image, 1, base="a cat", adapter="a brown dog"), row(image, 2, base="", adapter="b")],
-        scores={"corpus": {"CIDEr": 0.123456, "Bleu_4": 0.5}, "notes": ["Only 2 of 3."]},
+        scores={"CIDEr": 0.123456, "Bleu_4": 0.5},
+        intervals={"CIDEr": (0.11111, 0.22222)},
+        notes=["Only 2 of 3."],
         tables=[ReportTable("Models", ["model", "CIDEr", "images"], [["base", 0.25, 7]])],
         figures=[("Training loss", picture(tmp_path / "loss.png", (50, 30)))],
     )
-    for shown in ("base", "a cat", "adapter", "a brown dog", "empty", "0.1235", "Only 2 of 3.", "0.2500"):
+    for shown in (
+        "base",
+        "a cat",
+        "adapter",
+        "a brown dog",
+        "empty",
+        "0.1235",
+        "Only 2 of 3.",
+        "0.2500",
+        "0.1111 – 0.2222",
+    ):
         assert shown in page.text
     assert "those of adapter" in page.text
     figure = next(image for image in page.all("img") if image["alt"] == "Training loss")
@@ -178,3 +191,21 @@ def test_unreadable_picture_and_unwritable_report(tmp_path):
         written(tmp_path / "report.html", [], figures=[("Loss", tmp_path / "loss.png")])
     with pytest.raises(UserError, match="cannot be written"):
         written(tmp_path / "broken.jpg" / "report.html", [])
+
+
+def test_rows_of_several_pictures_video_and_text(tmp_path):
+    images = [picture(tmp_path / f"{k}.png", (30 + k, 20)) for k in range(6)]
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for k in range(3):
+        picture(frames / f"frame_{k}.png", (50 + k, 30))
+    rows = [
+        ReportRow(images, 1, ["r"], {"model": "six"}, {"CIDEr": 1.0}, change=-0.25),
+        ReportRow([], 2, ["r"], {"model": "a video"}, {"CIDEr": 2.0}, video=frames, change=0.5),
+        ReportRow([], 3, ["r"], {"model": "text"}, {"CIDEr": 0.0}, change=0.0),
+    ]
+    page = written(tmp_path / "report.html", rows)
+    assert [image["width"] for image in page.all("img")] == ["30", "31", "32", "33", "51"]
+    assert "1, 2 more pictures" in page.text and "2, video" in page.text and "3, text" in page.text
+    assert "CIDEr 1.000 (-0.250)" in page.text and "CIDEr 2.000 (+0.500)" in page.text
+    assert [option["value"] for option in page.all("option")][3:5] == ["gained", "lost"]
