@@ -61,21 +61,21 @@ find_task() {
 
 # read_flags FLAG...: fills PASSED_ON, with paths that are right from the repository root, and notices --auto.
 read_flags() {
-    local flag path
+    local flag given
     PASSED_ON=() AUTO=0
     while (($#)); do
         flag=${1%%=*}
         [[ $flag != --auto ]] || AUTO=1
         if [[ ${flag#--} =~ ^($INPUT_FLAGS|$OUTPUT_FLAGS)$ ]]; then
             if [[ $1 == *=* ]]; then
-                path=${1#*=}
+                given=${1#*=}
             else
                 (($# > 1)) || die "$1: has no value. Write it after the flag: $1 PATH."
-                path=$2
+                given=$2
                 shift
             fi
-            if [[ ${flag#--} =~ ^($OUTPUT_FLAGS)$ ]]; then resolve_output path; else resolve_input path; fi
-            PASSED_ON+=("$flag" "$path")
+            if [[ ${flag#--} =~ ^($OUTPUT_FLAGS)$ ]]; then resolve_output given; else resolve_input given; fi
+            PASSED_ON+=("$flag" "$given")
         else
             PASSED_ON+=("$1")
         fi

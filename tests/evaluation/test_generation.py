@@ -1,14 +1,16 @@
 """Captioning a set: batches, shares, memory, and going on after a kill."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from internvl.errors import UserError
+from internvl.evaluation import generation
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import CaptionSet
-from internvl.evaluation.generation import answer_group, generate_captions, process_share
+from internvl.evaluation.generation import answer_batch, generate_captions
+from internvl.evaluation.questions import Question
+from internvl.inference.engine import Request
+from internvl.model.internvl_chat.conversation import Turn
 
 SETTINGS = {"prompt": "Say."}
 
@@ -18,11 +20,7 @@ class Stub:
 
     def __init__(self, *, fits: int = 99, dies_at: int | None = None):
         self.fits, self.dies_at, self.calls = fits, dies_at, 0
-        self.batches: list[int] = []
-
-    def tiles(self, path: Path) -> torch.Tensor:
-        number = int(path.name)
-        return torch.full((1 + number % 3, 1), number)
+        self.batches: list[list[int]] = []
 
     def answer(self, requests, **generation) -> list[str]:
         self.calls += 1
@@ -30,21 +28,60 @@ class Stub:
             raise KeyboardInterrupt
         if len(requests) > self.fits:
             raise torch.OutOfMemoryError("out of memory")
-        self.batches.append(len(requests))
+        self.batches.append([len(request.pictures[0]) for request in requests])
         return [f"picture {int(request.pictures[0][0])}, 好" for request in requests]
 
 
+def tiles_of(number: int) -> int:
+    return 1 + number % 3
+
+
+@pytest.fixture(autouse=True)
+def stub_pictures(monkeypatch):
+    """Question n has a picture of 1 to 3 tiles, 10 tokens each, that holds the number n."""
+    monkeypatch.setattr(generation, "check_media", lambda questions: {})
+    monkeypatch.setattr(
+        generation,
+        "count_tokens",
+        lambda engine, questions, *_: [10 * tiles_of(question.id) for question in questions],
+    )
+    monkeypatch.setattr(
+        generation,
+        "read_request",
+        lambda engine, question, _: Request([torch.full((tiles_of(question.id), 1), question.id)], "Say."),
+    )
+
+
 def make_set(number: int) -> CaptionSet:
-    return CaptionSet("test", [(index, Path(str(index))) for index in range(number)], {}, Path("gt.json"))
+    return CaptionSet("test", [Question(index, (Turn("human", "Say."),), "test") for index in range(number)], {})
 
 
 def expected(number: int) -> list[dict]:
     return [{"image_id": index, "caption": f"picture {index}, 好"} for index in range(number)]
 
 
-@pytest.mark.parametrize(("total", "world"), [(10, 1), (10, 3), (2, 4), (0, 2)])
-def test_shares_are_disjoint_and_complete(total, world):
-    assert [index for rank in range(world) for index in process_share(total, rank, world)] == list(range(total))
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_shares_of_several_processes_are_disjoint_complete_and_alike_in_size(world, tmp_path, monkeypatch):
+    rank, gathered = 0, []
+
+    def keep(shares, captions):
+        gathered.append(captions)
+        shares[:] = gathered
+
+    monkeypatch.setattr(generation.distributed, "is_initialized", lambda: world > 1)
+    monkeypatch.setattr(generation.distributed, "get_world_size", lambda: world)
+    monkeypatch.setattr(generation.distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(generation.distributed, "all_gather_object", keep)
+    tiles = []
+    for rank in range(world):
+        engine, log = Stub(), AnswerLog(tmp_path / f"{rank}", SETTINGS, rank=rank)
+        if rank < world - 1:
+            with pytest.raises(KeyError):  # the others' answers are not there yet
+                generate_captions(engine, make_set(30), log, batch_size=4)
+        else:
+            assert generate_captions(engine, make_set(30), log, batch_size=4) == expected(30)
+        tiles.append(sum(sum(batch) for batch in engine.batches))
+    assert sum(tiles) == 60 and max(tiles) - min(tiles) <= 3
 
 
 def test_answers_are_in_the_order_of_the_set_whatever_the_batches(tmp_path):
@@ -56,12 +93,21 @@ def test_answers_are_in_the_order_of_the_set_whatever_the_batches(tmp_path):
 def test_a_batch_too_large_for_the_memory_is_halved(tmp_path):
     engine = Stub(fits=3)
     captions = generate_captions(engine, make_set(30), AnswerLog(tmp_path, SETTINGS), batch_size=10)
-    assert captions == expected(30) and max(engine.batches) <= 3 and engine.batches[0] == 2
+    assert captions == expected(30) and max(map(len, engine.batches)) <= 3 and len(engine.batches[0]) == 2
 
 
 def test_one_picture_too_large_for_the_memory_is_an_error():
-    with pytest.raises(UserError, match="--max-num: one picture of 2 tiles does not fit"):
-        answer_group(Stub(fits=0), [(1, torch.zeros(2, 1))], "Say.")
+    with pytest.raises(UserError, match="--max-num: one question with 2 tiles does not fit"):
+        answer_batch(Stub(fits=0), [Request([torch.zeros(2, 1)], "Say.")])
+
+
+def test_the_longest_come_first_and_batches_stay_within_their_tokens(tmp_path):
+    engine = Stub()
+    log = AnswerLog(tmp_path, SETTINGS)
+    generate_captions(engine, make_set(30), log, batch_size=8, batch_tokens=120, max_new_tokens=5, num_beams=2)
+    # (10 tokens a tile + 5 new) × 2 beams: 70, 50 and 30 tokens.
+    assert [len(batch) for batch in engine.batches] == [1] * 10 + [2] * 5 + [4, 4, 2]
+    assert [batch[0] for batch in engine.batches] == [3] * 10 + [2] * 5 + [1] * 3
 
 
 @pytest.mark.parametrize("dies_at", [1, 2, 4, 6])
@@ -71,7 +117,7 @@ def test_a_killed_run_goes_on_and_answers_nothing_twice(tmp_path, dies_at):
     log, engine = AnswerLog(tmp_path, SETTINGS), Stub()
     assert len(log.done) == 3 * (dies_at - 1)
     assert generate_captions(engine, make_set(20), log, batch_size=3) == expected(20)
-    assert sum(engine.batches) == 20 - 3 * (dies_at - 1)
+    assert sum(map(len, engine.batches)) == 20 - 3 * (dies_at - 1)
     log.remove()
     assert list(tmp_path.iterdir()) == []
 
