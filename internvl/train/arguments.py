@@ -119,8 +119,37 @@ class FinetuneArguments(TrainingArguments):
         default=False, metadata={"help": "Every batch uses every part of the model, so this costs for nothing."}
     )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip gradients to this norm."})
+    eval_meta_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Meta file of rows held out: their loss is logged whenever a checkpoint is saved, or as "
+            "eval_strategy and eval_steps say, and at the end."
+        },
+    )
+    eval_caption_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many steps, answer a sample of the held-out rows, too, and log its CIDEr; 0: never."
+        },
+    )
+    eval_caption_samples: int = field(
+        default=64, metadata={"help": "Number of questions in that sample, the same ones each time."}
+    )
+    early_stopping_patience: int = field(
+        default=0,
+        metadata={
+            "help": "Stop when metric_for_best_model was no better in so many evaluations (with "
+            "load_best_model_at_end); 0: never."
+        },
+    )
 
     def __post_init__(self):
+        if self.eval_meta_path and self.eval_strategy == "no" and self.save_strategy != "no":
+            # The loss of a checkpoint is what one wants to know of it.
+            self.eval_strategy = "steps" if self.save_strategy == "best" else self.save_strategy
+            self.eval_steps = self.eval_steps or self.eval_caption_steps or self.save_steps
+            if self.eval_strategy == "steps" and self.save_strategy == "steps":
+                self.eval_steps = self.save_steps
         # The progress line is ours (progress.py); transformers' own bar is switched off.
         self.disable_tqdm = True
         super().__post_init__()
@@ -209,8 +238,36 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Finetu
         raise UserError(
             "--use_backbone_lora: LoRA trains beside frozen weights. Add --freeze_backbone True, or leave it away."
         )
+    check_evaluation(training)
     if model.unfreeze_lm_head and model.use_llm_lora == 0 and not model.freeze_llm:
         raise UserError("--unfreeze_lm_head: the whole language model trains already. Leave the flag away.")
+
+
+def check_evaluation(training: FinetuneArguments) -> None:
+    """Check the flags of the evaluation during training; errors as above."""
+    wanted = {
+        "eval_strategy": training.eval_strategy != "no",
+        "eval_caption_steps": training.eval_caption_steps,
+        "early_stopping_patience": training.early_stopping_patience,
+        "load_best_model_at_end": training.load_best_model_at_end,
+    }
+    for name, value in wanted.items():
+        if value and not training.eval_meta_path:
+            raise UserError(f"--{name}: needs rows to evaluate on. Pass --eval_meta_path META.json.")
+    for name in ("eval_caption_steps", "early_stopping_patience"):
+        if getattr(training, name) < 0:
+            raise UserError(f"--{name}: is {getattr(training, name)}. Give a whole number, 0 for never.")
+    if training.eval_caption_steps and training.eval_caption_samples < 2:
+        raise UserError(
+            f"--eval_caption_samples: is {training.eval_caption_samples}. Give at least 2: CIDEr of one picture is 0."
+        )
+    if training.early_stopping_patience and not training.load_best_model_at_end:
+        raise UserError("--early_stopping_patience: needs to know what is best. Add --load_best_model_at_end True.")
+    best = (training.metric_for_best_model or "loss").removeprefix("eval_")
+    if best not in ("loss", "CIDEr"):
+        raise UserError(f"--metric_for_best_model: is {best!r}. Give loss or CIDEr.")
+    if best == "CIDEr" and not training.eval_caption_steps:
+        raise UserError("--metric_for_best_model: CIDEr is not measured. Add --eval_caption_steps N.")
 
 
 def check_data_arguments(data: DataArguments) -> None:

@@ -10,12 +10,13 @@ Usually called by a launcher under ``shell/``, which sets these flags. ``--help`
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-from transformers import set_seed
+from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -25,10 +26,13 @@ from internvl.data.collate import PaddedCollator
 from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import DatasetSpec, read_meta
 from internvl.errors import UserError, ends_on_user_error
+from internvl.evaluation.java_scorers import check_scorers
 from internvl.logging_utils import setup_logging
 from internvl.model.adapter import describe_trainable
 from internvl.model.checkpoint import Checkpoint
+from internvl.model.loading import LoadedModel
 from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments, parse_arguments
+from internvl.train.evaluation import CaptionSteps, Evaluator, read_caption_sample
 from internvl.train.loading import load_for_training, render_settings
 from internvl.train.output import OutputFolder
 from internvl.train.progress import ProgressLine
@@ -57,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     with training_args.main_process_first(desc="checking the data"):  # the others find its result kept
         check = check_with_cache(dataset)
     lengths = choose_rows(dataset, check, data_args, model_args)
+    evaluator = make_evaluator(loaded, data_args, training_args)
     logger.info("Model: %s", describe_trainable(loaded.model))
     output = OutputFolder(
         training_args.output_dir,
@@ -71,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         train_dataset=dataset,
         data_collator=PaddedCollator(loaded.tokenizer.pad_token_id, loaded.model.config.image_size),
         output=output,
+        evaluator=evaluator,
         lengths=lengths if data_args.group_by_length else None,
         on_bad_sample=data_args.on_bad_sample,
         max_bad_fraction=data_args.max_bad_fraction,
@@ -80,6 +86,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLine(rows_per_step))
+    if training_args.eval_caption_steps:
+        trainer.add_callback(CaptionSteps(training_args.eval_caption_steps))
+    if training_args.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(training_args.early_stopping_patience))
     if training_args.should_save:
         output.write_arguments(model_args, data_args, training_args)
     logger.info(
@@ -91,6 +101,8 @@ def main(argv: list[str] | None = None) -> None:
         "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
     )
     result = trainer.train(resume_from_checkpoint=resume)
+    if evaluator and not any("eval_loss" in log for log in trainer.state.log_history[-3:]):
+        trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
     skipped = trainer.gather_skipped()
@@ -106,6 +118,53 @@ def main(argv: list[str] | None = None) -> None:
         result.metrics["train_samples_per_second"],
         len(skipped),
         training_args.output_dir,
+    )
+
+
+def make_evaluator(
+    loaded: LoadedModel, data_args: DataArguments, training_args: FinetuneArguments
+) -> Evaluator | None:
+    """Return what measures the model on the rows of --eval_meta_path, which are checked; None without.
+
+    Raises:
+        UserError: rows are not in order, or captions cannot be made or scored here.
+    """
+    if not training_args.eval_meta_path:
+        return None
+    config = loaded.model.config
+    # Held-out rows are not augmented: a loss is to be compared with the one before.
+    specs = [replace(spec, data_augment=False) for spec in read_meta(training_args.eval_meta_path)]
+    settings = render_settings(data_args, config)
+    dataset = ConversationDataset(specs, loaded.tokenizer, settings, seed=training_args.seed)
+    with training_args.main_process_first(desc="checking the held-out data"):
+        check = check_with_cache(dataset)
+    check.raise_errors("Nothing was trained. These are rows of --eval_meta_path.")
+    dataset.keep(check.facts(dataset.index)["status"] != LONG)
+    if len(dataset) == 0:
+        raise UserError(f"{training_args.eval_meta_path}: all rows are longer than --max_seq_length. Raise it.")
+    captions = None
+    if training_args.eval_caption_steps:
+        if training_args.hf_deepspeed_config and training_args.hf_deepspeed_config.is_zero3():
+            raise UserError(
+                "--eval_caption_steps: with ZeRO-3 no process has the weights to answer with. Use ZeRO-1 or -2, or "
+                "leave it away."
+            )
+        check_scorers()
+        captions = read_caption_sample(
+            training_args.eval_meta_path,
+            training_args.eval_caption_samples,
+            training_args.seed,
+            allow_outside_root=data_args.allow_outside_root,
+        )
+    return Evaluator(
+        dataset,
+        PaddedCollator(loaded.tokenizer.pad_token_id, config.image_size),
+        loaded.tokenizer,
+        batch_size=training_args.per_device_eval_batch_size,
+        captions=captions,
+        caption_steps=training_args.eval_caption_steps,
+        max_tiles=data_args.max_dynamic_patch if data_args.dynamic_image_size else 1,
+        num_frames=data_args.min_num_frame,
     )
 
 

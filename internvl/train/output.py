@@ -100,7 +100,7 @@ class OutputFolder:
         )
 
     def draw_loss(self, log_history: list[dict]) -> None:
-        """Draw loss.png: the loss of each logged step, its running mean, and the learning rate."""
+        """Draw loss.png: the loss of each logged step, its running mean, that of held-out rows, and the learning rate."""
         import matplotlib  # here, because only one process draws, once
 
         matplotlib.use("agg")
@@ -114,6 +114,10 @@ class OutputFolder:
         figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
         axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="loss of the step")
         axes.plot(steps, running_mean(losses), color="tab:blue", label="running mean")
+        evaluated = [entry for entry in log_history if "eval_loss" in entry]
+        if evaluated:
+            held_out = [entry["eval_loss"] for entry in evaluated]
+            axes.plot([entry["step"] for entry in evaluated], held_out, "o-", color="tab:red", label="held-out rows")
         axes.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)", title=self.folder.name)
         axes.grid(alpha=0.3)
         rates = axes.twinx()

@@ -1,10 +1,15 @@
-"""The progress line of a training: step, loss, learning rate, rows per second, time left."""
+"""The progress line of a training: step, loss, learning rate, rows per second, time left, last evaluation."""
 
+import logging
 import sys
 import time
 
 from tqdm import tqdm
 from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
+
+SHOWN_MEASURES = {"eval loss": "eval_loss", "CIDEr": "eval_CIDEr"}
 
 
 class ProgressLine(TrainerCallback):
@@ -13,6 +18,7 @@ class ProgressLine(TrainerCallback):
     def __init__(self, rows_per_step: int):
         self.rows_per_step = rows_per_step
         self.bar: tqdm | None = None
+        self.measured = ""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
@@ -33,12 +39,19 @@ class ProgressLine(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.bar is None or "loss" not in (logs or {}):
+        if self.bar is None or logs is None:
+            return
+        measured = [f"{name} {logs[key]:.4f}" for name, key in SHOWN_MEASURES.items() if key in logs]
+        if measured:
+            self.measured = ", " + ", ".join(measured)
+            logger.info("Step %d: %s", state.global_step, ", ".join(measured))
+        if "loss" not in logs:
             return
         rows = (state.global_step - self.first_step) * self.rows_per_step
         rate = rows / (time.monotonic() - self.started)
         self.bar.set_postfix_str(
-            f"loss {logs['loss']:.4f}, lr {logs['learning_rate']:.1e}, {rate:.1f} samples/s", refresh=False
+            f"loss {logs['loss']:.4f}, lr {logs['learning_rate']:.1e}, {rate:.1f} samples/s{self.measured}",
+            refresh=False,
         )
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -1,17 +1,20 @@
-"""The trainer: transformers' own, with this project's row order, skipped rows and output folder."""
+"""The trainer: transformers' own, with this project's row order, skipped rows, evaluation and output folder."""
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from transformers import Trainer
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from internvl.data.sampling import LengthGroupedSampler
 from internvl.errors import UserError
 from internvl.model.adapter import load_adapter_tensors
 from internvl.model.checkpoint import ADAPTER_WEIGHTS
+from internvl.train.evaluation import Evaluator
 from internvl.train.output import OutputFolder
 
 logger = logging.getLogger(__name__)
@@ -22,7 +25,8 @@ class FinetuneTrainer(Trainer):
 
     The loss of an optimizer step is the mean over all supervised tokens of all its rows, on every process and
     accumulation step together, so it does not depend on how BATCH_SIZE is split. ``lengths`` (tokens of each row)
-    switch on grouping by length. ``output`` writes checkpoints and the result. An unreadable row, or with
+    switch on grouping by length. ``output`` writes checkpoints and the result; ``evaluator`` measures
+    loss and CIDEr on the way. An unreadable row, or with
     ``on_bad_sample`` "skip" more of them than ``max_bad_fraction`` of an epoch's rows, ends the training with a
     :class:`UserError`.
     """
@@ -31,12 +35,14 @@ class FinetuneTrainer(Trainer):
         self,
         *args,
         output: OutputFolder,
+        evaluator: Evaluator | None = None,
         lengths: Sequence[int] | None = None,
         on_bad_sample: str = "skip",
         max_bad_fraction: float = 1.0,
         **kwargs,
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, eval_dataset=evaluator.dataset if evaluator else None, **kwargs)
+        self.evaluator = evaluator
         self.on_bad_sample = on_bad_sample
         # Of this process's share: whoever passes it ends all.
         self.max_skipped = max_bad_fraction * len(self.train_dataset) / self.args.world_size
@@ -77,6 +83,38 @@ class FinetuneTrainer(Trainer):
             num_items_in_batch = num_items_in_batch.clamp(min=1)
         inputs["return_logits"] = False
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Measure loss, and CIDEr where it is due, log them and return them as eval_loss and eval_CIDEr."""
+        evaluator, started = self.evaluator, time.monotonic()
+        # As training calls it: DeepSpeed's ZeRO-3 gathers the weights in it. DDP would wait for gradients.
+        model = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        own = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        metrics = {"eval_loss": evaluator.loss(model, self.args.device, self.autocast_smart_context_manager())}
+        due = evaluator.caption_steps and self.state.global_step % evaluator.caption_steps == 0
+        if due or (evaluator.caption_steps and self.state.global_step >= self.state.max_steps):
+            metrics["eval_CIDEr"] = evaluator.cider(own, self.autocast_smart_context_manager())
+        model.train(was_training)
+        metrics["eval_runtime"] = round(time.monotonic() - started, 2)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _determine_best_metric(self, metrics, trial):
+        name = self.args.metric_for_best_model
+        if name and f"eval_{name.removeprefix('eval_')}" not in metrics:  # CIDEr is not measured every time
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        logger.info("Taking the best checkpoint: %s (%s).", best, self.state.best_metric)
+        if self.is_deepspeed_enabled:
+            deepspeed_load_checkpoint(self.model_wrapped, best, load_module_strict=False)
+        else:
+            self._load_from_checkpoint(best)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:

@@ -1,0 +1,152 @@
+"""Evaluation during training: the loss on rows held out, and CIDEr of captions of a sample of them."""
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import distributed
+from torch.utils.data import DataLoader, Subset
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+from internvl.data.dataset import ConversationDataset
+from internvl.evaluation.answers import AnswerLog
+from internvl.evaluation.datasets import CaptionSet, read_train_sets
+from internvl.evaluation.generation import generate_captions
+from internvl.evaluation.java_scorers import ptb_tokenize
+from internvl.evaluation.questions import check_media
+from internvl.evaluation.scorers import score_cider
+from internvl.inference.engine import Engine
+from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
+from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
+
+logger = logging.getLogger(__name__)
+
+
+class CaptionSteps(TrainerCallback):
+    """Asks for an evaluation every so many steps."""
+
+    def __init__(self, every: int):
+        self.every = every
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.every == 0:
+            control.should_evaluate = True
+
+
+def read_caption_sample(meta_path: str, size: int, seed: int, *, allow_outside_root: bool) -> CaptionSet:
+    """Return ``size`` questions drawn from the rows of a meta file, the same ones for the same seed.
+
+    Raises:
+        UserError: rows, or pictures of the drawn ones, are not as they should be.
+    """
+    sets = read_train_sets(Path(meta_path), allow_outside_root=allow_outside_root)
+    questions, references = [], []
+    for data in sets:
+        by_id = data.references()
+        for question in data.questions:
+            questions.append(replace(question, id=len(questions) + 1))
+            references.append(by_id[question.id])
+    drawn = sorted(random.Random(seed).sample(range(len(questions)), min(size, len(questions))))
+    chosen = [questions[index] for index in drawn]
+    check_media(chosen)
+    annotations = [
+        {"image_id": questions[index].id, "caption": caption} for index in drawn for caption in references[index]
+    ]
+    truth = {"images": [{"id": question.id} for question in chosen], "annotations": annotations}
+    return replace(sets[0], name="sample", questions=chosen, ground_truth=truth)
+
+
+class Evaluator:
+    """Measures a model while it trains; every process calls it at the same steps.
+
+    Nothing of it draws from the random numbers of the training, so that a run with and one without it train alike.
+    """
+
+    def __init__(
+        self,
+        dataset: ConversationDataset,
+        collator,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        batch_size: int,
+        captions: CaptionSet | None,
+        caption_steps: int,
+        max_tiles: int,
+        num_frames: int,
+    ):
+        self.dataset = dataset
+        self.collator = collator
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.captions = captions
+        self.caption_steps = caption_steps
+        self.max_tiles = max_tiles
+        self.num_frames = num_frames
+
+    def batches(self, rank: int, world: int) -> Iterator[dict]:
+        """Yield this process's share of the rows in batches; all processes get the same number of batches.
+
+        A process that has none left gets the first rows again, without labels.
+        """
+        share = list(range(rank, len(self.dataset), world))
+        longest = -(-len(self.dataset) // world)
+        loader = DataLoader(
+            Subset(self.dataset, share + [0] * (longest - len(share))),
+            batch_size=self.batch_size,
+            collate_fn=self.collator,
+            generator=torch.Generator(),  # or it would take a number from that of the training
+        )
+        left = len(share)
+        for batch in loader:
+            batch["labels"][max(0, left) :] = IGNORE_INDEX
+            left -= self.batch_size
+            yield batch
+
+    @torch.no_grad()
+    def loss(self, model: torch.nn.Module, device: torch.device, precision: AbstractContextManager) -> float:
+        """Return the mean loss over all supervised tokens of all rows, in nats; ``model`` as training calls it."""
+        rank, world = place()
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        for batch in self.batches(rank, world):
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            with precision:
+                output = model(**batch, num_items_in_batch=1, return_logits=False)
+            sums += torch.stack([output.loss.double(), (batch["labels"][:, 1:] != IGNORE_INDEX).sum().double()])
+        if world > 1:
+            distributed.all_reduce(sums)
+        return (sums[0] / sums[1]).item()
+
+    def cider(self, model: InternVLChatModel, precision: AbstractContextManager) -> float:
+        """Return CIDEr of the sample's captions, greedy."""
+        engine = Engine(model, self.tokenizer, max_tiles=self.max_tiles)
+        with TemporaryDirectory() as folder, precision:
+            log = AnswerLog(Path(folder), {}, rank=place()[0])
+            predictions = generate_captions(
+                engine,
+                self.captions,
+                log,
+                batch_size=self.batch_size,
+                num_frames=self.num_frames,
+                quiet=True,
+                do_sample=False,
+                min_new_tokens=self.captions.min_new_tokens,
+                max_new_tokens=self.captions.max_new_tokens,
+            )
+            log.close()
+        references = self.captions.references()
+        texts = [text for entry in predictions for text in references[entry["image_id"]]]
+        words = iter(ptb_tokenize(texts + [entry["caption"] for entry in predictions]))
+        tokenised = {entry["image_id"]: [next(words) for _ in references[entry["image_id"]]] for entry in predictions}
+        return score_cider(tokenised, {entry["image_id"]: [next(words)] for entry in predictions}).corpus[0]
+
+
+def place() -> tuple[int, int]:
+    """Return this process's number and how many there are."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
