@@ -15,7 +15,7 @@ ALLOWED = {
     "data": {"model"},
     "inference": {"model", "data"},
     "evaluation": {"model", "data", "inference"},
-    "train": {"model", "data"},
+    "train": {"model", "data", "inference", "evaluation"},  # a training evaluates on its way
 }
 SHARED = {"errors", "device", "json_files", "logging_utils"}
 

@@ -128,9 +128,7 @@ class FinetuneArguments(TrainingArguments):
     )
     eval_caption_steps: int = field(
         default=0,
-        metadata={
-            "help": "Every so many steps, answer a sample of the held-out rows, too, and log its CIDEr; 0: never."
-        },
+        metadata={"help": "Every so many steps, also answer a sample of the held-out rows and log CIDEr; 0: never."},
     )
     eval_caption_samples: int = field(
         default=64, metadata={"help": "Number of questions in that sample, the same ones each time."}
@@ -147,9 +145,7 @@ class FinetuneArguments(TrainingArguments):
         if self.eval_meta_path and self.eval_strategy == "no" and self.save_strategy != "no":
             # The loss of a checkpoint is what one wants to know of it.
             self.eval_strategy = "steps" if self.save_strategy == "best" else self.save_strategy
-            self.eval_steps = self.eval_steps or self.eval_caption_steps or self.save_steps
-            if self.eval_strategy == "steps" and self.save_strategy == "steps":
-                self.eval_steps = self.save_steps
+            self.eval_steps = self.eval_steps or self.save_steps
         # The progress line is ours (progress.py); transformers' own bar is switched off.
         self.disable_tqdm = True
         super().__post_init__()

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from transformers import EarlyStoppingCallback, set_seed
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -101,7 +102,8 @@ def main(argv: list[str] | None = None) -> None:
         "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
     )
     result = trainer.train(resume_from_checkpoint=resume)
-    if evaluator and not any("eval_loss" in log for log in trainer.state.log_history[-3:]):
+    evaluated = {entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    if evaluator and trainer.state.global_step not in evaluated and not training_args.load_best_model_at_end:
         trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
@@ -144,7 +146,7 @@ def make_evaluator(
         raise UserError(f"{training_args.eval_meta_path}: all rows are longer than --max_seq_length. Raise it.")
     captions = None
     if training_args.eval_caption_steps:
-        if training_args.hf_deepspeed_config and training_args.hf_deepspeed_config.is_zero3():
+        if is_deepspeed_zero3_enabled():
             raise UserError(
                 "--eval_caption_steps: with ZeRO-3 no process has the weights to answer with. Use ZeRO-1 or -2, or "
                 "leave it away."

@@ -100,7 +100,7 @@ class OutputFolder:
         )
 
     def draw_loss(self, log_history: list[dict]) -> None:
-        """Draw loss.png: the loss of each logged step, its running mean, that of held-out rows, and the learning rate."""
+        """Draw loss.png: loss of each logged step, running mean, loss of held-out rows, and learning rate."""
         import matplotlib  # here, because only one process draws, once
 
         matplotlib.use("agg")

@@ -1,6 +1,7 @@
 """evaluate.sh for real: a base and an adapter, one and two processes, and what is missing."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -35,23 +36,65 @@ def test_a_result_folder_is_complete_and_the_same_for_two_processes(trained_adap
     assert again == predictions
 
 
-def test_a_killed_evaluation_goes_on_and_ends_with_the_same_predictions(trained_adapter, tmp_path):
-    flags = ["--checkpoint", str(trained_adapter), "--datasets", "habitat", "--limit", "12", "--batch-size", "2"]
+def test_an_evaluation_killed_three_times_ends_with_the_same_predictions(trained_adapter, tmp_path):
+    flags = ["--checkpoint", str(trained_adapter), "--datasets", "habitat", "--limit", "24", "--batch-size", "2"]
     command = [sys.executable, str(REPOSITORY / "eval" / "caption" / "evaluate_caption.py"), *flags]
     out = tmp_path / "parent" / "out"
     whole = subprocess.run([*command, "--out-dir", str(tmp_path / "whole")], cwd=REPOSITORY, capture_output=True)
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen([*command, "--out-dir", str(out)], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not any(
-        file.read_bytes().count(b"\n") >= 4 for file in out.parent.glob("unfinished-*/answers_0.jsonl")
-    ):
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL and not out.exists()
+    answered = 0
+    for _ in range(3):
+        process = subprocess.Popen([*command, "--out-dir", str(out)], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+        wanted = answered + random.randint(1, 6)
+        while process.poll() is None and answered < wanted:
+            files = out.parent.glob("unfinished-*/answers_0.jsonl")
+            answered = sum(line.strip() != b"" for file in files for line in file.read_bytes().splitlines())
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL and not out.exists()
     again = subprocess.run([*command, "--out-dir", str(out)], cwd=REPOSITORY, capture_output=True, text=True)
     assert again.returncode == 0 and "Continuing: " in again.stdout, again.stderr
     assert (out / "predictions.json").read_bytes() == (tmp_path / "whole" / "predictions.json").read_bytes()
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_file_of_ones_own_is_scored_and_compared(trained_adapter, tiny_base, rows_folder, tmp_path):
+    def run(checkpoint, out, *flags):
+        custom = [
+            "--annotation",
+            str(rows_folder / "train.jsonl"),
+            "--root",
+            str(rows_folder),
+            "--max-new-tokens",
+            "9",
+        ]
+        done = run_launcher(
+            "evaluate.sh", str(checkpoint), "caption-custom", *custom, "--dynamic", "--out-dir", str(out), *flags
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(tiny_base, tmp_path / "base")
+    printed = run(trained_adapter, tmp_path / "adapter", "--compare", str(tmp_path / "base"))
+    assert f"{trained_adapter} minus" in printed.replace("\n", "")
+    lines = [json.loads(line) for line in (tmp_path / "adapter" / "per_image.jsonl").read_text().splitlines()]
+    assert {len(line["references"]) for line in lines} == {1, 2}, "pictures that occur twice have two references"
+    kinds = {type(line.get("image")) for line in lines}
+    assert kinds == {str, list, type(None)}, "single pictures, several, and text"
+    scores = json.loads((tmp_path / "adapter" / "scores.json").read_text())
+    assert scores["settings"]["max_new_tokens"] == 9 and scores["settings"]["dataset"] == "custom"
+    assert "commit" in scores and scores["intervals"]["CIDEr"][0] <= scores["CIDEr"] <= scores["intervals"]["CIDEr"][1]
+    again = tmp_path / "again.json"
+    names = [str(tmp_path / "adapter" / name) for name in ("predictions.json", "ground_truth.json")]
+    done = subprocess.run(
+        [sys.executable, "-m", "internvl.evaluation.score", *names, "--allow-empty", "--json", str(again)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(again.read_text())[name] for name in METRICS] == [scores[name] for name in METRICS]
+    assert (tmp_path / "adapter" / "comparison.html").is_file()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +103,10 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_predictions(trained_
         (["nowhere", "caption-habitat"], "nowhere: there is no such"),
         (["pretrained/InternVL2-Tiny", "caption-flickr30k"], "there is no such file|cannot be read"),
         (["pretrained/InternVL2-Tiny", "caption-habitat", "--max-num", "0"], "--max-num: is 0"),
+        (["pretrained/InternVL2-Tiny", "caption-kitchen"], "has no data set 'kitchen'. Use one of coco"),
+        (["pretrained/InternVL2-Tiny", "caption-custom", "--annotation", "README.md"], "--root: goes with"),
+        (["pretrained/InternVL2-Tiny", "caption-train", "--meta", "no.json"], "no.json: there is no such meta file"),
+        (["pretrained/InternVL2-Tiny", "caption-habitat", "--compare", "data"], "data: is no result folder"),
         (["pretrained/InternVL2-Tiny", "caption-habitat", "--beams", "2"], "--beams"),
     ],
 )

@@ -1,0 +1,95 @@
+"""Loss and CIDEr of held-out rows while a model trains, the best checkpoint, and stopping early."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from internvl.data.dataset import ConversationDataset
+from internvl.data.meta import read_meta
+from internvl.model.loading import load_model
+from internvl.train.arguments import parse_arguments
+from internvl.train.loading import render_settings
+from tests.end_to_end.conftest import losses, run_launcher
+
+STEPS = ["--max_steps", "4", "--save_steps", "2", "--save_total_limit", "9", "--learning_rate", "1e-3"]
+CAPTIONS = ["--eval_caption_steps", "4", "--eval_caption_samples", "100", "--dynamic_image_size", "True"]
+
+
+def entries(folder, key: str) -> dict[int, float]:
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: entry[key] for entry in history if key in entry}
+
+
+def slow_loss(folder, meta: str) -> float:
+    """The mean loss over supervised tokens, row by row, from plain log-probabilities."""
+    model, tokenizer = load_model(folder)
+    _, data_args, _ = parse_arguments(["--model_name_or_path", "x", "--output_dir", "y", "--meta_path", meta])
+    total, count = 0.0, 0
+    for row in ConversationDataset(read_meta(meta), tokenizer, render_settings(data_args, model.config)):
+        ids, labels = row["input_ids"][None], row["labels"]
+        with torch.no_grad():
+            scores = model(row["pixel_values"], ids).logits[0].log_softmax(-1)
+        for position in range(1, len(labels)):
+            if labels[position] != -100:
+                total -= scores[position - 1, labels[position]].item()
+                count += 1
+    return total / count
+
+
+def test_evaluating_measures_exactly_and_leaves_the_training_alone(finetune, rows_folder, tmp_path):
+    meta = str(rows_folder / "meta.json")
+    plain, process = finetune("plain", *STEPS)
+    assert process.returncode == 0, process.stderr
+    watched, process = finetune("watched", *STEPS, "--eval_meta_path", meta, *CAPTIONS)
+    assert process.returncode == 0, process.stderr
+    assert losses(watched) == losses(plain)
+    assert "Step 4: eval loss" in process.stdout + process.stderr
+    measured = entries(watched, "eval_loss")
+    assert list(measured) == [2, 4]
+    for step, loss in measured.items():
+        assert loss == pytest.approx(slow_loss(watched / f"checkpoint-{step}", meta), abs=1e-5)
+    result = tmp_path / "result"
+    flags = ["--meta", meta, "--dynamic", "--out-dir", str(result)]
+    done = run_launcher("evaluate.sh", str(watched), "caption-train", *flags)
+    assert done.returncode == 0, done.stderr
+    cider = json.loads((result / "scores.json").read_text())["CIDEr"]
+    assert entries(watched, "eval_CIDEr") == {4: pytest.approx(cider, abs=1e-9)}
+
+    two, process = finetune("two", *STEPS, "--eval_meta_path", meta, *CAPTIONS, GPUS="2", PER_DEVICE_BATCH_SIZE="2")
+    assert process.returncode == 0, process.stderr
+    assert entries(two, "eval_loss")[2] == pytest.approx(slow_loss(two / "checkpoint-2", meta), abs=1e-5)
+    assert len(entries(two, "eval_CIDEr")) == 1
+
+
+def test_the_best_checkpoint_is_kept_and_taken_and_a_run_that_gets_worse_stops(finetune, rows_folder):
+    flags = ["--max_steps", "40", "--save_steps", "2", "--save_total_limit", "1", "--learning_rate", "1"]
+    best = ["--load_best_model_at_end", "True", "--early_stopping_patience", "2", "--lr_scheduler_type", "constant"]
+    folder, process = finetune("best", *flags, *best, "--eval_meta_path", str(rows_folder / "meta.json"))
+    assert process.returncode == 0, process.stderr
+    state = json.loads((folder / "trainer_state.json").read_text())
+    measured = entries(folder, "eval_loss")
+    step = min(measured, key=measured.get)
+    assert state["global_step"] < 40 and state["best_global_step"] == step < state["global_step"]
+    kept = load_file(folder / f"checkpoint-{step}" / "adapter_model.safetensors")
+    taken = load_file(folder / "adapter_model.safetensors")
+    assert kept.keys() == taken.keys() and all(torch.equal(kept[name], taken[name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--eval_caption_steps", "5"], "--eval_caption_steps: needs rows to evaluate on"),
+        (["--eval_meta_path", "M", "--early_stopping_patience", "2"], "Add --load_best_model_at_end True"),
+        (["--eval_meta_path", "M", "--metric_for_best_model", "CIDEr"], "CIDEr is not measured"),
+        (["--eval_meta_path", "M", "--metric_for_best_model", "bleu"], "Give loss or CIDEr"),
+        (["--eval_meta_path", "M", "--eval_caption_steps", "1", "--eval_caption_samples", "1"], "at least 2"),
+        (["--eval_meta_path", "nowhere.json"], "nowhere.json: there is no such meta file"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(flags, message, finetune, rows_folder):
+    flags = [str(rows_folder / "meta.json") if flag == "M" else flag for flag in flags]
+    _, process = finetune("refused", *flags)
+    assert process.returncode == 2
+    assert message in process.stderr and "Traceback" not in process.stderr
