@@ -49,3 +49,11 @@ def test_convert_annotations_benchmark_runs(repository, tmp_path):
     script = repository / "benchmarks" / "convert_annotations.py"
     figures = run_benchmark(script, tmp_path / "figures.json", "--rows", 100)
     assert figures["array"]["rows"] == figures["lines"]["rows"] == 100
+
+
+def test_evaluation_benchmark_runs(repository, tiny_base, tmp_path):
+    script = repository / "benchmarks" / "evaluation.py"
+    arguments = ["--checkpoint", tiny_base, "--limit", 6, "--batch-size", 3, "--rounds", 1, "--images", 20]
+    figures = run_benchmark(script, tmp_path / "figures.json", *arguments)
+    assert figures["pictures"] == 6 and figures["scored_images"] == 20
+    assert figures["batched_over_one_by_one"] > 0 and figures["scoring_seconds"] > 0

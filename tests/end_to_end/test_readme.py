@@ -113,7 +113,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 def test_the_readme_still_has_the_documented_commands():
     assert [command for command in COMMANDS if command in NEWCOMER] == NEWCOMER
-    assert sum("evaluate.sh" in command for command in COMMANDS) == 2
+    assert sum("evaluate.sh" in command for command in COMMANDS) == 5
     assert sum(command.startswith("cp ") for command in COMMANDS) == 2
 
 
@@ -180,3 +180,15 @@ def test_the_readmes_json_examples_are_accepted(tmp_path):
     file = AnnotationFile(tmp_path / "rows.jsonl")
     assert [len(file.row(index).images) for index in range(len(file))] == [0, 1, 2, 0]
     assert file.row(3).video == "a.mp4"
+
+
+def test_the_worked_example_of_the_evaluation_is_read_as_it_says(tmp_path):
+    from internvl.evaluation.datasets import ENTRY_KEYS, read_custom_set
+
+    text = (REPOSITORY / "eval" / "caption" / "README.md").read_text(encoding="utf-8")
+    rows, short, whole = (block.strip() for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
+    (tmp_path / "val.jsonl").write_text(rows)
+    references = read_custom_set(tmp_path / "val.jsonl", tmp_path).references()
+    assert list(references.values()) == [["A white stove.", "A stove with four plates."], ["Metal."], ["A whisk."]]
+    for entry in (short, whole):
+        assert json.loads(entry)["kitchen"].keys() <= ENTRY_KEYS
