@@ -110,12 +110,17 @@ def rows_of(
             name,
             before.corpus[name],
             after.corpus[name],
-            f"{difference.value:+.4f}",
-            f"{difference.low:+.4f} – {difference.high:+.4f}",
-            f"{difference.p_value:.3f}" if difference.p_value >= 0.001 else "< 0.001",
+            *describe(difference),
         )
         for name, difference in differences.items()
     ]
+
+
+def describe(difference: Difference) -> tuple[str, str, str]:
+    """Return difference, interval and p-value for a table; 1,000 resamples show no p-value below 0.001."""
+    bounds = f"{difference.low:+.4f} – {difference.high:+.4f}"
+    p_value = f"{difference.p_value:.3f}" if difference.p_value >= 0.001 else "< 0.001"
+    return f"{difference.value:+.4f}", bounds, p_value
 
 
 def print_differences(names: tuple[str, str], differences: dict[str, Difference]) -> None:
@@ -125,8 +130,7 @@ def print_differences(names: tuple[str, str], differences: dict[str, Difference]
     for column in ("difference", "95 % interval", "p"):
         table.add_column(column, justify="right")
     for name, difference in differences.items():
-        bounds = f"{difference.low:+.4f} – {difference.high:+.4f}"
-        table.add_row(name, f"{difference.value:+.4f}", bounds, f"{difference.p_value:.3f}")
+        table.add_row(name, *describe(difference))
     Console(highlight=False).print(table)
 
 

@@ -45,6 +45,7 @@ class ProgressLine(TrainerCallback):
         if measured:
             self.measured = ", " + ", ".join(measured)
             logger.info("Step %d: %s", state.global_step, ", ".join(measured))
+        self.started += logs.get("eval_runtime", 0)  # the rate is that of training alone
         if "loss" not in logs:
             return
         rows = (state.global_step - self.first_step) * self.rows_per_step
