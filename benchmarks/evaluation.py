@@ -21,6 +21,7 @@ from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import CaptionSet, read_caption_set
 from internvl.evaluation.generation import generate_captions
+from internvl.evaluation.questions import check_media
 from internvl.evaluation.score import score_captions
 from internvl.inference.engine import Engine
 from internvl.json_files import write_json
@@ -36,6 +37,7 @@ def caption(engine: Engine, data: CaptionSet, batch_size: int) -> tuple[list[dic
         captions = generate_captions(
             engine,
             data,
+            check_media(data.questions),
             log,
             batch_size=batch_size,
             quiet=True,

@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -130,16 +131,23 @@ def from_first(make: Callable[[], Any] | None) -> Any:
     return values[0]
 
 
-def open_log(parent: Path, settings: dict) -> AnswerLog:
-    """Open the answers that earlier runs of the same evaluation left below ``parent``.
+def check_output(parent: Path) -> None:
+    """Make sure that results can be written below ``parent``.
 
     Raises:
-        UserError: it cannot be written to.
+        UserError: they cannot.
     """
     try:
-        log = AnswerLog(parent, settings, rank=distributed.get_rank() if distributed.is_initialized() else 0)
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
+            pass
     except OSError as err:
         raise UserError(f"{parent}: cannot be written to ({err.strerror}). Pass another folder as --out-dir.") from err
+
+
+def open_log(parent: Path, settings: dict) -> AnswerLog:
+    """Open the answers that earlier runs of the same evaluation left below ``parent``."""
+    log = AnswerLog(parent, settings, rank=distributed.get_rank() if distributed.is_initialized() else 0)
     if distributed.is_initialized():
         distributed.barrier()  # all share out the same rest: nobody answers before everybody has read
     return log
@@ -155,11 +163,17 @@ def start_processes() -> bool:
 
 
 def evaluate_set(
-    args: argparse.Namespace, engine: Engine, data: CaptionSet, sha256: str, other: Result | None, first: bool
+    args: argparse.Namespace,
+    engine: Engine,
+    data: CaptionSet,
+    sizes: dict[Path, tuple[int, int]],
+    sha256: str,
+    other: Result | None,
+    first: bool,
 ) -> Path:
     """Caption a set and, on the first process, score it and write the result; returns the result folder.
 
-    ``sha256`` is that of the checkpoint's weights, ``other`` a result to compare with.
+    ``sizes`` are the pictures' in px, ``sha256`` is that of the checkpoint's weights, ``other`` a result to compare with.
     """
     generation = {
         "num_beams": args.num_beams,
@@ -189,6 +203,7 @@ def evaluate_set(
     predictions = generate_captions(
         engine,
         data,
+        sizes,
         log,
         batch_size=args.batch_size,
         batch_tokens=args.batch_tokens,
@@ -233,7 +248,8 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = Checkpoint(args.checkpoint)
     sets = read_sets(args)
     for data in sets:
-        check_media(data.questions)
+        check_output(result_folder(args, data).parent)
+    sizes = check_media([question for data in sets for question in data.questions])
     other = read_result(args.compare) if args.compare else None
     if other and other.lines.keys() != {question.id for question in sets[0].questions}:
         raise UserError(
@@ -247,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
         args.checkpoint, precision=args.precision, auto=args.auto, max_tiles=args.max_num if args.dynamic else 1
     )
     sha256 = from_first(checkpoint.sha256 if first else None)
-    folders = [evaluate_set(args, engine, data, sha256, other, first) for data in sets]
+    folders = [evaluate_set(args, engine, data, sizes, sha256, other, first) for data in sets]
     if distributed.is_initialized():
         distributed.destroy_process_group()
     if first:

@@ -47,17 +47,17 @@ class CaptionSet:
         return references
 
 
-def known_sets(registry: Path = REGISTRY) -> dict[str, dict]:
+def known_sets() -> dict[str, dict]:
     """Return the registry: name → entry, paths in it relative to the repository root.
 
     Raises:
         UserError: an entry is not as eval/caption/README.md says.
     """
-    entries = read_json(registry)
+    entries = read_json(REGISTRY)
     for name, entry in entries.items() if isinstance(entries, dict) else [("", entries)]:
         if not isinstance(entry, dict) or not {"root", "annotation"} <= entry.keys() <= ENTRY_KEYS:
             raise UserError(
-                f"{registry}:{name}: is {json.dumps(entry)[:200]}. Give an object with root and annotation; allowed "
+                f"{REGISTRY}:{name}: is {json.dumps(entry)[:200]}. Give an object with root and annotation; allowed "
                 f"are {', '.join(sorted(ENTRY_KEYS))}."
             )
     return entries

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from torch import distributed
@@ -10,7 +11,7 @@ from tqdm import tqdm
 from internvl.errors import UserError
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import CaptionSet
-from internvl.evaluation.questions import Question, check_media, count_tokens, read_request
+from internvl.evaluation.questions import Question, count_tokens, read_request
 from internvl.inference.engine import Engine, Request
 
 # Frames of a video, as the model card's example takes.
@@ -22,6 +23,7 @@ BATCH_TOKENS = 32768
 def generate_captions(
     engine: Engine,
     data: CaptionSet,
+    sizes: dict[Path, tuple[int, int]],
     log: AnswerLog,
     *,
     batch_size: int,
@@ -32,6 +34,7 @@ def generate_captions(
 ) -> list[dict]:
     """Return ``{"image_id", "caption"}`` of every question, in the order of the set.
 
+    ``sizes`` are those of the pictures, as ``check_media`` found them.
     Each process answers its share of those that are not in ``log`` yet; all return the whole list. A batch holds
     questions of like length, so that little is padded: up to ``batch_size``, and only so many that prompts and answers
     stay within ``batch_tokens``. The longest come first: what does not fit into memory shows at once.
@@ -42,7 +45,7 @@ def generate_captions(
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     left = [question for question in data.questions if question.id not in log.done]
-    lengths = count_tokens(engine, left, check_media(left), num_frames)
+    lengths = count_tokens(engine, left, sizes, num_frames)
     order = sorted(range(len(left)), key=lambda index: -lengths[index])[rank::world]
     answer_tokens, beams = generation.get("max_new_tokens", 0), generation.get("num_beams", 1)
     batches = make_batches(

@@ -42,7 +42,7 @@ def read_caption_sample(meta_path: str, size: int, seed: int, *, allow_outside_r
     """Return ``size`` questions drawn from the rows of a meta file, the same ones for the same seed.
 
     Raises:
-        UserError: rows, or pictures of the drawn ones, are not as they should be.
+        UserError: rows are not as they should be.
     """
     sets = read_train_sets(Path(meta_path), allow_outside_root=allow_outside_root)
     questions, references = [], []
@@ -53,7 +53,6 @@ def read_caption_sample(meta_path: str, size: int, seed: int, *, allow_outside_r
             references.append(by_id[question.id])
     drawn = sorted(random.Random(seed).sample(range(len(questions)), min(size, len(questions))))
     chosen = [questions[index] for index in drawn]
-    check_media(chosen)
     annotations = [
         {"image_id": questions[index].id, "caption": caption} for index in drawn for caption in references[index]
     ]
@@ -84,6 +83,7 @@ class Evaluator:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.captions = captions
+        self.sizes = check_media(captions.questions) if captions else {}
         self.caption_steps = caption_steps
         self.max_tiles = max_tiles
         self.num_frames = num_frames
@@ -129,6 +129,7 @@ class Evaluator:
             predictions = generate_captions(
                 engine,
                 self.captions,
+                self.sizes,
                 log,
                 batch_size=self.batch_size,
                 num_frames=self.num_frames,

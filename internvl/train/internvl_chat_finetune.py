@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
@@ -101,7 +102,8 @@ def main(argv: list[str] | None = None) -> None:
         training_args.world_size,
         "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
     )
-    result = trainer.train(resume_from_checkpoint=resume)
+    with logging_redirect_tqdm():  # messages come between the states of the progress line, not behind it
+        result = trainer.train(resume_from_checkpoint=resume)
     evaluated = {entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry}
     if evaluator and trainer.state.global_step not in evaluated and not training_args.load_best_model_at_end:
         trainer.evaluate()

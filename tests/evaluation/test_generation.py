@@ -39,7 +39,6 @@ def tiles_of(number: int) -> int:
 @pytest.fixture(autouse=True)
 def stub_pictures(monkeypatch):
     """Question n has a picture of 1 to 3 tiles, 10 tokens each, that holds the number n."""
-    monkeypatch.setattr(generation, "check_media", lambda questions: {})
     monkeypatch.setattr(
         generation,
         "count_tokens",
@@ -77,9 +76,9 @@ def test_shares_of_several_processes_are_disjoint_complete_and_alike_in_size(wor
         engine, log = Stub(), AnswerLog(tmp_path / f"{rank}", SETTINGS, rank=rank)
         if rank < world - 1:
             with pytest.raises(KeyError):  # the others' answers are not there yet
-                generate_captions(engine, make_set(30), log, batch_size=4)
+                generate_captions(engine, make_set(30), {}, log, batch_size=4)
         else:
-            assert generate_captions(engine, make_set(30), log, batch_size=4) == expected(30)
+            assert generate_captions(engine, make_set(30), {}, log, batch_size=4) == expected(30)
         tiles.append(sum(sum(batch) for batch in engine.batches))
     assert sum(tiles) == 60 and max(tiles) - min(tiles) <= 3
 
@@ -87,12 +86,12 @@ def test_shares_of_several_processes_are_disjoint_complete_and_alike_in_size(wor
 def test_answers_are_in_the_order_of_the_set_whatever_the_batches(tmp_path):
     for batch_size in (1, 2, 5):
         log = AnswerLog(tmp_path / str(batch_size), SETTINGS)
-        assert generate_captions(Stub(), make_set(10), log, batch_size=batch_size) == expected(10)
+        assert generate_captions(Stub(), make_set(10), {}, log, batch_size=batch_size) == expected(10)
 
 
 def test_a_batch_too_large_for_the_memory_is_halved(tmp_path):
     engine = Stub(fits=3)
-    captions = generate_captions(engine, make_set(30), AnswerLog(tmp_path, SETTINGS), batch_size=10)
+    captions = generate_captions(engine, make_set(30), {}, AnswerLog(tmp_path, SETTINGS), batch_size=10)
     assert captions == expected(30) and max(map(len, engine.batches)) <= 3 and len(engine.batches[0]) == 2
 
 
@@ -104,7 +103,7 @@ def test_one_picture_too_large_for_the_memory_is_an_error():
 def test_the_longest_come_first_and_batches_stay_within_their_tokens(tmp_path):
     engine = Stub()
     log = AnswerLog(tmp_path, SETTINGS)
-    generate_captions(engine, make_set(30), log, batch_size=8, batch_tokens=120, max_new_tokens=5, num_beams=2)
+    generate_captions(engine, make_set(30), {}, log, batch_size=8, batch_tokens=120, max_new_tokens=5, num_beams=2)
     # (10 tokens a tile + 5 new) × 2 beams: 70, 50 and 30 tokens.
     assert [len(batch) for batch in engine.batches] == [1] * 10 + [2] * 5 + [4, 4, 2]
     assert [batch[0] for batch in engine.batches] == [3] * 10 + [2] * 5 + [1] * 3
@@ -113,10 +112,10 @@ def test_the_longest_come_first_and_batches_stay_within_their_tokens(tmp_path):
 @pytest.mark.parametrize("dies_at", [1, 2, 4, 6])
 def test_a_killed_run_goes_on_and_answers_nothing_twice(tmp_path, dies_at):
     with pytest.raises(KeyboardInterrupt):
-        generate_captions(Stub(dies_at=dies_at), make_set(20), AnswerLog(tmp_path, SETTINGS), batch_size=3)
+        generate_captions(Stub(dies_at=dies_at), make_set(20), {}, AnswerLog(tmp_path, SETTINGS), batch_size=3)
     log, engine = AnswerLog(tmp_path, SETTINGS), Stub()
     assert len(log.done) == 3 * (dies_at - 1)
-    assert generate_captions(engine, make_set(20), log, batch_size=3) == expected(20)
+    assert generate_captions(engine, make_set(20), {}, log, batch_size=3) == expected(20)
     assert sum(map(len, engine.batches)) == 20 - 3 * (dies_at - 1)
     log.remove()
     assert list(tmp_path.iterdir()) == []
