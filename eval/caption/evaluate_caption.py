@@ -173,7 +173,8 @@ def evaluate_set(
 ) -> Path:
     """Caption a set and, on the first process, score it and write the result; returns the result folder.
 
-    ``sizes`` are the pictures' in px, ``sha256`` is that of the checkpoint's weights, ``other`` a result to compare with.
+    ``sizes`` are the pictures' in px, ``sha256`` is that of the checkpoint's weights, ``other`` a result to compare
+    with.
     """
     generation = {
         "num_beams": args.num_beams,
