@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import distributed
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from internvl.data.dataset import ConversationDataset
+from internvl.data.dataset import BadSample, ConversationDataset
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import CaptionSet, read_train_sets
 from internvl.evaluation.generation import generate_captions
@@ -60,6 +60,23 @@ def read_caption_sample(meta_path: str, size: int, seed: int, *, allow_outside_r
     return replace(sets[0], name="sample", questions=chosen, ground_truth=truth)
 
 
+NO_ROW = BadSample("", "no row is left for this process")
+
+
+class Share(Dataset):
+    """One process's rows, every ``world``-th; where the division leaves it one less, ``NO_ROW`` makes up for it."""
+
+    def __init__(self, dataset: ConversationDataset, rank: int, world: int):
+        self.dataset, self.rank, self.world = dataset, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.world)
+
+    def __getitem__(self, number: int) -> dict | BadSample:
+        index = self.rank + number * self.world
+        return self.dataset[index] if index < len(self.dataset) else NO_ROW
+
+
 class Evaluator:
     """Measures a model while it trains; every process calls it at the same steps.
 
@@ -91,20 +108,18 @@ class Evaluator:
     def batches(self, rank: int, world: int) -> Iterator[dict]:
         """Yield this process's share of the rows in batches; all processes get the same number of batches.
 
-        A process that has none left gets the first rows again, without labels.
+        A row that has become unreadable is left out with a warning, as in training.
         """
-        share = list(range(rank, len(self.dataset), world))
-        longest = -(-len(self.dataset) // world)
         loader = DataLoader(
-            Subset(self.dataset, share + [0] * (longest - len(share))),
+            Share(self.dataset, rank, world),
             batch_size=self.batch_size,
             collate_fn=self.collator,
             generator=torch.Generator(),  # or it would take a number from that of the training
         )
-        left = len(share)
         for batch in loader:
-            batch["labels"][max(0, left) :] = IGNORE_INDEX
-            left -= self.batch_size
+            for bad in batch.pop("skipped", []):
+                if bad != NO_ROW:
+                    logger.warning("Left out of the evaluation: %s", bad.reason)
             yield batch
 
     @torch.no_grad()

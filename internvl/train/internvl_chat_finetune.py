@@ -139,7 +139,7 @@ def make_evaluator(
     # Held-out rows are not augmented: a loss is to be compared with the one before.
     specs = [replace(spec, data_augment=False) for spec in read_meta(training_args.eval_meta_path)]
     settings = render_settings(data_args, config)
-    dataset = ConversationDataset(specs, loaded.tokenizer, settings, seed=training_args.seed)
+    dataset = ConversationDataset(specs, loaded.tokenizer, settings, seed=training_args.seed, on_bad_sample="skip")
     with training_args.main_process_first(desc="checking the held-out data"):
         check = check_with_cache(dataset)
     check.raise_errors("Nothing was trained. These are rows of --eval_meta_path.")
