@@ -36,6 +36,7 @@ from internvl.evaluation.score import check_scorers, print_scores, score_caption
 from internvl.inference.engine import DTYPES, Engine
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
+from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER
 
 logger = logging.getLogger("internvl.evaluation")
 
@@ -237,7 +238,8 @@ def evaluate_set(
 
 def describe_prompt(data: CaptionSet) -> str:
     """Return the question of a set, or how many there are."""
-    prompts = {question.turns[-1].value for question in data.questions}
+    mark = f"{IMAGE_PLACEHOLDER}\n"
+    prompts = {question.turns[-1].value.removeprefix(mark) for question in data.questions}
     return next(iter(prompts)) if len(prompts) == 1 else f"{len(prompts)} questions of the rows"
 
 
