@@ -3,7 +3,6 @@
 import logging
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -123,23 +122,22 @@ class Evaluator:
             yield batch
 
     @torch.no_grad()
-    def loss(self, model: torch.nn.Module, device: torch.device, precision: AbstractContextManager) -> float:
+    def loss(self, model: torch.nn.Module, device: torch.device) -> float:
         """Return the mean loss over all supervised tokens of all rows, in nats; ``model`` as training calls it."""
         rank, world = place()
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         for batch in self.batches(rank, world):
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            with precision:
-                output = model(**batch, num_items_in_batch=1, return_logits=False)
+            output = model(**batch, num_items_in_batch=1, return_logits=False)
             sums += torch.stack([output.loss.double(), (batch["labels"][:, 1:] != IGNORE_INDEX).sum().double()])
         if world > 1:
             distributed.all_reduce(sums)
         return (sums[0] / sums[1]).item()
 
-    def cider(self, model: InternVLChatModel, precision: AbstractContextManager) -> float:
+    def cider(self, model: InternVLChatModel) -> float:
         """Return CIDEr of the sample's captions, greedy."""
         engine = Engine(model, self.tokenizer, max_tiles=self.max_tiles)
-        with TemporaryDirectory() as folder, precision:
+        with TemporaryDirectory() as folder:
             log = AnswerLog(Path(folder), {}, rank=place()[0])
             predictions = generate_captions(
                 engine,

@@ -92,10 +92,12 @@ class FinetuneTrainer(Trainer):
         own = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        metrics = {"eval_loss": evaluator.loss(model, self.args.device, self.autocast_smart_context_manager())}
+        metrics = {"eval_loss": evaluator.loss(model, self.args.device)}
         due = evaluator.caption_steps and self.state.global_step % evaluator.caption_steps == 0
         if due or (evaluator.caption_steps and self.state.global_step >= self.state.max_steps):
-            metrics["eval_CIDEr"] = evaluator.cider(own, self.autocast_smart_context_manager())
+            # Mixed precision is put around the model's forward, which generating goes past.
+            with self.accelerator.autocast():
+                metrics["eval_CIDEr"] = evaluator.cider(own)
         model.train(was_training)
         metrics["eval_runtime"] = round(time.monotonic() - started, 2)
         self.log(metrics)

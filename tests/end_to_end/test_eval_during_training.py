@@ -77,6 +77,21 @@ def test_the_best_checkpoint_is_kept_and_taken_and_a_run_that_gets_worse_stops(f
     assert kept.keys() == taken.keys() and all(torch.equal(kept[name], taken[name]) for name in kept)
 
 
+@pytest.mark.parametrize("deepspeed", ["none", "shell/deepspeed/zero_stage1_config.json"])
+def test_a_bf16_training_with_trained_projector_is_evaluated(deepspeed, finetune, rows_folder):
+    flags = ["--freeze_mlp", "False", "--max_steps", "4", "--save_steps", "2", "--eval_caption_steps", "2"]
+    best = ["--load_best_model_at_end", "True", "--metric_for_best_model", "CIDEr"]
+    meta = str(rows_folder / "meta.json")
+    settings = {"PRECISION": "bf16", "DEEPSPEED": deepspeed}
+    folder, process = finetune("bf16", *flags, *best, "--eval_meta_path", meta, **settings)
+    assert process.returncode == 0, process.stderr
+    assert list(entries(folder, "eval_CIDEr")) == [2, 4]
+    state = json.loads((folder / "trainer_state.json").read_text())
+    best = load_file(folder / f"checkpoint-{state['best_global_step']}" / "adapter_model.safetensors")
+    taken = load_file(folder / "adapter_model.safetensors")
+    assert best.keys() == taken.keys() and all(torch.equal(best[name], taken[name]) for name in best)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
