@@ -46,7 +46,8 @@ def generate_captions(
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     left = [question for question in data.questions if question.id not in log.done]
     lengths = count_tokens(engine, left, sizes, num_frames)
-    order = sorted(range(len(left)), key=lambda index: -lengths[index])[rank::world]
+    order = sorted(range(len(left)), key=lambda index: -lengths[index])
+    order = process_share(order, rank, world)
     answer_tokens, beams = generation.get("max_new_tokens", 0), generation.get("num_beams", 1)
     batches = make_batches(
         [(left[index], (lengths[index] + answer_tokens) * beams) for index in order], batch_size, batch_tokens
@@ -63,6 +64,11 @@ def generate_captions(
         distributed.all_gather_object(shares, captions)
         captions = {key: caption for share in shares for key, caption in (share or {}).items()}
     return [{"image_id": question.id, "caption": captions[question.id]} for question in data.questions]
+
+
+def process_share(items: list[int], rank: int, world: int) -> list[int]:
+    """Return one process's items, dealt out in turn, so that all have as many long ones."""
+    return items[rank::world]
 
 
 def make_batches(

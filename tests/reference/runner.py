@@ -31,6 +31,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], bool]] = {
 
 # The decided differences, as the golden values' README lists them.
 DECISIONS = {
+    "shares in turn": "processes answer every n-th picture by size, not a range each: none waits for the largest",
     "feature count": "more features than image tokens raises with both counts; the original truncates the features "
     "and multiplies the loss by 0",
     "stateless rotary": "a call never depends on an earlier one; in the original the rotary base of the longest "

@@ -243,6 +243,8 @@ def test_signal_ends_the_training(copy, environment, number):
         cwd=copy,
         env=environment(OUTPUT_DIR="out"),
         stdout=subprocess.DEVNULL,
+        # Tests that run in the background of a script have SIGINT ignored, which a shell cannot undo.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as launcher:
         deadline = time.monotonic() + 60
         while not (log.exists() and "stub on stderr" in log.read_text()):

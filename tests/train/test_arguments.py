@@ -6,6 +6,7 @@ from internvl.errors import UserError
 from internvl.train.arguments import parse_arguments
 
 REQUIRED = ["--model_name_or_path", "base", "--meta_path", "meta.json", "--output_dir", "out", "--use_cpu", "True"]
+HELD_OUT = ["--eval_meta_path", "val.json"]
 
 
 def parse(*flags):
@@ -41,6 +42,12 @@ def test_a_renamed_flag_may_carry_its_value_behind_an_equals_sign():
         (["--force_image_size", "big"], "--force_image_size: is 'big'"),
         (["--on_bad_sample", "replace"], "invalid choice: 'replace'"),
         (["--eval_strategy", "sometimes"], "sometimes"),
+        (["--eval_caption_steps", "5"], "--eval_caption_steps: needs rows to evaluate on"),
+        ([*HELD_OUT, "--early_stopping_patience", "2"], "Add --load_best_model_at_end True"),
+        ([*HELD_OUT, "--metric_for_best_model", "CIDEr"], "CIDEr is not measured"),
+        ([*HELD_OUT, "--metric_for_best_model", "bleu"], "Give loss or CIDEr"),
+        ([*HELD_OUT, "--eval_caption_steps", "-1"], "--eval_caption_steps: is -1"),
+        ([*HELD_OUT, "--eval_caption_steps", "1", "--eval_caption_samples", "1"], "at least 2"),
     ],
 )
 def test_flags_that_cannot_work_are_refused_by_name(flags, message):
