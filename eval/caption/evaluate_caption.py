@@ -29,7 +29,7 @@ from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.compare import column_names, compare, print_differences
 from internvl.evaluation.datasets import CaptionSet, present_sets, read_caption_set, read_custom_set, read_train_sets
-from internvl.evaluation.generation import BATCH_TOKENS, NUM_FRAMES, generate_captions
+from internvl.evaluation.generation import BATCH_TOKENS, NUM_FRAMES, generate_captions, process_place
 from internvl.evaluation.questions import check_media
 from internvl.evaluation.results import Result, read_result, write_results
 from internvl.evaluation.score import check_scorers, print_scores, score_captions
@@ -148,7 +148,7 @@ def check_output(parent: Path) -> None:
 
 def open_log(parent: Path, settings: dict) -> AnswerLog:
     """Open the answers that earlier runs of the same evaluation left below ``parent``."""
-    log = AnswerLog(parent, settings, rank=distributed.get_rank() if distributed.is_initialized() else 0)
+    log = AnswerLog(parent, settings, rank=process_place()[0])
     if distributed.is_initialized():
         distributed.barrier()  # all share out the same rest: nobody answers before everybody has read
     return log
@@ -160,7 +160,7 @@ def start_processes() -> bool:
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    return process_place()[0] == 0
 
 
 def evaluate_set(
@@ -222,7 +222,7 @@ def evaluate_set(
         **settings,
         "batch_size": args.batch_size,
         "batch_tokens": args.batch_tokens,
-        "processes": distributed.get_world_size() if distributed.is_initialized() else 1,
+        "processes": process_place()[1],
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "generation_seconds": round(seconds, 2),
         "pictures_per_second": round((len(predictions) - answered) / seconds, 2),

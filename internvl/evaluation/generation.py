@@ -42,8 +42,7 @@ def generate_captions(
     Raises:
         UserError: a picture or video cannot be read, or a single question does not fit into memory.
     """
-    world = distributed.get_world_size() if distributed.is_initialized() else 1
-    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    rank, world = process_place()
     left = [question for question in data.questions if question.id not in log.done]
     lengths = count_tokens(engine, left, sizes, num_frames)
     order = sorted(range(len(left)), key=lambda index: -lengths[index])
@@ -64,6 +63,13 @@ def generate_captions(
         distributed.all_gather_object(shares, captions)
         captions = {key: caption for share in shares for key, caption in (share or {}).items()}
     return [{"image_id": question.id, "caption": captions[question.id]} for question in data.questions]
+
+
+def process_place() -> tuple[int, int]:
+    """Return this process's number and how many there are."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 def process_share(items: list[int], rank: int, world: int) -> list[int]:

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from internvl.errors import UserError
 
@@ -19,6 +20,7 @@ from internvl.errors import UserError
 # with one of these inside would shift all later captions to the wrong image.
 _LINE_BREAKS = re.compile("[\n\r\u000b\u000c\u0085\u2028\u2029]")
 _INSTALL = "Run: pip install -r requirements.txt"
+Key = TypeVar("Key")
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 
@@ -101,6 +103,22 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
     tokenised = run.stdout.decode().split("\n")[:-1]
     assert len(tokenised) == len(captions), (len(tokenised), len(captions))
     return [" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATIONS) for line in tokenised]
+
+
+def tokenize_sides(
+    references: Mapping[Key, Sequence[str]], hypotheses: Mapping[Key, str]
+) -> tuple[dict[Key, list[str]], dict[Key, list[str]]]:
+    """Return tokenised references and hypotheses, the latter as lists of one, as scorers take them.
+
+    One call for both sides: starting Java costs more than tokenising a thousand captions. Both have the keys of
+    ``references`` in their order.
+    """
+    captions = [caption for key in references for caption in references[key]] + [hypotheses[key] for key in references]
+    tokenised = iter(ptb_tokenize(captions))
+    return (
+        {key: [next(tokenised) for _ in references[key]] for key in references},
+        {key: [next(tokenised)] for key in references},
+    )
 
 
 def meteor(

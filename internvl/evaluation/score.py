@@ -21,7 +21,7 @@ from rich.table import Table
 
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.bootstrap import intervals
-from internvl.evaluation.java_scorers import check_scorers, find_java, ptb_tokenize
+from internvl.evaluation.java_scorers import check_scorers, find_java, tokenize_sides
 from internvl.evaluation.scorers import ImageId, Scored, run_scorers
 
 __all__ = ["CaptionScores", "check_scorers", "print_scores", "read_json", "score_captions", "scores_record"]
@@ -85,11 +85,9 @@ def score_captions(
             f"{predictions_name}: {_count(empty, 'an empty caption')}. Caption them, or allow empty ones "
             "(--allow-empty) to score them as 0."
         )
-    # One call for both sides: starting Java costs more than tokenising a thousand captions.
-    captions = [caption for i in image_ids for caption in references[i]] + [hypotheses[i] for i in image_ids]
-    tokenised = iter(ptb_tokenize(captions))
-    tokenised_references = {i: [next(tokenised) for _ in references[i]] for i in image_ids}
-    tokenised_hypotheses = {i: [next(tokenised)] for i in image_ids}
+    tokenised_references, tokenised_hypotheses = tokenize_sides(
+        {image_id: references[image_id] for image_id in image_ids}, hypotheses
+    )
     if not any(caption for captions in tokenised_references.values() for caption in captions):
         raise UserError(f"{ground_truth_name}:annotations: no caption has a word in it. Give other captions.")
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from internvl.data.dataset import BadSample, ConversationDataset
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import CaptionSet, read_train_sets
-from internvl.evaluation.generation import generate_captions
-from internvl.evaluation.java_scorers import ptb_tokenize
+from internvl.evaluation.generation import generate_captions, process_place
+from internvl.evaluation.java_scorers import tokenize_sides
 from internvl.evaluation.questions import check_media
 from internvl.evaluation.scorers import score_cider
 from internvl.inference.engine import Engine
@@ -124,7 +124,7 @@ class Evaluator:
     @torch.no_grad()
     def loss(self, model: torch.nn.Module, device: torch.device) -> float:
         """Return the mean loss over all supervised tokens of all rows, in nats; ``model`` as training calls it."""
-        rank, world = place()
+        rank, world = process_place()
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         for batch in self.batches(rank, world):
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
@@ -138,7 +138,7 @@ class Evaluator:
         """Return CIDEr of the sample's captions, greedy."""
         engine = Engine(model, self.tokenizer, max_tiles=self.max_tiles)
         with TemporaryDirectory() as folder:
-            log = AnswerLog(Path(folder), {}, rank=place()[0])
+            log = AnswerLog(Path(folder), {}, rank=process_place()[0])
             predictions = generate_captions(
                 engine,
                 self.captions,
@@ -152,15 +152,5 @@ class Evaluator:
                 max_new_tokens=self.captions.max_new_tokens,
             )
             log.close()
-        references = self.captions.references()
-        texts = [text for entry in predictions for text in references[entry["image_id"]]]
-        words = iter(ptb_tokenize(texts + [entry["caption"] for entry in predictions]))
-        tokenised = {entry["image_id"]: [next(words) for _ in references[entry["image_id"]]] for entry in predictions}
-        return score_cider(tokenised, {entry["image_id"]: [next(words)] for entry in predictions}).corpus[0]
-
-
-def place() -> tuple[int, int]:
-    """Return this process's number and how many there are."""
-    if not distributed.is_initialized():
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
+        answers = {entry["image_id"]: entry["caption"] for entry in predictions}
+        return score_cider(*tokenize_sides(self.captions.references(), answers)).corpus[0]
