@@ -19,7 +19,7 @@ TASKS=(
 )
 # Flags whose value is a path that has to be there, and those whose value is written to.
 INPUT_FLAGS='annotation|root|meta|compare'
-OUTPUT_FLAGS='out-dir|out_dir'
+OUTPUT_FLAGS='out-dir|out_dir|vision-cache|vision_cache'
 TASK_NAMES='caption, caption-NAME (coco, flickr30k, nocaps, habitat), caption-custom or caption-train'
 
 usage() {

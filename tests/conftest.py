@@ -45,6 +45,15 @@ def picture(width: int, height: int, k: int) -> Image.Image:
     return Image.fromarray(torch.stack([c % 256 for c in channels], dim=-1).to(torch.uint8).numpy())
 
 
+def pixels(sample: dict) -> torch.Tensor | None:
+    """The tiles of all pictures of a training sample, uint8 (T, 3, S, S); None of a text."""
+    return torch.cat([picture.tiles for picture in sample["pictures"]]) if sample["pictures"] else None
+
+
+def num_tiles(sample: dict) -> int:
+    return sum(len(picture) for picture in sample["pictures"])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Keep results of data checks, also those of launchers, out of the user's cache folder."""

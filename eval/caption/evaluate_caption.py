@@ -37,6 +37,7 @@ from internvl.inference.engine import DTYPES, Engine
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER
+from internvl.model.vision_cache import VISION_CACHE_GB, VisionCache
 
 logger = logging.getLogger("internvl.evaluation")
 
@@ -71,6 +72,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="only the first N questions of a set")
     parser.add_argument("--auto", action="store_true", help="one process, the model over all devices")
     parser.add_argument("--precision", default="auto", choices=["auto", *DTYPES], help="auto is the device's best")
+    parser.add_argument(
+        "--vision-cache", type=Path, metavar="FOLDER", help="keep pictures' features there; a training may share it"
+    )
+    parser.add_argument(
+        "--vision-cache-gb", type=float, default=VISION_CACHE_GB, help="most that is kept (default %(default)s)"
+    )
     parser.add_argument("--out-dir", type=Path, help="folder of the result (with one data set)")
     parser.add_argument(
         "--compare", type=Path, metavar="RESULT", help="result folder of another model, to compare with"
@@ -84,6 +91,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: is {value}. Give a whole number from 1.")
+    if args.vision_cache_gb <= 0:
+        raise UserError(f"--vision-cache-gb: is {args.vision_cache_gb}. Give a number of gigabytes above 0.")
     if args.temperature < 0:
         raise UserError(f"--temperature: is {args.temperature}. Give 0 for greedy, or a number above.")
     if (args.annotation is None) != (args.root is None):
@@ -194,6 +203,7 @@ def evaluate_set(
         "max_num": args.max_num if args.dynamic else 1,
         "num_frames": args.num_frames,
         "precision": detect_device()[1] if args.precision == "auto" else args.precision,
+        "vision_cache": args.vision_cache is not None,  # its features are rounded to bfloat16
         "seed": args.seed,
     }
     folder = from_first((lambda: result_folder(args, data)) if first else None)
@@ -265,6 +275,8 @@ def main(argv: list[str] | None = None) -> None:
     engine = Engine.load(
         args.checkpoint, precision=args.precision, auto=args.auto, max_tiles=args.max_num if args.dynamic else 1
     )
+    if args.vision_cache:
+        engine.vision_cache = VisionCache(args.vision_cache, engine.model, max_bytes=round(args.vision_cache_gb * 1e9))
     sha256 = from_first(checkpoint.sha256 if first else None)
     folders = [evaluate_set(args, engine, data, sizes, sha256, other, first) for data in sets]
     if distributed.is_initialized():

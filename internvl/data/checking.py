@@ -16,6 +16,7 @@ from internvl.data.annotation import KINDS, Row
 from internvl.data.dataset import ConversationDataset
 from internvl.data.media import read_info, read_picture, read_picture_size, read_video
 from internvl.data.problems import LongRowError, RowError
+from internvl.data.sharing import shared_part
 from internvl.data.video import place_frames
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import Turn
@@ -31,6 +32,7 @@ FACTS = np.dtype(
         ("image_tokens", "i4"),
         ("tiles", "i4"),
         ("content", "u8"),  # hash of turns and media, to find rows that are there twice
+        ("shared", "u8"),  # hash of what rows with the same picture must have in common to share its tokens; 0: none
     ]
 )
 ROWS_PER_TASK = 500
@@ -186,7 +188,8 @@ class Checker:
         for position in range(start, stop):
             try:
                 row = file.row(position)
-                facts[position - start] = (KINDS.index(row.kind), GOOD, len(row.turns), 0, 0, 0, content_hash(row))
+                hashes = stable_hash(row.turns, row.images, row.video, row.clip), stable_hash(*shared_part(row))
+                facts[position - start] = (KINDS.index(row.kind), GOOD, len(row.turns), 0, 0, 0, *hashes)
                 readable.append((position - start, row, *self.read_headers(row, (number, position), check)))
             except RowError as err:
                 self.note(check, position - start, err)
@@ -255,9 +258,11 @@ class Checker:
         check.problems.append(Problem(err.where, err.reason, str(err), left_out))
 
 
-def content_hash(row: Row) -> int:
-    """Return a hash of what a row teaches, the same in every process."""
-    content = repr((row.turns, row.images, row.video, row.clip)).encode("utf-8", "surrogatepass")
+def stable_hash(*parts: object) -> int:
+    """Return a hash that is the same in every process; 0 of nothing."""
+    if not parts:
+        return 0
+    content = repr(parts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 

@@ -1,6 +1,6 @@
-"""Samples to one padded batch.
+"""Samples to one batch: padded rows, or units one behind the other without padding.
 
-Axis letters: B rows, N tokens of the longest row, T tiles of all rows, S tile side in pixels.
+Axis letters: B rows, N tokens of the longest row or of all units, T tiles of all rows, S tile side in pixels.
 """
 
 from dataclasses import dataclass
@@ -10,51 +10,74 @@ from torch.nn.utils.rnn import pad_sequence
 
 from internvl.data.dataset import BadSample
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
+from internvl.model.internvl_chat.sequence_layout import SequenceLayout
+from internvl.model.vision_cache import Picture
 
 
 @dataclass(frozen=True)
-class PaddedCollator:
-    """Pads rows on the right to the longest.
+class Collator:
+    """Makes batches of samples as ``ConversationDataset`` returns them.
 
-    A batch holds ``input_ids``, ``labels`` and ``attention_mask``, int64 (B, N), the mask made from lengths, since any
-    token id may occur in a text; ``pixel_values`` float32 (T, 3, S, S) and ``image_flags`` int64 (T,). A batch without
-    pictures gets one black tile flagged 0, so that every process runs the vision encoder and gradients can be
-    averaged. Rows that could not be read are left out and listed under ``skipped``; a batch of nothing else keeps one
-    row of padding without labels, because all processes must take the same number of steps.
+    A padded batch holds ``input_ids``, ``labels`` and ``attention_mask``, int64 (B, N), padded on the right, the mask
+    made from lengths, since any token id may occur in a text. With ``packed``, a batch is one sequence, (1, N), and
+    a ``layout`` takes the mask's place; groups that share a picture need it.
+
+    Pictures come as ``pixel_values``, uint8 (T, 3, S, S), and ``image_flags``, int64 (T,); with ``keep_pictures`` as
+    the list ``pictures`` instead, for whoever has their features. A batch without any gets one black tile flagged 0,
+    so that every process runs the vision encoder and gradients can be averaged.
+
+    Rows that could not be read are left out and listed under ``skipped``. A batch without rows keeps one of padding
+    without labels, because all processes must take the same number of steps; ``idle`` says that no process has any.
     """
 
     pad_token_id: int
     image_size: int
+    packed: bool = False
+    keep_pictures: bool = False
 
-    def __call__(self, samples: list[dict | BadSample]) -> dict[str, torch.Tensor | list[BadSample]]:
-        skipped = [sample for sample in samples if isinstance(sample, BadSample)]
-        good = [sample for sample in samples if not isinstance(sample, BadSample)]
-        if not good:
-            nothing = torch.tensor([self.pad_token_id, self.pad_token_id])
-            good = [
-                {
-                    "input_ids": nothing,
-                    "labels": torch.full_like(nothing, IGNORE_INDEX),
-                    "pixel_values": None,
-                }
-            ]
-        ids = [sample["input_ids"] for sample in good]
-        pixels = [sample["pixel_values"] for sample in good if sample["pixel_values"] is not None]
-        if pixels:
-            pixel_values = torch.cat(pixels)
-            image_flags = torch.ones(len(pixel_values), dtype=torch.long)
-        else:
-            pixel_values = torch.zeros(1, 3, self.image_size, self.image_size)
-            image_flags = torch.zeros(1, dtype=torch.long)
-        batch = {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
-            "labels": pad_sequence(
-                [sample["labels"] for sample in good], batch_first=True, padding_value=IGNORE_INDEX
-            ),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-            "pixel_values": pixel_values,
-            "image_flags": image_flags,
-        }
+    def __call__(self, samples: list[dict | list[BadSample] | None]) -> dict:
+        skipped = [bad for sample in samples if isinstance(sample, list) for bad in sample]
+        good = [sample for sample in samples if isinstance(sample, dict)] or [self.nothing()]
+        batch = self.pack(good) if self.packed else self.pad(good)
+        pictures = [picture for sample in good for picture in sample["pictures"]]
+        batch |= {"pictures": pictures} if self.keep_pictures else self.pixels(pictures)
         if skipped:
             batch["skipped"] = skipped
+        if None in samples:
+            batch["idle"] = True
         return batch
+
+    def nothing(self) -> dict:
+        """Return the sample of no row."""
+        padding = torch.tensor([self.pad_token_id] * 2)
+        return {
+            "input_ids": padding,
+            "labels": torch.full_like(padding, IGNORE_INDEX),
+            "group": (2, ()),
+            "pictures": [],
+        }
+
+    def pad(self, samples: list[dict]) -> dict:
+        ids = [sample["input_ids"] for sample in samples]
+        labels = [sample["labels"] for sample in samples]
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        }
+
+    def pack(self, samples: list[dict]) -> dict:
+        return {
+            "input_ids": torch.cat([sample["input_ids"] for sample in samples])[None],
+            "labels": torch.cat([sample["labels"] for sample in samples])[None],
+            "layout": SequenceLayout(tuple(sample["group"] for sample in samples)),
+        }
+
+    def pixels(self, pictures: list[Picture]) -> dict[str, torch.Tensor]:
+        if pictures:
+            pixel_values = torch.cat([picture.tiles for picture in pictures])
+            image_flags = torch.ones(len(pixel_values), dtype=torch.long)
+        else:
+            pixel_values = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
+            image_flags = torch.zeros(1, dtype=torch.long)
+        return {"pixel_values": pixel_values, "image_flags": image_flags}

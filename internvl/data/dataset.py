@@ -5,19 +5,22 @@ Axis letters: N tokens, T tiles, S tile side in pixels.
 
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from internvl.data.annotation import AnnotationFile, Row
-from internvl.data.media import choose_clip, media_path, read_info, read_picture, read_video
+from internvl.data.media import choose_clip, media_path, read_info, read_picture, read_picture_size, read_video
 from internvl.data.meta import DatasetSpec
 from internvl.data.problems import LongRowError, RowError
 from internvl.data.rendering import TOO_LONG_ADVICE, Sample, count_text_tokens, render_sample, truncate_sample
+from internvl.data.sampling import Unit
+from internvl.data.sharing import share_prefix
 from internvl.data.video import VideoInfo, choose_frames, place_frames
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN, ConversationTemplate, Turn
@@ -26,8 +29,9 @@ from internvl.model.internvl_chat.image_processing_internvl_chat import (
     degrade_jpeg,
     expand_to_square,
     split_into_tiles,
-    to_pixel_values,
+    stack_tiles,
 )
+from internvl.model.vision_cache import Picture, VisionCache
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +71,11 @@ class BadSample(NamedTuple):
 class ConversationDataset(Dataset):
     """Rows of all data sets of a meta file, mixed by ``repeat_time``, as training samples.
 
-    An item is ``{"input_ids": int64 (N,), "labels": int64 (N,), "pixel_values": float32 (T, 3, S, S)}``;
-    ``pixel_values`` is None for text. With ``on_bad_sample`` "skip" an unreadable row is a :class:`BadSample` instead;
-    with "error" it raises :class:`UserError`. It is never replaced by another row.
+    An item is ``{"input_ids": int64 (N,), "labels": int64 (N,), "group": (prefix, continuations), "pictures": […]}``:
+    one row, or the rows of a :class:`Unit`, whose group is as ``SequenceLayout`` describes it, and their pictures.
+    With ``on_bad_sample`` "skip" unreadable rows are a list of :class:`BadSample` instead; with "error" they raise
+    :class:`UserError`. They are never replaced by others. Features of pictures that ``vision_cache`` has are not
+    computed again, and the pictures not even decoded.
     """
 
     def __init__(
@@ -80,7 +86,9 @@ class ConversationDataset(Dataset):
         *,
         seed: int = 0,
         on_bad_sample: str = "error",
+        vision_cache: VisionCache | None = None,
     ):
+        self.vision_cache = vision_cache
         self.specs = specs
         self.tokenizer = tokenizer
         self.settings = settings
@@ -221,35 +229,78 @@ class ConversationDataset(Dataset):
         """Leave items out of the epoch: those for which ``kept``, bool (items,), is False."""
         self.index = self.index[kept]
 
-    def __getitem__(self, item: int) -> dict[str, torch.Tensor | None] | BadSample:
-        number, position = self.index[item]
-        spec, file = self.files[number]
+    def __getitem__(self, unit: int | Unit) -> dict | list[BadSample] | None:
+        """Return a row (an item's number), or the rows of a unit of an epoch in one sequence; None of an empty one."""
+        if not isinstance(unit, Unit):
+            unit = Unit((int(unit),), 0)
+        if not unit.items:
+            return None
+        items = [(int(number), int(position)) for number, position in self.index[list(unit.items)]]
         try:
-            return self._sample(spec, file.row(position), (int(number), int(position)))
+            return self._sample(items, unit.epoch)
         except UserError as err:
             if self.on_bad_sample == "error":
                 raise
-            return BadSample(file.where(position), str(err))
+            # What a unit shares is its picture, so if one row is unreadable, all are.
+            return [BadSample(self.files[number][1].where(position), str(err)) for number, position in items]
 
-    def _sample(self, spec: DatasetSpec, row: Row, item: tuple[int, int]) -> dict[str, torch.Tensor | None]:
-        turns, images = list(row.turns), []
-        if row.video:
-            path = self.path(spec, row.video, row.where)
-            indices = self.choose_frames(row, item, read_info(path, row.where))
-            turns, images = place_frames(turns, len(indices)), read_video(path, indices, row.where)
-        for name in row.images:
-            images.append(read_picture(self.path(spec, name, row.where), row.where))
-        # As in the original: with tiles, or augmented, a picture is not padded.
-        if self.settings.pad2square and not self.settings.dynamic_image_size and not spec.data_augment:
-            images = [expand_to_square(image) for image in images]
-        limit = self.choose_tile_limit(spec, row, [image.size for image in images])
-        pictures = [split_into_tiles(image, **self.tiling(limit)) for image in images]
-        sample = self.render(row, turns, [len(tiles) for tiles in pictures])
-        tiles = [tile for picture in pictures for tile in picture]
-        if spec.data_augment:
-            tiles = [degrade_jpeg(tile, random.choice(JPEG_QUALITIES)) for tile in tiles]
+    def _sample(self, items: list[tuple[int, int]], epoch: int) -> dict:
+        """Return the sample of rows that share their pictures."""
+        number, position = items[0]
+        spec = self.files[number][0]
+        rows = [self.files[number][1].row(position) for number, position in items]
+        conversations = [list(row.turns) for row in rows]
+        if rows[0].video:
+            path = self.path(spec, rows[0].video, rows[0].where)
+            indices = self.choose_frames(rows[0], items[0], read_info(path, rows[0].where))
+            frames = read_video(path, indices, rows[0].where)
+            conversations = [place_frames(turns, len(indices)) for turns in conversations]
+            pictures = [self.cut(frame, 1) for frame in frames]
+        else:
+            # A picture differs from epoch to epoch if it is augmented, and is the same in a run that was resumed.
+            chance = random.Random(repr((self.seed, epoch, items[0]))) if spec.data_augment else None
+            pictures = self.read_pictures(spec, rows[0], chance)
+        num_tiles = [len(picture) for picture in pictures]
+        samples = [self.render(row, turns, num_tiles) for row, turns in zip(rows, conversations, strict=True)]
+        shared = share_prefix(samples)
         return {
-            "input_ids": torch.tensor(sample.input_ids),
-            "labels": torch.tensor(sample.labels),
-            "pixel_values": to_pixel_values(tiles, self.settings.image_size) if tiles else None,
+            "input_ids": torch.tensor(shared.input_ids),
+            "labels": torch.tensor(shared.labels),
+            "group": (shared.prefix, shared.continuations),
+            "pictures": pictures,
         }
+
+    def read_pictures(self, spec: DatasetSpec, row: Row, chance: random.Random | None) -> list[Picture]:
+        """Return a row's pictures, cut into tiles, or their features where they are kept.
+
+        ``chance`` draws the quality of augmented ones, which are not kept.
+        """
+        paths = [self.path(spec, name, row.where) for name in row.images]
+        if self.vision_cache is None or chance is not None:
+            images = [read_picture(path, row.where) for path in paths]
+            limit = self.choose_tile_limit(spec, row, [image.size for image in images])
+            return [self.cut(image, limit, chance) for image in images]
+        limit = self.choose_tile_limit(spec, row, [read_picture_size(path, row.where) for path in paths])
+        pictures = []
+        for path in paths:
+            key = self.vision_cache.key(path.read_bytes(), {**self.tiling(limit), "square": self.pads_to_square})
+            features = self.vision_cache.load(key)
+            if features is not None:
+                pictures.append(Picture(features=features, key=key))
+            else:
+                pictures.append(replace(self.cut(read_picture(path, row.where), limit), key=key))
+        return pictures
+
+    @property
+    def pads_to_square(self) -> bool:
+        """Whether pictures are padded: as in the original, not with tiles (and not when augmented)."""
+        return self.settings.pad2square and not self.settings.dynamic_image_size
+
+    def cut(self, image: Image.Image, limit: int, chance: random.Random | None = None) -> Picture:
+        """Return a picture's tiles, ``limit`` at most, as bytes; ``chance`` re-encodes them as JPEG."""
+        if self.pads_to_square and chance is None:
+            image = expand_to_square(image)
+        tiles = split_into_tiles(image, **self.tiling(limit))
+        if chance is not None:
+            tiles = [degrade_jpeg(tile, chance.choice(JPEG_QUALITIES)) for tile in tiles]
+        return Picture(tiles=stack_tiles(tiles, self.settings.image_size))

@@ -4,17 +4,16 @@ import base64
 import io
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from internvl.model.internvl_chat.image_processing_internvl_chat import IMAGENET_MEAN, IMAGENET_STD
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
+from internvl.model.vision_cache import Picture
 
 SHOWN_TILES = 14  # of a row; a page of videos would be too large to open otherwise
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -79,23 +78,19 @@ def whole_characters(ids: list[int], tokenizer) -> Iterator[tuple[str, list[int]
         yield spelled.decode(errors="replace"), part
 
 
-def tile_pictures(pixel_values: torch.Tensor | None) -> list[str]:
-    """Return tiles as PNG data addresses, (T, 3, S, S) normalized → as many as are shown."""
-    if pixel_values is None:
-        return []
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+def tile_pictures(pictures: Sequence[Picture]) -> list[str]:
+    """Return the tiles of pictures as PNG data addresses, as many as are shown."""
     addresses = []
-    for tile in pixel_values[:SHOWN_TILES]:
-        levels = ((tile * std + mean) * 255).round().clamp(0, 255).byte()
+    for tile in itertools.islice((tile for picture in pictures for tile in picture.tiles), SHOWN_TILES):
         stream = io.BytesIO()
-        Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy()).save(stream, "PNG")
+        Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy()).save(stream, "PNG")
         addresses.append("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode())
     return addresses
 
 
 def describe_row(row: PreviewRow, tokenizer, image_token_id: int) -> dict:
     """Return what the template shows of a row."""
-    tiles = iter(tile_pictures(row.sample["pixel_values"]))
+    tiles = iter(tile_pictures(row.sample["pictures"]))
     noun = "frame" if row.kind == "video" else "picture"
     pictures = [
         {"title": f"{noun} {number}: {count} {'tile' if count == 1 else 'tiles'}", "tiles": shown}

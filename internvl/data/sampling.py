@@ -1,24 +1,60 @@
-"""The order of rows in an epoch: shuffled, with rows of like length in one optimizer step."""
+"""The order of an epoch: which rows share an optimizer step, and which of them a process takes at once.
+
+A unit is what is never divided: a row, or a group of rows that share a picture's tokens (``internvl.data.sharing``).
+"""
 
 from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import Sampler
 
 
-class LengthGroupedSampler(Sampler[int]):
-    """Yields indices so that each optimizer step's rows are chosen at random but dealt out by length.
+class Unit(NamedTuple):
+    """A unit in an epoch: the numbers of its rows in the data set. Without rows it is an empty place."""
 
-    The shuffled indices are cut into megabatches of ``batch_size`` × ``num_batches`` rows: what one optimizer step
-    sees over all processes and accumulation steps. Inside a megabatch rows are sorted by length and dealt into
-    ``num_batches`` batches of ``batch_size`` whose token totals are about equal. Which rows share a step therefore
-    depends on their product only, not on how it is split.
+    items: tuple[int, ...]
+    epoch: int
+
+
+class MicroBatchSampler(Sampler[list[Unit]]):
+    """Yields the micro-batches of one process: what it takes through the model at once.
+
+    The shuffled units are cut into optimizer steps of ``batch_size`` × ``num_batches`` rows, by the row each starts
+    at, so an epoch has the same number of steps whatever shares. A step is dealt out to ``num_batches`` micro-batches,
+    of which process ``rank`` of ``world`` takes every ``world``-th. Which rows share a step depends neither on how it
+    is split nor on how it is dealt out:
+
+    - rows: sorted by length and dealt so that every micro-batch has ``batch_size`` rows and about as many tokens;
+    - groups (``capacity`` None): as many tokens in each, one group at least;
+    - packed (``capacity`` tokens): best fit, longest first, into as few micro-batches as hold them.
+
+    Where fewer are needed than there are, the first ones of a step are ``[Unit((), epoch)]`` on every process: nothing
+    to do. An empty list is a process's own empty place beside others' rows: it must take part.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, num_batches: int, seed: int = 0):
-        self.lengths = lengths
-        self.batch_size = batch_size
+    def __init__(
+        self,
+        units: Sequence[tuple[int, ...]],
+        costs: Sequence[int],
+        *,
+        batch_size: int,
+        num_batches: int,
+        rank: int = 0,
+        world: int = 1,
+        packed: bool = False,
+        seed: int = 0,
+    ):
+        self.units = units
+        self.costs = costs
+        self.rows_per_step = batch_size * num_batches
         self.num_batches = num_batches
+        self.rank = rank
+        self.world = world
+        self.capacity = batch_size * max(costs) if packed else None
+        self.num_rows = sum(len(unit) for unit in units)
+        self.plain = not packed and self.num_rows == len(units)
         self.seed = seed
         self.epoch = 0
 
@@ -26,18 +62,62 @@ class LengthGroupedSampler(Sampler[int]):
         """Choose the shuffle of ``epoch``."""
         self.epoch = epoch
 
-    def __len__(self) -> int:
-        return len(self.lengths)
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        return -(-self.num_rows // self.rows_per_step)
 
-    def __iter__(self) -> Iterator[int]:
+    def __len__(self) -> int:
+        return self.num_steps * (self.num_batches // self.world)
+
+    def __iter__(self) -> Iterator[list[Unit]]:
+        for step in self.steps():
+            for batches in in_rounds(self.deal(step), self.num_batches, self.world):
+                if not any(batches):
+                    yield [Unit((), self.epoch)]
+                else:
+                    yield [Unit(self.units[number], self.epoch) for number in batches[self.rank]]
+
+    def steps(self) -> list[list[int]]:
+        """Return the units of each optimizer step of the epoch, shuffled."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        yield from group_by_length(self.lengths, self.batch_size, self.num_batches, generator)
+        steps: list[list[int]] = [[] for _ in range(self.num_steps)]
+        start = 0
+        for number in torch.randperm(len(self.units), generator=generator).tolist():
+            steps[start // self.rows_per_step].append(number)
+            start += len(self.units[number])
+        # A group that reaches into the last step may leave nothing that starts there.
+        for last in range(self.num_steps - 1, 0, -1):
+            if not steps[last]:
+                steps[last].append(steps[last - 1].pop())
+        return steps
+
+    def deal(self, step: list[int]) -> list[list[int]]:
+        """Return a step's micro-batches over all processes; a process's follow each other ``world`` apart."""
+        longest_first = sorted(step, key=lambda number: self.costs[number], reverse=True)
+        if self.plain:
+            return deal_evenly(longest_first, self.costs, self.num_batches)
+        if self.capacity is not None:
+            bins = best_fit(longest_first, self.costs, self.capacity)
+            return split_to_multiple(bins, self.world)
+        number = -(-min(len(step), self.num_batches) // self.world) * self.world
+        return balance(longest_first, self.costs, number)
+
+
+def in_rounds(batches: list[list[int]], num_batches: int, world: int) -> Iterator[list[list[int]]]:
+    """Yield a step's micro-batches in rounds of one a process, those of nobody first: the last one has rows."""
+    rounds = [batches[start : start + world] for start in range(0, len(batches), world)]
+    empty = [[[]] * world for _ in range(num_batches // world - len(rounds))]
+    yield from empty + sorted(rounds, key=any)
 
 
 def group_by_length(
     lengths: Sequence[int], batch_size: int, num_batches: int, generator: torch.Generator
 ) -> list[int]:
-    """Return all indices in the order described in :class:`LengthGroupedSampler`."""
+    """Return all indices in the order of the original's length-grouped sampler, for comparison with it.
+
+    Shuffled, cut into steps of ``batch_size`` × ``num_batches``, and each step dealt out by :func:`deal_evenly`.
+    """
     order = torch.randperm(len(lengths), generator=generator).tolist()
     step = batch_size * num_batches
     grouped = []
@@ -55,12 +135,44 @@ def deal_evenly(indices: list[int], lengths: Sequence[int], num_batches: int) ->
     """
     if len(indices) % num_batches:
         return [indices[start::num_batches] for start in range(num_batches)]
-    size = len(indices) // num_batches
-    batches, totals = [[] for _ in range(num_batches)], [0.0] * num_batches
+    return balance(indices, lengths, num_batches, most=len(indices) // num_batches)
+
+
+def balance(indices: list[int], costs: Sequence[int], num_batches: int, *, most: int | None = None) -> list[list[int]]:
+    """Deal indices, the costliest first, each to the batch that costs least so far and holds fewer than ``most``."""
+    batches: list[list[int]] = [[] for _ in range(num_batches)]
+    cheapest = [(0, number) for number in range(num_batches)]
     for index in indices:
-        emptiest = totals.index(min(totals))
-        batches[emptiest].append(index)
-        totals[emptiest] += lengths[index]
-        if len(batches[emptiest]) == size:
-            totals[emptiest] = float("inf")
+        total, number = heappop(cheapest)
+        batches[number].append(index)
+        if len(batches[number]) != most:
+            heappush(cheapest, (total + costs[index], number))
+    return batches
+
+
+def best_fit(indices: list[int], costs: Sequence[int], capacity: int) -> list[list[int]]:
+    """Deal indices, the costliest first, each to the fullest batch it fits into, or to a new one."""
+    batches: list[list[int]] = []
+    rooms: list[int] = []
+    for index in indices:
+        fitting = [number for number, room in enumerate(rooms) if costs[index] <= room]
+        if fitting:
+            fullest = min(fitting, key=rooms.__getitem__)
+        else:
+            fullest = len(batches)
+            batches.append([])
+            rooms.append(capacity)
+        batches[fullest].append(index)
+        rooms[fullest] -= costs[index]
+    return batches
+
+
+def split_to_multiple(batches: list[list[int]], world: int) -> list[list[int]]:
+    """Return batches whose number is a multiple of ``world``: the fullest are halved; what cannot be is left empty."""
+    batches = list(batches)
+    while len(batches) % world:
+        largest = max(range(len(batches)), key=lambda number: len(batches[number]))
+        whole = batches[largest]
+        batches[largest] = whole[::2]
+        batches.append(whole[1::2])
     return batches

@@ -10,6 +10,7 @@ from internvl.data.rendering import count_text_tokens
 from internvl.data.video import choose_frames, place_frames
 from internvl.inference.engine import Engine, Request
 from internvl.model.internvl_chat.conversation import Turn, get_conv_template
+from internvl.model.vision_cache import Picture
 
 
 @dataclass(frozen=True)
@@ -103,5 +104,11 @@ def read_request(engine: Engine, question: Question, num_frames: int) -> Request
         frames = read_video(question.video, indices, question.where)
         return Request([engine.tiles(frame, 1) for frame in frames], place_frames(turns, len(frames)))
     limit = tile_limit(engine, question)
-    images = [read_picture(path, question.where) for path in question.images]
-    return Request([engine.tiles(image, limit) for image in images], turns)
+    pictures = []
+    for path in question.images:
+        key, features = engine.kept(path, limit)
+        if features is not None:
+            pictures.append(Picture(features=features, key=key))
+        else:
+            pictures.append(engine.tiles(read_picture(path, question.where), limit, key))
+    return Request(pictures, turns)

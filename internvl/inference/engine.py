@@ -16,22 +16,23 @@ from internvl.model.internvl_chat.image_processing_internvl_chat import (
     expand_to_square,
     open_image,
     split_into_tiles,
-    to_pixel_values,
+    stack_tiles,
 )
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import load_model
+from internvl.model.vision_cache import Picture, VisionCache, picture_features
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Request(NamedTuple):
-    """One question; ``pictures`` holds ``pixel_values`` (T, 3, S, S) of each ``<image>`` in it, in order.
+    """One question; ``pictures`` holds those of each ``<image>`` in it, in order, as :meth:`Engine.tiles` cuts them.
 
     ``question`` is a text, which pictures without markers are put before, or the turns of a conversation up to the
     one to answer.
     """
 
-    pictures: Sequence[torch.Tensor]
+    pictures: Sequence[Picture]
     question: str | Sequence[Turn]
 
     def turns(self) -> list[Turn]:
@@ -48,13 +49,21 @@ class Engine:
     """A loaded model that answers batches of requests.
 
     ``max_tiles`` limits the tiles of one picture: 1 for no tiling. A thumbnail is added as the checkpoint's config
-    says.
+    says. Features of pictures are taken from ``vision_cache`` and kept there, where there is one.
     """
 
-    def __init__(self, model: InternVLChatModel, tokenizer: PreTrainedTokenizerFast, *, max_tiles: int = 1):
+    def __init__(
+        self,
+        model: InternVLChatModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        max_tiles: int = 1,
+        vision_cache: VisionCache | None = None,
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.max_tiles = max_tiles
+        self.vision_cache = vision_cache
 
     @classmethod
     def load(
@@ -93,31 +102,48 @@ class Engine:
 
     def count_tiles(self, size: tuple[int, int], max_tiles: int | None = None) -> int:
         """Return how many tiles a picture of (width, height) px has."""
-        if self.model.config.pad2square and self.max_tiles == 1:
+        if self.pads_to_square:
             size = (max(size), max(size))
         return count_tiles(*size, **self.tiling(max_tiles))
 
-    def tiles(self, picture: str | Path | Image.Image, max_tiles: int | None = None) -> torch.Tensor:
-        """Return a picture's ``pixel_values``, float32 (T, 3, S, S); at most ``max_tiles`` (None: the engine's limit).
+    def kept(self, path: str | Path, max_tiles: int | None = None) -> tuple[str | None, torch.Tensor | None]:
+        """Return a picture's name in the vision cache and its features if they are there; None and None without one.
+
+        A file that is not there has neither: whoever reads the picture says so.
+        """
+        if self.vision_cache is None or not Path(path).is_file():
+            return None, None
+        tiling = {**self.tiling(max_tiles), "square": self.pads_to_square}
+        key = self.vision_cache.key(Path(path).read_bytes(), tiling)
+        return key, self.vision_cache.load(key)
+
+    @property
+    def pads_to_square(self) -> bool:
+        """Whether pictures are padded: as in training, where they are not tiled."""
+        return self.model.config.pad2square and self.max_tiles == 1
+
+    def tiles(
+        self, picture: str | Path | Image.Image, max_tiles: int | None = None, key: str | None = None
+    ) -> Picture:
+        """Return a picture cut into at most ``max_tiles`` tiles (None: the engine's limit); ``key`` names it.
 
         Raises:
             UserError: the file is missing or no picture.
         """
-        config = self.model.config
         try:
             image = open_image(picture)
         except (FileNotFoundError, ValueError) as err:
             raise UserError(str(err)) from err
-        if config.pad2square and self.max_tiles == 1:
+        if self.pads_to_square:
             image = expand_to_square(image)
-        return to_pixel_values(split_into_tiles(image, **self.tiling(max_tiles)), config.image_size)
+        tiles = split_into_tiles(image, **self.tiling(max_tiles))
+        return Picture(tiles=stack_tiles(tiles, self.model.config.image_size), key=key)
 
     def answer(self, requests: Sequence[Request], **generation) -> list[str]:
         """Answer a batch; ``generation`` holds transformers' settings (max_new_tokens, num_beams, …)."""
         prompts, pictures = [], []
         for request in requests:
-            num_tiles = [len(tiles) for tiles in request.pictures]
-            prompts.append(self.model.render_prompt(request.turns(), num_tiles))
+            prompts.append(self.model.render_prompt(request.turns(), [len(picture) for picture in request.pictures]))
             pictures += request.pictures
-        pixel_values = torch.cat(pictures).to(self.model.device, self.model.dtype) if pictures else None
-        return self.model.answer_prompts(self.tokenizer, pixel_values, prompts, generation)
+        features = picture_features(self.model, pictures, self.vision_cache)
+        return self.model.answer_prompts(self.tokenizer, None, prompts, generation, visual_features=features)

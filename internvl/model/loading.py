@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import is_flash_attn_2_available
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from internvl.errors import UserError
 from internvl.model.adapter import add_adapter
@@ -50,11 +51,12 @@ def load_model(
     attn_implementation: str | None = None,
     device_map: str | None = None,
     config: InternVLChatConfig | None = None,
+    quantization_config: QuantizationConfigMixin | None = None,
 ) -> LoadedModel:
     """Load the model and tokenizer of a checkpoint folder, in eval mode.
 
     ``device_map="auto"`` spreads the model over all devices (accelerate); otherwise it goes to ``device``. ``config``
-    replaces the checkpoint's own.
+    replaces the checkpoint's own; ``quantization_config`` is transformers', for weights held in fewer bits.
 
     Raises:
         UserError: the folder is missing, incomplete, or does not fit together.
@@ -69,12 +71,13 @@ def load_model(
         dtype=dtype,
         attn_implementation=attn_implementation or choose_attention(dtype, device),
         device_map=device_map,
+        quantization_config=quantization_config,
     )
     if checkpoint.is_adapter:
         add_adapter(model, checkpoint)
     tokenizer = load_checkpoint_tokenizer(checkpoint)
     model.img_context_token_id = tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
-    if device_map is None:
+    if device_map is None and quantization_config is None:  # quantised weights are where they were made
         model.to(device)
     return LoadedModel(model.eval(), tokenizer)
 

@@ -9,10 +9,12 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from internvl.data.video import is_frame_sampling
 from internvl.errors import UserError
+from internvl.model.vision_cache import VISION_CACHE_GB
 
 # What the original's users type → what transformers 5 calls it. A ratio below 1 is what v5's warmup_steps takes.
 RENAMED_FLAGS = {"--evaluation_strategy": "--eval_strategy", "--warmup_ratio": "--warmup_steps"}
 PUBLISHED_IMAGE_SIZE = 448
+RECOMPUTE = ("auto", "true", "false")
 
 
 @dataclass
@@ -32,8 +34,16 @@ class ModelArguments:
     use_llm_lora: int = field(default=0, metadata={"help": "Rank of LoRA on the language model, 0 for none."})
     use_backbone_lora: int = field(default=0, metadata={"help": "Rank of LoRA on the vision encoder, 0 for none."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of LoRA."})
-    grad_checkpoint: bool = field(
-        default=True, metadata={"help": "Recompute activations in the backward pass to save memory."}
+    grad_checkpoint: str = field(
+        default="auto",
+        metadata={
+            "help": "Recompute activations in the backward pass to save memory: auto for as many layers as the memory "
+            "plan says must be, True for all, False for none."
+        },
+    )
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={"help": "QLoRA: hold the language model's frozen weights in 4 bits (a GPU and bitsandbytes)."},
     )
     drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth of the vision encoder."})
     vision_select_layer: int | None = field(
@@ -71,6 +81,25 @@ class DataArguments:
     group_by_length: bool = field(
         default=True, metadata={"help": "Put rows of like length together inside an optimizer step."}
     )
+    share_image_prefix: bool = field(
+        default=False,
+        metadata={
+            "help": "Train rows about the same picture in one sequence: the picture and what their prompts have in "
+            "common once, then each answer, blind to the others. Same loss, fewer tokens."
+        },
+    )
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": "Put an optimizer step's rows one behind the other without padding, as many at once as "
+            "per_device_train_batch_size of the longest would fill. Same loss."
+        },
+    )
+    vision_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps the features of pictures for later epochs and evaluations."},
+    )
+    vision_cache_gb: float = field(default=VISION_CACHE_GB, metadata={"help": "Most that is kept there, in 10^9 B."})
     min_num_frame: int = field(default=8, metadata={"help": "Fewest frames of a video."})
     max_num_frame: int = field(default=32, metadata={"help": "Most frames of a video; their number is drawn."})
     sampling_method: str = field(
@@ -234,6 +263,15 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Finetu
         raise UserError(
             "--use_backbone_lora: LoRA trains beside frozen weights. Add --freeze_backbone True, or leave it away."
         )
+    if model.grad_checkpoint.lower() not in RECOMPUTE:
+        raise UserError(f"--grad_checkpoint: is {model.grad_checkpoint!r}. Give auto, True or False.")
+    if data.vision_cache and (model.use_backbone_lora or not (model.freeze_backbone and model.freeze_mlp)):
+        raise UserError(
+            "--vision_cache: features of pictures change while the vision encoder or the projector trains. Add "
+            "--freeze_backbone True --freeze_mlp True, or leave it away."
+        )
+    if model.load_in_4bit and not (model.use_llm_lora and model.freeze_llm):
+        raise UserError("--load_in_4bit: weights in 4 bits cannot train. Add --freeze_llm True --use_llm_lora 128.")
     check_evaluation(training)
     if model.unfreeze_lm_head and model.use_llm_lora == 0 and not model.freeze_llm:
         raise UserError("--unfreeze_lm_head: the whole language model trains already. Leave the flag away.")
@@ -284,6 +322,8 @@ def check_data_arguments(data: DataArguments) -> None:
         raise UserError(
             f"--sampling_method: is {data.sampling_method!r}. Give rand, middle, or a rate such as fps1 or fps0.5."
         )
+    if data.vision_cache_gb <= 0:
+        raise UserError(f"--vision_cache_gb: is {data.vision_cache_gb}. Give a number of gigabytes above 0.")
     if not 0 <= data.max_bad_fraction <= 1:
         raise UserError(f"--max_bad_fraction: is {data.max_bad_fraction}. Give a share from 0 to 1, such as 0.01.")
     if data.max_seq_length < 2:

@@ -59,7 +59,7 @@ def read_caption_sample(meta_path: str, size: int, seed: int, *, allow_outside_r
     return replace(sets[0], name="sample", questions=chosen, ground_truth=truth)
 
 
-NO_ROW = BadSample("", "no row is left for this process")
+NO_ROW: list[BadSample] = []
 
 
 class Share(Dataset):
@@ -71,7 +71,7 @@ class Share(Dataset):
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.world)
 
-    def __getitem__(self, number: int) -> dict | BadSample:
+    def __getitem__(self, number: int) -> dict | list[BadSample]:
         index = self.rank + number * self.world
         return self.dataset[index] if index < len(self.dataset) else NO_ROW
 
@@ -117,8 +117,7 @@ class Evaluator:
         )
         for batch in loader:
             for bad in batch.pop("skipped", []):
-                if bad != NO_ROW:
-                    logger.warning("Left out of the evaluation: %s", bad.reason)
+                logger.warning("Left out of the evaluation: %s", bad.reason)
             yield batch
 
     @torch.no_grad()

@@ -15,7 +15,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -23,24 +22,29 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from internvl.data.check_cache import check_with_cache
-from internvl.data.checking import CUT, LONG, DatasetCheck
-from internvl.data.collate import PaddedCollator
+from internvl.data.checking import LONG, DatasetCheck
+from internvl.data.collate import Collator
 from internvl.data.dataset import ConversationDataset
-from internvl.data.meta import DatasetSpec, read_meta
+from internvl.data.meta import read_meta
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.java_scorers import check_scorers
 from internvl.logging_utils import setup_logging
 from internvl.model.adapter import describe_trainable
 from internvl.model.checkpoint import Checkpoint
+from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import LoadedModel
+from internvl.model.vision_cache import VisionCache
 from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments, parse_arguments
 from internvl.train.evaluation import CaptionSteps, Evaluator, read_caption_sample
-from internvl.train.loading import load_for_training, render_settings
+from internvl.train.loading import load_for_training, render_settings, training_dtype
+from internvl.train.memory import MemoryPlan, MicroBatch, PeakMemory, plan_memory, recompute_activations
 from internvl.train.output import OutputFolder
 from internvl.train.progress import ProgressLine
+from internvl.train.rows import choose_rows, choose_units, data_report
 from internvl.train.trainer import FinetuneTrainer
 
 logger = logging.getLogger("internvl.train")
+PLANNED_STEPS = 200  # whose micro-batches the memory plan looks at
 SHOWN_SKIPPED = 10  # in the final summary; data_report.json lists all
 
 
@@ -53,16 +57,19 @@ def main(argv: list[str] | None = None) -> None:
     resume = find_resume_point(training_args)
     specs = read_meta(data_args.meta_path)  # before the model: a typing mistake should not cost minutes
     loaded = load_for_training(model_args, data_args, training_args)
+    cache = open_vision_cache(loaded.model, data_args)
     dataset = ConversationDataset(
         specs,
         loaded.tokenizer,
         render_settings(data_args, loaded.model.config),
         seed=training_args.seed,
         on_bad_sample="skip",  # the trainer judges what comes of it
+        vision_cache=cache,
     )
     with training_args.main_process_first(desc="checking the data"):  # the others find its result kept
         check = check_with_cache(dataset)
     lengths = choose_rows(dataset, check, data_args, model_args)
+    units = choose_units(dataset, check, lengths, data_args, training_args)
     evaluator = make_evaluator(loaded, data_args, training_args)
     logger.info("Model: %s", describe_trainable(loaded.model))
     output = OutputFolder(
@@ -76,18 +83,29 @@ def main(argv: list[str] | None = None) -> None:
         model=loaded.model,
         args=training_args,
         train_dataset=dataset,
-        data_collator=PaddedCollator(loaded.tokenizer.pad_token_id, loaded.model.config.image_size),
+        data_collator=Collator(
+            loaded.tokenizer.pad_token_id,
+            loaded.model.config.image_size,
+            packed=data_args.packing or data_args.share_image_prefix,
+            keep_pictures=cache is not None,
+        ),
         output=output,
         evaluator=evaluator,
-        lengths=lengths if data_args.group_by_length else None,
+        units=units,
+        packed=data_args.packing,
+        vision_cache=cache,
         on_bad_sample=data_args.on_bad_sample,
         max_bad_fraction=data_args.max_bad_fraction,
     )
+    plan = plan_training(trainer, check, model_args, data_args)
+    logger.info("Memory plan: %s", plan)
+    recompute_activations(loaded.model, plan.num_recomputed)
     rows_per_step = (
         training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLine(rows_per_step))
+    trainer.add_callback(PeakMemory())
     if training_args.eval_caption_steps:
         trainer.add_callback(CaptionSteps(training_args.eval_caption_steps))
     if training_args.early_stopping_patience:
@@ -122,6 +140,45 @@ def main(argv: list[str] | None = None) -> None:
         result.metrics["train_samples_per_second"],
         len(skipped),
         training_args.output_dir,
+    )
+
+
+def open_vision_cache(model: InternVLChatModel, data_args: DataArguments) -> VisionCache | None:
+    """Return the folder of --vision_cache; None without.
+
+    Raises:
+        UserError: it cannot be written, or not be used with ZeRO-3.
+    """
+    if not data_args.vision_cache:
+        return None
+    if is_deepspeed_zero3_enabled():
+        raise UserError(
+            "--vision_cache: with ZeRO-3 no process has the vision encoder whole. Use ZeRO-1 or -2, or leave it away."
+        )
+    return VisionCache(data_args.vision_cache, model, max_bytes=round(data_args.vision_cache_gb * 1e9))
+
+
+def plan_training(
+    trainer: FinetuneTrainer, check: DatasetCheck, model_args: ModelArguments, data_args: DataArguments
+) -> MemoryPlan:
+    """Plan the memory of the largest micro-batch that comes up in the first steps, or may at worst."""
+    args, sampler, facts = trainer.args, trainer.make_sampler(), check.facts(trainer.train_dataset.index)
+    if trainer.data_collator.packed:
+        steps = sampler.steps()[:PLANNED_STEPS]
+        tokens = max(sum(sampler.costs[unit] for unit in batch) for step in steps for batch in sampler.deal(step))
+        tokens = max(tokens, max(sampler.costs))
+    else:
+        tokens = args.train_batch_size * max(check.lengths(trainer.train_dataset.index))
+    stage = args.hf_deepspeed_config.config.get("zero_optimization", {}).get("stage", 0) if args.deepspeed else 0
+    return plan_memory(
+        trainer.model,
+        MicroBatch(tokens=tokens, tiles=int(facts["tiles"].max()) * args.train_batch_size),
+        dtype=training_dtype(args),
+        lora_dropout=model_args.lora_dropout,
+        device=args.device,
+        shards=args.world_size if stage else 1,
+        shard_weights=stage == 3,
+        recompute=model_args.grad_checkpoint.lower(),
     )
 
 
@@ -162,7 +219,7 @@ def make_evaluator(
         )
     return Evaluator(
         dataset,
-        PaddedCollator(loaded.tokenizer.pad_token_id, config.image_size),
+        Collator(loaded.tokenizer.pad_token_id, config.image_size),
         loaded.tokenizer,
         batch_size=training_args.per_device_eval_batch_size,
         captions=captions,
@@ -193,50 +250,6 @@ def find_resume_point(training_args: FinetuneArguments) -> str | None:
         return None
     logger.info("Continuing from %s (--overwrite_output_dir True starts anew).", last)
     return last
-
-
-def choose_rows(
-    dataset: ConversationDataset, check: DatasetCheck, data_args: DataArguments, model_args: ModelArguments
-) -> list[int]:
-    """Leave out the rows that are to be left out, say what is in the data, and return each item's length in tokens.
-
-    Raises:
-        UserError: rows cannot be trained on, or none is left.
-    """
-    check.raise_errors(
-        f"Nothing was trained. All of them: python tools/check_data.py {data_args.meta_path} "
-        f"--model {model_args.model_name_or_path} --out report.json"
-    )
-    status = check.facts(dataset.index)["status"]
-    dataset.keep(status != LONG)
-    if len(dataset) == 0:
-        raise UserError(
-            f"{data_args.meta_path}: all rows are longer than --max_seq_length {data_args.max_seq_length}. Raise it, "
-            "or pass --on_long_sample fewer_tiles."
-        )
-    lengths = check.lengths(dataset.index)
-    logger.info(
-        "Data: %s rows of %d to %d tokens (median %d), %d of them cut to max_seq_length, %d left out for their length",
-        f"{len(lengths):,}",
-        min(lengths),
-        max(lengths),
-        np.median(lengths),
-        (status == CUT).sum(),
-        (status == LONG).sum(),
-    )
-    return lengths
-
-
-def data_report(specs: list[DatasetSpec], check: DatasetCheck, lengths: list[int], skipped: list[dict]) -> dict:
-    """Return what data_report.json holds: what was trained on, left out, and skipped."""
-    p50, p95 = np.percentile(lengths, [50, 95])
-    return {
-        "datasets": {spec.name: [str(path) for path in spec.annotations] for spec in specs},
-        "rows": len(lengths),
-        "tokens": {"p50": float(p50), "p95": float(p95), "max": max(lengths), "total": sum(lengths)},
-        "left_out": [problem.message for problem in check.left_out],
-        "skipped": skipped,
-    }
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import logging
 from dataclasses import fields
 
 import torch
+from transformers import BitsAndBytesConfig
+from transformers.utils import is_bitsandbytes_available
 
 from internvl.data.dataset import RenderSettings
 from internvl.errors import UserError
@@ -46,6 +48,7 @@ def load_for_training(
         dtype=dtype,
         device="cpu",  # the trainer moves it
         attn_implementation=model_args.attn_implementation,
+        quantization_config=four_bit_config(dtype) if model_args.load_in_4bit else None,
     )
     model = loaded.model
     resize_tiles(model, choose_image_size(data_args, config))
@@ -68,9 +71,26 @@ def load_for_training(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    if model_args.grad_checkpoint:
-        model.activation_checkpointing_enable({"use_reentrant": False})
     return loaded
+
+
+def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return how the language model's layers are held in 4 bits (NF4 with double quantisation, arXiv:2305.14314).
+
+    Raises:
+        UserError: there is no GPU, or bitsandbytes is not installed.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("--load_in_4bit: needs a CUDA GPU, and this machine has none. Leave it away.")
+    if not is_bitsandbytes_available():
+        raise UserError("--load_in_4bit: needs the package bitsandbytes. Run: pip install bitsandbytes.")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["vision_model", "mlp1", "output"],
+    )
 
 
 def check_embedded_lora(model_args: ModelArguments, config: InternVLChatConfig) -> None:

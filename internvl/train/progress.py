@@ -1,4 +1,4 @@
-"""The progress line of a training: step, loss, learning rate, rows per second, time left, last evaluation."""
+"""The progress line of a training: step, loss, learning rate, rows per second, waiting, time left, evaluation."""
 
 import logging
 import sys
@@ -51,7 +51,8 @@ class ProgressLine(TrainerCallback):
         rows = (state.global_step - self.first_step) * self.rows_per_step
         rate = rows / (time.monotonic() - self.started)
         self.bar.set_postfix_str(
-            f"loss {logs['loss']:.4f}, lr {logs['learning_rate']:.1e}, {rate:.1f} samples/s{self.measured}",
+            f"loss {logs['loss']:.4f}, lr {logs['learning_rate']:.1e}, {rate:.1f} samples/s, "
+            f"{logs['data_wait']:.0%} waiting for data{self.measured}",
             refresh=False,
         )
 

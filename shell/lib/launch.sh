@@ -31,7 +31,7 @@ FINETUNE_DEFAULTS=(
     --save_strategy steps
     --logging_steps 1
     --do_train True
-    --grad_checkpoint True
+    --grad_checkpoint auto
     --group_by_length True
     --report_to tensorboard
 )

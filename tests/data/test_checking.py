@@ -16,7 +16,7 @@ from internvl.data.video import VideoInfo
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
-from tests.conftest import picture
+from tests.conftest import num_tiles, picture, pixels
 
 ANSWER = {"from": "gpt", "value": "A cup."}
 
@@ -67,18 +67,18 @@ def test_all_four_kinds_are_told_apart_and_measured_exactly(root, tiny_model):
         is_image = sample["input_ids"] == data.image_token_id
         assert facts["image_tokens"][position] == is_image.sum()
         assert facts["text_tokens"][position] == (~is_image).sum()
-        assert facts["tiles"][position] == (0 if sample["pixel_values"] is None else len(sample["pixel_values"]))
+        assert facts["tiles"][position] == num_tiles(sample)
     assert 8 <= facts["tiles"][3] <= 32  # one tile a frame
 
 
 def test_a_rows_frames_are_the_same_every_time_and_others_with_another_seed(root, tiny_model):
-    once, again = (open_rows(root, tiny_model.tokenizer)[3]["pixel_values"] for _ in range(2))
+    once, again = (pixels(open_rows(root, tiny_model.tokenizer)[3]) for _ in range(2))
     assert once.equal(again)
     lengths = set()
     for seed in range(6):
         data = open_rows(root, tiny_model.tokenizer)
         data.seed = seed
-        lengths.add(len(data[3]["pixel_values"]))
+        lengths.add(num_tiles(data[3]))
     assert len(lengths) > 1
 
 
@@ -110,7 +110,7 @@ def test_paths_out_of_the_root_are_allowed_when_asked(root, tiny_model):
     (root / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert statuses(open_rows(root, tiny_model.tokenizer)) == [BAD, BAD]
     data = open_rows(root, tiny_model.tokenizer, allow_outside_root=True)
-    assert statuses(data) == [GOOD, GOOD] and data[1]["pixel_values"].shape == (1, 3, 56, 56)
+    assert statuses(data) == [GOOD, GOOD] and pixels(data[1]).shape == (1, 3, 56, 56)
 
 
 def test_a_clip_takes_frames_of_its_seconds_only(root, tiny_model):
@@ -122,13 +122,13 @@ def test_a_clip_takes_frames_of_its_seconds_only(root, tiny_model):
 
 def test_fewer_tiles_drops_frames_of_a_long_video(root, tiny_model):
     whole = open_rows(root, tiny_model.tokenizer)
-    frames = len(whole[3]["pixel_values"])
+    frames = num_tiles(whole[3])
     length = len(whole[3]["input_ids"])
     data = open_rows(root, tiny_model.tokenizer, max_seq_length=length - 40, on_long_sample="fewer_tiles")
     sample = data[3]
-    assert 1 < len(sample["pixel_values"]) < frames
+    assert 1 < num_tiles(sample) < frames
     assert length - 40 - 2 * length // frames < len(sample["input_ids"]) <= length - 40
-    assert (sample["input_ids"] == data.image_token_id).sum() == 4 * len(sample["pixel_values"])
+    assert (sample["input_ids"] == data.image_token_id).sum() == 4 * num_tiles(sample)
     assert statuses(data)[3] == GOOD
 
 

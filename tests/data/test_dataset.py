@@ -7,11 +7,12 @@ import torch
 
 from internvl.data.annotation import Row
 from internvl.data.checking import check_dataset
-from internvl.data.collate import PaddedCollator
+from internvl.data.collate import Collator
 from internvl.data.dataset import BadSample, ConversationDataset, RenderSettings
 from internvl.data.meta import read_meta
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import get_conv_template
+from tests.conftest import num_tiles
 
 SETTINGS = RenderSettings(
     template=get_conv_template("internlm2-chat"), image_size=56, num_image_token=4, max_seq_length=512
@@ -30,7 +31,7 @@ def test_pixel_values_and_image_tokens_of_every_row_agree(rows_folder, tiny_mode
     data = dataset(rows_folder, tokenizer)
     for sample in (data[index] for index in range(len(data))):
         tokens = (sample["input_ids"] == model.img_context_token_id).sum().item()
-        tiles = 0 if sample["pixel_values"] is None else len(sample["pixel_values"])
+        tiles = num_tiles(sample)
         assert tokens == 4 * tiles
 
 
@@ -65,9 +66,9 @@ def test_an_unreadable_picture_is_an_error_or_skipped_but_never_replaced(rows_fo
     with pytest.raises(UserError, match=r"train\.jsonl:5: .*picture_000004\.png: cannot be read as a picture"):
         dataset(tmp_path / "copy", tiny_model.tokenizer)[4]
     data = dataset(tmp_path / "copy", tiny_model.tokenizer, on_bad_sample="skip")
-    bad = data[4]
+    (bad,) = data[4]
     assert isinstance(bad, BadSample) and bad.where.endswith("train.jsonl:5")
-    batch = PaddedCollator(pad_token_id=2, image_size=56)([data[3], bad, data[5]])
+    batch = Collator(pad_token_id=2, image_size=56)([data[3], [bad], data[5]])
     assert len(batch["input_ids"]) == 2 and batch["skipped"] == [bad]
 
 
@@ -81,9 +82,9 @@ def test_the_check_names_and_counts_missing_pictures(rows_folder, tiny_model, tm
 
 
 def test_collating_masks_by_length_and_flags_a_dummy_tile():
-    text = {"input_ids": torch.tensor([1, 0, 2]), "labels": torch.tensor([-100, 0, 2]), "pixel_values": None}
-    longer = {"input_ids": torch.arange(5), "labels": torch.arange(5), "pixel_values": None}
-    batch = PaddedCollator(pad_token_id=2, image_size=56)([text, longer])
+    text = {"input_ids": torch.tensor([1, 0, 2]), "labels": torch.tensor([-100, 0, 2]), "pictures": []}
+    longer = {"input_ids": torch.arange(5), "labels": torch.arange(5), "pictures": []}
+    batch = Collator(pad_token_id=2, image_size=56)([text, longer])
     # Token 0 and the pad id inside a text are not padding.
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch["labels"][0].tolist() == [-100, 0, 2, -100, -100]
@@ -91,7 +92,7 @@ def test_collating_masks_by_length_and_flags_a_dummy_tile():
 
 
 def test_a_batch_of_bad_rows_has_nothing_to_learn():
-    batch = PaddedCollator(pad_token_id=2, image_size=56)([BadSample("f:1", "gone")])
+    batch = Collator(pad_token_id=2, image_size=56)([[BadSample("f:1", "gone")]])
     assert (batch["labels"] == -100).all() and len(batch["skipped"]) == 1
 
 

@@ -13,8 +13,9 @@ from internvl.data.annotation import parse_row
 from internvl.data.preview import SHOWN_TILES, PreviewRow, make_spans, tile_pictures, write_preview
 from internvl.data.rendering import render_sample
 from internvl.model.internvl_chat.conversation import get_conv_template
-from internvl.model.internvl_chat.image_processing_internvl_chat import to_pixel_values
+from internvl.model.internvl_chat.image_processing_internvl_chat import stack_tiles
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
+from internvl.model.vision_cache import Picture
 from tests.conftest import picture
 
 
@@ -28,7 +29,7 @@ def make_row(tokenizer, question="<image>\nWhat?", answer="A cup.", tiles=2, **f
     sample = {
         "input_ids": torch.tensor(ids),
         "labels": torch.tensor(labels),
-        "pixel_values": to_pixel_values(images, 56) if images else None,
+        "pictures": [Picture(tiles=stack_tiles(images, 56))] if images else [],
     }
     return PreviewRow("rows.jsonl:1", row.kind, "rows", sample, tuple(num_tiles))
 
@@ -77,4 +78,5 @@ def test_the_page_needs_nothing_from_elsewhere(tiny_model, tmp_path):
 
 
 def test_many_tiles_are_shown_in_part():
-    assert len(tile_pictures(torch.zeros(40, 3, 8, 8))) == SHOWN_TILES and tile_pictures(None) == []
+    assert len(tile_pictures([Picture(tiles=torch.zeros(20, 3, 8, 8, dtype=torch.uint8))] * 2)) == SHOWN_TILES
+    assert tile_pictures([]) == []

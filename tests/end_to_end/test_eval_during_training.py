@@ -11,6 +11,7 @@ from internvl.data.meta import read_meta
 from internvl.model.loading import load_model
 from internvl.train.arguments import parse_arguments
 from internvl.train.loading import render_settings
+from tests.conftest import pixels
 from tests.end_to_end.conftest import losses, run_launcher
 
 STEPS = ["--max_steps", "4", "--save_steps", "2", "--save_total_limit", "9", "--learning_rate", "1e-3"]
@@ -30,7 +31,7 @@ def slow_loss(folder, meta: str) -> float:
     for row in ConversationDataset(read_meta(meta), tokenizer, render_settings(data_args, model.config)):
         ids, labels = row["input_ids"][None], row["labels"]
         with torch.no_grad():
-            scores = model(row["pixel_values"], ids).logits[0].log_softmax(-1)
+            scores = model(pixels(row), ids).logits[0].log_softmax(-1)
         for position in range(1, len(labels)):
             if labels[position] != -100:
                 total -= scores[position - 1, labels[position]].item()

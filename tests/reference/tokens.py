@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from internvl.data.annotation import parse_turns
-from internvl.data.collate import PaddedCollator
+from internvl.data.collate import Collator
 from internvl.data.rendering import Sample, render_sample, truncate_sample
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import (
@@ -85,10 +85,9 @@ def pad_to(length: int, sample: Sample, pad_token_id: int) -> dict[str, list[int
     """Collate a sample with a row of ``length`` tokens; returns its ids, labels and mask."""
     rows = [sample, Sample([pad_token_id] * length, [IGNORE_INDEX] * length)]
     tensors = [
-        {"input_ids": torch.tensor(row.input_ids), "labels": torch.tensor(row.labels), "pixel_values": None}
-        for row in rows
+        {"input_ids": torch.tensor(row.input_ids), "labels": torch.tensor(row.labels), "pictures": []} for row in rows
     ]
-    batch = PaddedCollator(pad_token_id=pad_token_id, image_size=1)(tensors)
+    batch = Collator(pad_token_id=pad_token_id, image_size=1)(tensors)
     return {key: batch[key][0].tolist() for key in ("input_ids", "labels", "attention_mask")}
 
 

@@ -23,7 +23,9 @@ def test_flags_that_transformers_renamed_keep_working():
 
 
 def test_grad_checkpoint_keeps_its_name():
-    assert parse("--grad_checkpoint", "False")[0].grad_checkpoint is False
+    assert [parse("--grad_checkpoint", value)[0].grad_checkpoint for value in ("False", "auto")] == ["False", "auto"]
+    with pytest.raises(UserError, match="--grad_checkpoint: is 'some'"):
+        parse("--grad_checkpoint", "some")
 
 
 def test_a_renamed_flag_may_carry_its_value_behind_an_equals_sign():

@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from internvl.data.collate import PaddedCollator
+from internvl.data.collate import Collator
 from internvl.data.dataset import ConversationDataset, RenderSettings
 from internvl.data.meta import read_meta
 from internvl.model.internvl_chat.conversation import get_conv_template
@@ -23,7 +23,7 @@ def make_evaluator(tiny_model):
         template = get_conv_template("internlm2-chat")
         settings = RenderSettings(template, model.config.image_size, model.num_image_token, max_seq_length=4096)
         dataset = ConversationDataset(read_meta(meta), tokenizer, settings, on_bad_sample="skip")
-        collator = PaddedCollator(tokenizer.pad_token_id, model.config.image_size)
+        collator = Collator(tokenizer.pad_token_id, model.config.image_size)
         return Evaluator(
             dataset,
             collator,

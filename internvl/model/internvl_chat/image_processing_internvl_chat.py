@@ -111,6 +111,24 @@ def degrade_jpeg(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
+def stack_tiles(tiles: Sequence[Image.Image], image_size: int) -> torch.Tensor:
+    """Return tiles as one tensor of bytes, uint8 (T, 3, S, S), resizing those of another size (bicubic)."""
+    size = (image_size, image_size)
+    arrays = [
+        np.asarray(tile if tile.size == size else tile.resize(size, Image.Resampling.BICUBIC))
+        for tile in (tile.convert("RGB") for tile in tiles)
+    ]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def normalize_pixels(
+    pixels: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> torch.Tensor:
+    """Return bytes (T, 3, S, S) as the vision encoder takes them: float32, scaled to 0..1, then normalised."""
+    mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
+    return pixels.float().div_(255).sub_(mean).div_(std)
+
+
 def to_pixel_values(
     tiles: Sequence[Image.Image],
     image_size: int,
@@ -118,14 +136,7 @@ def to_pixel_values(
     std: Sequence[float] = IMAGENET_STD,
 ) -> torch.Tensor:
     """Return tiles as one normalised float32 tensor (T, 3, S, S), resizing those of another size (bicubic)."""
-    size = (image_size, image_size)
-    arrays = [
-        np.asarray(tile if tile.size == size else tile.resize(size, Image.Resampling.BICUBIC))
-        for tile in (tile.convert("RGB") for tile in tiles)
-    ]
-    pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div(255)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
-    return pixels.sub_(mean).div_(std).contiguous()
+    return normalize_pixels(stack_tiles(tiles, image_size), mean, std)
 
 
 def read_orientation(image: Image.Image) -> int:

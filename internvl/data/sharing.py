@@ -1,0 +1,118 @@
+"""Rows about the same picture as one sequence: its tokens and the prompt once, then every row's own continuation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from internvl.data.annotation import Row
+from internvl.data.rendering import Sample
+from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER
+from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
+
+
+class SharedSample(NamedTuple):
+    """Ids and labels of several rows in one sequence, and its group as ``SequenceLayout`` describes it."""
+
+    input_ids: list[int]
+    labels: list[int]
+    prefix: int
+    continuations: tuple[int, ...]
+
+
+def shared_part(row: Row) -> tuple:
+    """Return what other rows must have in common with this one to share its picture's tokens; () if it can share none.
+
+    That is its pictures and all text up to the last of them. Only pictures of the first question are shared: behind an
+    answer, a picture's tokens depend on the answer. Frames of a video are drawn for each row, so they are not shared.
+    """
+    questions = [turn.value for turn in row.turns if turn.role == "human"]
+    if not row.images or any(IMAGE_PLACEHOLDER in question for question in questions[1:]):
+        return ()
+    before = questions[0][: questions[0].rindex(IMAGE_PLACEHOLDER)]
+    return row.images, [turn.value for turn in row.turns if turn.role == "system"], before
+
+
+def share_prefix(samples: Sequence[Sample]) -> SharedSample:
+    """Put the samples of a group into one sequence.
+
+    The prefix is what all have in common, but for the last token before the first answer: every continuation starts
+    with that one, so that the state which predicts an answer's first token is the continuation's own, and labels are
+    shifted by one inside it as in any row.
+    """
+    if len(samples) == 1:
+        return SharedSample(*samples[0], len(samples[0].input_ids), ())
+    prompts = [next(n for n, label in enumerate(sample.labels) if label != IGNORE_INDEX) for sample in samples]
+    shortest = min(prompts) - 1
+    heads = np.array([sample.input_ids[:shortest] for sample in samples])
+    differ = (heads != heads[0]).any(axis=0)
+    prefix = int(differ.argmax()) if differ.any() else shortest
+    input_ids, labels = list(samples[0].input_ids[:prefix]), list(samples[0].labels[:prefix])
+    for sample in samples:
+        input_ids += sample.input_ids[prefix:]
+        labels += sample.labels[prefix:]
+    return SharedSample(input_ids, labels, prefix, tuple(len(sample.input_ids) - prefix for sample in samples))
+
+
+@dataclass(frozen=True)
+class EpochUnits:
+    """What an epoch consists of: groups of items, each a tuple of item numbers, and the tokens of each group."""
+
+    groups: list[tuple[int, ...]]
+    costs: list[int]
+
+
+def single_rows(lengths: Sequence[int]) -> EpochUnits:
+    """Return every item as a group of its own; ``lengths`` are their tokens."""
+    return EpochUnits([(item,) for item in range(len(lengths))], list(lengths))
+
+
+def group_rows(
+    keys: np.ndarray, lengths: Sequence[int], picture_tokens: np.ndarray, *, max_rows: int, max_tokens: int
+) -> EpochUnits:
+    """Put items that may share into groups.
+
+    Args:
+        keys: (items,), equal for items that may share; 0 for one that may not.
+        lengths: (items,), tokens of each item alone.
+        picture_tokens: (items,), those of them that are its pictures': so many are shared at least, and a group's
+            tokens are counted as if no more were.
+        max_rows: most items of a group.
+        max_tokens: most tokens of a group of several.
+    """
+    groups: list[list[int]] = []
+    costs: list[int] = []
+    latest: dict[int, int] = {}  # key → number of its group that still takes items
+    for item, (key, length, shared) in enumerate(zip(keys.tolist(), lengths, picture_tokens.tolist(), strict=True)):
+        number = latest.get(key) if key else None
+        if number is not None and len(groups[number]) < max_rows and costs[number] + length - shared <= max_tokens:
+            groups[number].append(item)
+            costs[number] += length - shared
+        else:
+            latest[key] = len(groups)
+            groups.append([item])
+            costs.append(length)
+    return EpochUnits([tuple(group) for group in groups], costs)
+
+
+def sharing_keys(index: np.ndarray, facts: np.ndarray, sets: np.ndarray, may_share: np.ndarray) -> np.ndarray:
+    """Return one number for each item, equal where items may share their pictures' tokens, 0 where one may not.
+
+    Args:
+        index: int64 (items, 2), file and row of each item. An item that is in the epoch more than once is in another
+            group each time, or its group would be the same caption again and again.
+        facts: (items,), as ``DatasetCheck`` has them.
+        sets: (items,), the number of each item's data set.
+        may_share: bool (items,), False where an item must stay alone.
+    """
+    _, first, item = np.unique(index, axis=0, return_index=True, return_inverse=True)
+    occurrence = np.zeros(len(index), np.int64)
+    if len(first) < len(index):
+        seen = np.zeros(len(first), np.int64)
+        for number, own in enumerate(item.ravel().tolist()):
+            occurrence[number] = seen[own]
+            seen[own] += 1
+    columns = np.stack([facts["shared"].astype(np.int64), facts["tiles"], sets, occurrence], axis=1)
+    _, keys = np.unique(columns, axis=0, return_inverse=True)
+    return np.where(may_share & (facts["shared"] != 0), keys.ravel() + 1, 0)

@@ -1,0 +1,276 @@
+"""The memory plan: what a training will need, which layers therefore recompute their activations, and what it took."""
+
+import logging
+import os
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import psutil
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import distributed, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import TrainerCallback
+
+from internvl.model.adapter import count_elements
+from internvl.model.internvl_chat.modeling_intern_vit import InternVisionEncoderLayer
+from internvl.model.internvl_chat.modeling_internlm2 import LOSS_CHUNK, InternLM2DecoderLayer
+from internvl.model.internvl_chat.modeling_internvl_chat import (
+    BACKBONE_LORA_TARGETS,
+    LLM_LORA_TARGETS,
+    VISION_BATCH,
+    InternVLChatModel,
+)
+from internvl.model.internvl_chat.rotary import rotary_cos_sin
+from internvl.model.internvl_chat.sequence_layout import SequenceLayout
+
+logger = logging.getLogger(__name__)
+GIB = 1 << 30
+MEASURED_TOKENS = 64
+# What the CUDA context, cuBLAS and fragments of the allocator take beside tensors.
+DEVICE_SHARE = 0.92
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The largest that goes through the model at once: tokens of the language model, and tiles."""
+
+    tokens: int
+    tiles: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes one process needs on its device, by what they are for; ``available`` is what there is.
+
+    ``per_layer`` are the activations of one language model layer, of which ``num_recomputed`` of ``num_layers`` keep
+    their input alone, ``layer_input``, and one at a time is whole while it is recomputed.
+    """
+
+    weights: int
+    trained: int
+    vision: int
+    logits: int
+    per_layer: int
+    layer_input: int
+    num_layers: int
+    num_recomputed: int
+    program: int
+    available: int
+
+    @property
+    def activations(self) -> int:
+        whole = self.num_layers - self.num_recomputed + (self.num_recomputed > 0)
+        return whole * self.per_layer + self.num_recomputed * self.layer_input
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.trained + self.vision + self.logits + self.activations + self.program
+
+    def __str__(self) -> str:
+        gib = {name: getattr(self, name) / GIB for name in ("weights", "trained", "activations", "logits", "vision")}
+        recomputed = f"{self.num_recomputed} of {self.num_layers} layers recompute theirs"
+        return (
+            f"{self.total / GIB:.1f} of {self.available / GIB:.1f} GiB: weights {gib['weights']:.1f}, gradients and "
+            f"optimizer {gib['trained']:.1f}, activations {gib['activations']:.1f} ({recomputed}), logits "
+            f"{gib['logits']:.1f}, vision encoder {gib['vision']:.1f}, the program {self.program / GIB:.1f}"
+        )
+
+
+def saved_bytes(run: Callable[[], torch.Tensor], module: nn.Module) -> int:
+    """Return how many bytes ``run`` keeps for its backward pass, beside the parameters of ``module``."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    seen: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = run()  # held until the sum is made: storages that are freed would be counted under one address
+    del output
+    return sum(seen.values())
+
+
+def layer_bytes(
+    layer: nn.Module,
+    targets: list[str],
+    rank: int,
+    dropout: float,
+    trains: bool,
+    run: Callable[[nn.Module], torch.Tensor],
+) -> int:
+    """Return the bytes that a layer with LoRA of ``rank`` (0: none) keeps for its backward pass, by running one.
+
+    ``layer`` is on the meta device; its values do not matter.
+    """
+    holder = nn.ModuleDict({"layer": layer}).requires_grad_(trains and not rank)
+    if rank:
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets)
+        inject_adapter_in_model(config, holder)
+    holder.to_empty(device="cpu")
+    if rank:
+        for name, parameter in holder.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
+    holder.train()
+    return saved_bytes(lambda: run(holder["layer"]), holder)
+
+
+def plan_memory(
+    model: InternVLChatModel,
+    largest: MicroBatch,
+    *,
+    dtype: torch.dtype,
+    lora_dropout: float,
+    device: torch.device,
+    shards: int = 1,
+    shard_weights: bool = False,
+    recompute: str = "auto",
+) -> MemoryPlan:
+    """Plan the memory of a training.
+
+    Args:
+        largest: the largest micro-batch.
+        dtype: what is computed in.
+        shards: among how many processes the optimizer's state is divided (ZeRO), and with ``shard_weights`` weights
+            and gradients, too.
+        recompute: auto, true or false.
+    """
+    config, llm, vit = model.config, model.config.llm_config, model.config.vision_config
+    size = dtype.itemsize
+    amp = partial(torch.autocast, "cpu", dtype=dtype, enabled=dtype != torch.float32)
+    parts = {name: any(p.requires_grad for p in part.parameters()) for name, part in model.named_children()}
+
+    def run_llm(layer: nn.Module) -> torch.Tensor:
+        layout = SequenceLayout(((MEASURED_TOKENS, ()),))
+        states = torch.zeros(1, MEASURED_TOKENS, llm.hidden_size, dtype=dtype, requires_grad=True)
+        rotary = rotary_cos_sin(llm, layout.position_ids(), MEASURED_TOKENS, dtype)
+        with amp():
+            return layer(states, position_embeddings=rotary, layout=layout)[0]
+
+    def run_vit(layer: nn.Module) -> torch.Tensor:
+        with amp():
+            return layer(torch.zeros(1, patches, vit.hidden_size, dtype=dtype, requires_grad=True))
+
+    patches = 1 + (config.image_size // vit.patch_size) ** 2
+    with torch.device("meta"):
+        llm_layer = InternLM2DecoderLayer(llm, 0).to(dtype)
+        vit_layer = InternVisionEncoderLayer(vit, 0.0).to(dtype)
+    arguments = (LLM_LORA_TARGETS, config.use_llm_lora, lora_dropout, parts["language_model"])
+    per_token = layer_bytes(llm_layer, *arguments, run_llm) / MEASURED_TOKENS
+    if parts["vision_model"]:
+        arguments = (BACKBONE_LORA_TARGETS, config.use_backbone_lora, lora_dropout, True)
+        per_tile = vit.num_hidden_layers * layer_bytes(vit_layer, *arguments, run_vit)
+        vision = largest.tiles * per_tile
+    else:
+        # Not kept for the backward pass: a few tensors of one layer at a time.
+        vision = min(largest.tiles, VISION_BATCH) * patches * size * (2 * vit.intermediate_size + 6 * vit.hidden_size)
+    parameters = list(model.parameters())
+    weights = sum(count_elements(parameter) * parameter.element_size() for parameter in parameters)
+    trained = sum(count_elements(parameter) for parameter in parameters if parameter.requires_grad)
+    # Gradients in float32, two moments, and DeepSpeed's own float32 copy of half precision weights.
+    state = 8 + (4 if shards > 1 and dtype != torch.float32 else 0)
+    plan = MemoryPlan(
+        weights=weights // (shards if shard_weights else 1),
+        trained=trained * state // shards + trained * 4 // (shards if shard_weights else 1),
+        vision=vision,
+        logits=LOSS_CHUNK * llm.vocab_size * (8 + size),
+        per_layer=round(per_token * largest.tokens),
+        layer_input=largest.tokens * llm.hidden_size * size,
+        num_layers=llm.num_hidden_layers,
+        num_recomputed=llm.num_hidden_layers if recompute == "true" else 0,
+        program=program_bytes(device, weights),
+        available=available_bytes(device),
+    )
+    if recompute == "auto":
+        while plan.total > plan.available and plan.num_recomputed < plan.num_layers:
+            plan = replace(plan, num_recomputed=plan.num_recomputed + 1)
+    return plan
+
+
+def program_bytes(device: torch.device, weights: int) -> int:
+    """Return what the program itself takes of the device's memory: on a CPU, this process without the weights."""
+    if device.type == "cuda":
+        return 0
+    return max(0, psutil.Process().memory_info().rss - weights)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the bytes this process may use on its device, the same on every process: the least of all."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        available = int((free + torch.cuda.memory_reserved(device)) * DEVICE_SHARE)
+    else:
+        free = psutil.virtual_memory().available
+        limit, used = (read_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+        if limit is not None and used is not None:
+            free = min(free, limit - used)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        available = max(0, free) // processes + psutil.Process().memory_info().rss
+    if distributed.is_initialized():
+        # Layers that recompute may gather weights from other processes (ZeRO-3): all must choose the same ones.
+        least = torch.tensor(available, dtype=torch.int64, device=device)
+        distributed.all_reduce(least, distributed.ReduceOp.MIN)
+        available = int(least)
+    return available
+
+
+def read_number(file: Path) -> int | None:
+    """Return the number in a file of the kernel's, None where it is not there or says "max"."""
+    try:
+        text = file.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def recompute_activations(model: InternVLChatModel, num_layers: int) -> None:
+    """Make the first ``num_layers`` layers of the language model recompute their activations in the backward pass.
+
+    With all of them, layers of a vision encoder that trains do so, too; a frozen one keeps none.
+    """
+    llm = [module for module in model.modules() if isinstance(module, InternLM2DecoderLayer)]
+    chosen: list[nn.Module] = llm[:num_layers]
+    if num_layers == len(llm) and any(p.requires_grad for p in model.vision_model.parameters()):
+        chosen += [module for module in model.modules() if isinstance(module, InternVisionEncoderLayer)]
+    for layer in chosen:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+
+class PeakMemory(TrainerCallback):
+    """Says at the end how much memory the training took at most."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(args.device)
+        else:
+            reset_peak()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        cuda = args.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(args.device) if cuda else read_peak()
+        logger.info("Peak memory of this process: %.2f GiB", peak / GIB)
+
+
+def reset_peak() -> None:
+    """Forget the peak of this process's resident memory, where the kernel lets it (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        logger.debug("The peak before the training counts, too: this system does not forget it.")
+
+
+def read_peak() -> int:
+    """Return the peak of this process's resident memory in bytes since the last reset."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
