@@ -25,6 +25,7 @@ from internvl.data.video import VideoInfo, choose_frames, place_frames
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN, ConversationTemplate, Turn
 from internvl.model.internvl_chat.image_processing_internvl_chat import (
+    choose_grid,
     count_tiles,
     degrade_jpeg,
     expand_to_square,
@@ -59,6 +60,7 @@ class RenderSettings:
     sampling_method: str = "rand"
     on_long_sample: str = "truncate"
     allow_outside_root: bool = False
+    draft_decoding: bool = False
 
 
 class BadSample(NamedTuple):
@@ -276,31 +278,54 @@ class ConversationDataset(Dataset):
         ``chance`` draws the quality of augmented ones, which are not kept.
         """
         paths = [self.path(spec, name, row.where) for name in row.images]
-        if self.vision_cache is None or chance is not None:
+        if (self.vision_cache is None or chance is not None) and not self.settings.draft_decoding:
             images = [read_picture(path, row.where) for path in paths]
             limit = self.choose_tile_limit(spec, row, [image.size for image in images])
             return [self.cut(image, limit, chance) for image in images]
-        limit = self.choose_tile_limit(spec, row, [read_picture_size(path, row.where) for path in paths])
-        pictures = []
-        for path in paths:
-            key = self.vision_cache.key(path.read_bytes(), {**self.tiling(limit), "square": self.pads_to_square})
+        sizes = [read_picture_size(path, row.where) for path in paths]
+        limit = self.choose_tile_limit(spec, row, sizes)
+        return [self.read_one(path, size, limit, chance, row.where) for path, size in zip(paths, sizes, strict=True)]
+
+    def read_one(
+        self, path: Path, size: tuple[int, int], limit: int, chance: random.Random | None, where: str
+    ) -> Picture:
+        """Return a picture of (width, height) px as far as it must be read."""
+        key, tiling = None, self.tiling(limit)
+        if self.vision_cache is not None and chance is None:
+            how = {**tiling, "square": self.pads_to_square}
+            # Without the flag the name is that of an evaluation, which decodes pictures whole.
+            key = self.vision_cache.key(
+                path.read_bytes(), how | ({"draft": True} if self.settings.draft_decoding else {})
+            )
             features = self.vision_cache.load(key)
             if features is not None:
-                pictures.append(Picture(features=features, key=key))
-            else:
-                pictures.append(replace(self.cut(read_picture(path, row.where), limit), key=key))
-        return pictures
+                return Picture(features=features, key=key)
+        least_size = None
+        if self.settings.draft_decoding and not self.pads_to_square:
+            grid = choose_grid(*size, tiling["min_num"], limit, self.settings.image_size)
+            least_size = tuple(side * self.settings.image_size for side in grid)
+        image = read_picture(path, where, least_size=least_size)
+        return replace(self.cut(image, limit, chance, size), key=key)
 
     @property
     def pads_to_square(self) -> bool:
         """Whether pictures are padded: as in the original, not with tiles (and not when augmented)."""
         return self.settings.pad2square and not self.settings.dynamic_image_size
 
-    def cut(self, image: Image.Image, limit: int, chance: random.Random | None = None) -> Picture:
-        """Return a picture's tiles, ``limit`` at most, as bytes; ``chance`` re-encodes them as JPEG."""
+    def cut(
+        self,
+        image: Image.Image,
+        limit: int,
+        chance: random.Random | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Picture:
+        """Return a picture's tiles, ``limit`` at most, as bytes; ``chance`` re-encodes them as JPEG.
+
+        ``size`` is its (width, height) in px if it was decoded smaller than it is.
+        """
         if self.pads_to_square and chance is None:
-            image = expand_to_square(image)
-        tiles = split_into_tiles(image, **self.tiling(limit))
+            image, size = expand_to_square(image), None
+        tiles = split_into_tiles(image, **self.tiling(limit), size=size)
         if chance is not None:
             tiles = [degrade_jpeg(tile, chance.choice(JPEG_QUALITIES)) for tile in tiles]
         return Picture(tiles=stack_tiles(tiles, self.settings.image_size))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,13 +40,13 @@ def media_path(root: Path, name: str, where: str, *, allow_outside_root: bool = 
     return path
 
 
-def read_picture(path: Path, where: str) -> Image.Image:
-    """Read a picture of a row, as RGB.
+def read_picture(path: Path, where: str, *, least_size: tuple[int, int] | None = None) -> Image.Image:
+    """Read a picture of a row, as RGB; ``least_size`` as in ``open_image``.
 
     Raises:
         RowError: it is missing, no picture, too large, or cut off.
     """
-    image = read(open_image, path, "picture", where)
+    image = read(partial(open_image, least_size=least_size), path, "picture", where)
     check_size(image.size, path, where)
     return image
 

@@ -64,7 +64,8 @@ class MemoryPlan:
     @property
     def activations(self) -> int:
         whole = self.num_layers - self.num_recomputed + (self.num_recomputed > 0)
-        return whole * self.per_layer + self.num_recomputed * self.layer_input
+        norm = self.layer_input  # of the final norm
+        return whole * self.per_layer + self.num_recomputed * self.layer_input + norm
 
     @property
     def total(self) -> int:

@@ -7,6 +7,7 @@ heads, D head width, V vocabulary.
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -16,8 +17,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from .attention import attend
 from .configuration_internlm2 import InternLM2Config
+from .rotary import rotary_cos_sin, rotate_half
+from .sequence_layout import SequenceLayout, attend_in_groups
 
 IGNORE_INDEX = -100
+# Positions whose logits are computed at once by a training step: 512 × 92,553 float32 are 190 MB.
+LOSS_CHUNK = 512
 
 
 class InternLM2RMSNorm(nn.Module):
@@ -32,35 +37,6 @@ class InternLM2RMSNorm(nn.Module):
         states = hidden_states.to(torch.float32)
         states = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
         return self.weight * states.to(hidden_states.dtype)
-
-
-def rotary_cos_sin(
-    config: InternLM2Config, position_ids: torch.Tensor, total_length: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rotary cosines and sines (arXiv:2104.09864) at ``position_ids``, each (B, N, D).
-
-    ``linear`` scaling divides positions by its factor. ``dynamic`` scaling (NTK-aware) enlarges the base once
-    ``total_length``, the tokens of this call with the cached ones, exceeds ``max_position_embeddings``. Nothing is
-    kept between calls: a result never depends on an earlier, longer one.
-    """
-    rope = config.rope_parameters
-    width = config.hidden_size // config.num_attention_heads
-    base, limit = rope["rope_theta"], config.max_position_embeddings
-    positions = position_ids[..., None].float()
-    if rope["rope_type"] == "linear":
-        positions = positions / rope["factor"]
-    elif rope["rope_type"] == "dynamic" and total_length > limit:
-        factor = rope["factor"]
-        base = base * (factor * total_length / limit - (factor - 1)) ** (width / (width - 2))
-    exponents = torch.arange(0, width, 2, dtype=torch.float, device=position_ids.device) / width
-    angles = positions * (1.0 / base**exponents)
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate_half(states: torch.Tensor) -> torch.Tensor:
-    first, second = states.chunk(2, dim=-1)
-    return torch.cat([-second, first], dim=-1)
 
 
 def split_wqkv(
@@ -102,6 +78,7 @@ class InternLM2Attention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        layout: SequenceLayout | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, N, C) → (B, N, C) and the attention weights, when the kernel gives them."""
@@ -113,7 +90,10 @@ class InternLM2Attention(nn.Module):
         key = key * cos + rotate_half(key) * sin
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        output, weights = attend(self, query, key, value, attention_mask, **kwargs)
+        if layout is not None:
+            output, weights = attend_in_groups(query, key, value, layout), None
+        else:
+            output, weights = attend(self, query, key, value, attention_mask, **kwargs)
         return self.wo(output.flatten(2)), weights
 
 
@@ -189,13 +169,14 @@ class InternLM2Model(InternLM2PreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        layout: SequenceLayout | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Run the decoder on ``input_ids`` int64 (B, N) or ``inputs_embeds`` (B, N, C).
 
         ``attention_mask`` is (B, M), 1 where a token is, or a prepared (B, 1, N, M) mask. ``position_ids`` is
-        (B, N); without it positions count on from the cache. Packed rows pass position_ids that restart at 0, no
-        attention_mask and no cache.
+        (B, N); without it positions count on from the cache. Packed rows are one sequence (B = 1) with a ``layout``
+        and neither attention_mask nor cache.
 
         Raises:
             ValueError: both or neither of ``input_ids`` and ``inputs_embeds`` are given.
@@ -209,16 +190,20 @@ class InternLM2Model(InternLM2PreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
         num_new = inputs_embeds.shape[1]
-        if position_ids is None:
-            position_ids = torch.arange(num_cached, num_cached + num_new, device=inputs_embeds.device)[None]
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        position_embeddings = rotary_cos_sin(self.config, position_ids, num_cached + num_new, inputs_embeds.dtype)
+        device, total_length = inputs_embeds.device, num_cached + num_new
+        if layout is not None:
+            position_ids, total_length, causal_mask = layout.position_ids(device), layout.longest, None
+        else:
+            if position_ids is None:
+                position_ids = torch.arange(num_cached, total_length, device=device)[None]
+            causal_mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+        position_embeddings = rotary_cos_sin(self.config, position_ids, total_length, inputs_embeds.dtype)
         hidden_states, all_states, all_weights = inputs_embeds, [], []
         for layer in self.layers:
             all_states.append(hidden_states)
@@ -227,6 +212,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
                 position_embeddings=position_embeddings,
                 attention_mask=causal_mask,
                 past_key_values=past_key_values,
+                layout=layout,
                 **kwargs,
             )
             all_weights.append(weights)
@@ -319,12 +305,17 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Return the next-token cross-entropy, a float32 scalar, computing logits where there are labels only.
 
-        ``states`` (B, N, C) and ``labels`` (B, N) as in :meth:`forward`; state n predicts label n + 1.
+        ``states`` (B, N, C) and ``labels`` (B, N) as in :meth:`forward`; state n predicts label n + 1. Of more than
+        ``LOSS_CHUNK`` supervised positions, logits exist for one chunk at a time, and again in the backward pass.
         """
         targets = labels[:, 1:]
         supervised = targets != IGNORE_INDEX
-        logits = self.output(states[:, :-1][supervised]).float()
-        losses = F.cross_entropy(logits, targets[supervised].to(logits.device), reduction="none")
+        states, targets = states[:, :-1][supervised], targets[supervised].to(states.device)
+        if len(targets) <= LOSS_CHUNK:
+            losses = self.token_losses(states, targets)
+        else:
+            chunks = zip(states.split(LOSS_CHUNK), targets.split(LOSS_CHUNK), strict=True)
+            losses = torch.cat([checkpoint(self.token_losses, *chunk, use_reentrant=False) for chunk in chunks])
         if loss_weight is not None:
             weights = loss_weight[:, 1:][supervised].to(losses)
             return (losses * weights).sum() / weights.sum()
@@ -333,3 +324,7 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
         if isinstance(num_items, torch.Tensor):
             num_items = num_items.to(losses.device)
         return losses.sum() / num_items
+
+    def token_losses(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the cross-entropy of each of K positions, float32 (K,), of ``states`` (K, C) and ``targets`` (K,)."""
+        return F.cross_entropy(self.output(states).float(), targets, reduction="none")

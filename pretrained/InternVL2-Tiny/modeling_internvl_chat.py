@@ -8,19 +8,13 @@ from copy import deepcopy
 import torch
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .chatting import ChatMixin
 from .configuration_internvl_chat import InternVLChatConfig
-from .conversation import (
-    IMG_CONTEXT_TOKEN,
-    IMG_END_TOKEN,
-    IMG_START_TOKEN,
-    Turn,
-    get_conv_template,
-    join_segments,
-    place_pictures,
-    render_turns,
-)
+from .conversation import IMG_CONTEXT_TOKEN, get_conv_template
+from .image_processing_internvl_chat import normalize_pixels
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
 
@@ -30,6 +24,8 @@ except ImportError:
     get_peft_model = None
 
 LLM_LORA_TARGETS = ["attention.wqkv", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
+# Tiles a frozen encoder takes at once: enough to fill a GPU, and 0.3 GB of one layer's activations of InternViT-300M.
+VISION_BATCH = 32
 BACKBONE_LORA_TARGETS = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
 
 
@@ -45,7 +41,7 @@ def pixel_unshuffle(features: torch.Tensor, scale: float, version: str) -> torch
     return features if version == "v1" else features.transpose(1, 2)
 
 
-class InternVLChatModel(PreTrainedModel, GenerationMixin):
+class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
     """InternVL-Chat: answers questions about pictures.
 
     The forward pass:
@@ -122,7 +118,21 @@ class InternVLChatModel(PreTrainedModel, GenerationMixin):
         return get_peft_model(module, config)
 
     def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the language model's view of each tile: (T, 3, S, S) → (T, P, C)."""
+        """Return the language model's view of each tile: (T, 3, S, S) → (T, P, C).
+
+        ``pixel_values`` is normalised float, or uint8 as it comes from the data, which is normalised here. A frozen
+        encoder keeps nothing for a backward pass and takes ``VISION_BATCH`` tiles at a time.
+        """
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.vision_model.parameters()):
+            return self.mlp1(self.encode_tiles(pixel_values))
+        with torch.no_grad():
+            patches = torch.cat([self.encode_tiles(tiles) for tiles in pixel_values.split(VISION_BATCH)])
+        return self.mlp1(patches)
+
+    def encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return what the projector takes of each tile: 2 × 2 patches folded into one, (T, P, channels)."""
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = normalize_pixels(pixel_values)
         if self.config.select_layer == -1:
             states = self.vision_model(pixel_values).last_hidden_state
         else:
@@ -131,8 +141,7 @@ class InternVLChatModel(PreTrainedModel, GenerationMixin):
         patches = states[:, 1:]
         side = int(patches.shape[1] ** 0.5)
         grid = patches.reshape(patches.shape[0], side, side, -1)
-        grid = pixel_unshuffle(grid, self.config.downsample_ratio, self.config.ps_version)
-        return self.mlp1(grid.flatten(1, 2))
+        return pixel_unshuffle(grid, self.config.downsample_ratio, self.config.ps_version).flatten(1, 2)
 
     def embed(self, input_ids: torch.Tensor, visual_features: torch.Tensor | None) -> torch.Tensor:
         """Return the input embeddings (B, N, C) with picture features in place of the ``<IMG_CONTEXT>`` tokens.
@@ -171,29 +180,31 @@ class InternVLChatModel(PreTrainedModel, GenerationMixin):
         image_flags: torch.Tensor | None = None,
         past_key_values=None,
         labels: torch.Tensor | None = None,
+        visual_features: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Compute logits, and the loss when ``labels`` are given.
 
         Args:
-            pixel_values: float (T, 3, S, S), the normalised tiles of the whole batch; None for text alone.
+            pixel_values: (T, 3, S, S), the tiles of the whole batch, as :meth:`extract_feature` takes them; None for
+                text alone.
             input_ids: int64 (B, N).
             attention_mask: (B, N), 1 where a token is.
             position_ids: int64 (B, N); counted from 0 without it.
             image_flags: (T,) or (T, 1); 0 marks a dummy tile whose features go nowhere. None: all are real.
             labels: int64 (B, N), -100 where nothing is to be learnt.
+            visual_features: (T, P, C), the features of all real tiles, instead of ``pixel_values``.
             kwargs: passed to :meth:`InternLM2ForCausalLM.forward` (``loss_weight``, ``num_items_in_batch``, …).
 
         Raises:
             ValueError: image tokens and image features differ in number.
         """
-        features = None
         if pixel_values is not None:
-            features = self.extract_feature(pixel_values)
+            visual_features = self.extract_feature(pixel_values)
             if image_flags is not None:
-                features = features[image_flags.reshape(-1) == 1]
+                visual_features = visual_features[image_flags.reshape(-1) == 1]
         return self.language_model(
-            inputs_embeds=self.embed(input_ids, features),
+            inputs_embeds=self.embed(input_ids, visual_features),
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -223,117 +234,28 @@ class InternVLChatModel(PreTrainedModel, GenerationMixin):
         if config.pad_token_id is None:
             config.pad_token_id = self.config.llm_config.pad_token_id
         not_settings = config.update(**generate_kwargs)
+        embeddings = self.embed(input_ids, visual_features)
+        answers_per_prompt = max(config.num_beams or 1, config.num_return_sequences or 1)
+        if answers_per_prompt > 1 and embeddings.shape[1] > 1 and config.use_cache is not False:
+            cache = self.read_prompts(embeddings, attention_mask)
+            cache.batch_repeat_interleave(answers_per_prompt)
+            not_settings["past_key_values"] = cache
         return self.language_model.generate(
-            inputs_embeds=self.embed(input_ids, visual_features),
-            attention_mask=attention_mask,
-            generation_config=config,
-            **not_settings,
+            inputs_embeds=embeddings, attention_mask=attention_mask, generation_config=config, **not_settings
         )
 
-    def chat(
-        self,
-        tokenizer,
-        pixel_values: torch.Tensor | None,
-        question: str,
-        generation_config: dict,
-        history: list[tuple[str, str]] | None = None,
-        return_history: bool = False,
-        num_patches_list: list[int] | None = None,
-        IMG_START_TOKEN: str = IMG_START_TOKEN,
-        IMG_END_TOKEN: str = IMG_END_TOKEN,
-        IMG_CONTEXT_TOKEN: str = IMG_CONTEXT_TOKEN,
-        verbose: bool = False,
-    ) -> str | tuple[str, list[tuple[str, str]]]:
-        """Answer ``question`` about the pictures, with the earlier (question, answer) pairs of ``history``.
+    def read_prompts(self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None) -> Cache:
+        """Return the cache of prompts (B, N, C) without their last tokens, which generating starts from.
 
-        ``num_patches_list`` gives the tiles of each picture; None takes all of ``pixel_values`` as one picture. A
-        first question without ``<image>`` gets the marker put in front. Returns the answer, and with
-        ``return_history`` the history to pass to the next call.
+        transformers repeats prompts for every beam before it reads them; this reads each once.
         """
-        if num_patches_list is None:
-            num_patches_list = [len(pixel_values)] if pixel_values is not None else []
-        if pixel_values is not None and sum(num_patches_list) != len(pixel_values):
-            raise ValueError(
-                f"num_patches_list {num_patches_list} adds up to {sum(num_patches_list)} tiles but pixel_values "
-                f"holds {len(pixel_values)}. List the tiles of each picture."
-            )
-        history = list(history or [])
-        if not history and pixel_values is not None and "<image>" not in question:
-            question = "<image>\n" + question
-        prompt = self.build_prompt([*history, (question, None)], num_patches_list)
-        if verbose:
-            print(prompt)  # noqa: T201 - asked for by the caller
-        self.img_context_token_id = tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
-        answer = self.answer_prompts(tokenizer, pixel_values, [prompt], generation_config)[0]
-        return (answer, [*history, (question, answer)]) if return_history else answer
-
-    def batch_chat(
-        self,
-        tokenizer,
-        pixel_values: torch.Tensor | None,
-        questions: list[str],
-        generation_config: dict,
-        num_patches_list: list[int] | None = None,
-        history: None = None,
-        return_history: bool = False,
-        IMG_CONTEXT_TOKEN: str = IMG_CONTEXT_TOKEN,
-    ) -> list[str]:
-        """Answer one question a picture, all in one batch; ``num_patches_list[i]`` tiles belong to question i."""
-        if history is not None or return_history:
-            raise ValueError("batch_chat keeps no history. Use chat for a conversation.")
-        if pixel_values is not None and (
-            num_patches_list is None
-            or len(num_patches_list) != len(questions)
-            or sum(num_patches_list) != len(pixel_values)
-        ):
-            raise ValueError(
-                f"batch_chat got {len(questions)} questions, {len(pixel_values)} tiles and num_patches_list "
-                f"{num_patches_list}. Give one entry per question, adding up to the tiles."
-            )
-        prompts = []
-        for question, num_tiles in zip(questions, num_patches_list or [None] * len(questions), strict=True):
-            has_picture = pixel_values is not None
-            if has_picture and "<image>" not in question:
-                question = "<image>\n" + question
-            prompts.append(self.build_prompt([(question, None)], [num_tiles] if has_picture else []))
-        self.img_context_token_id = tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
-        return self.answer_prompts(tokenizer, pixel_values, prompts, generation_config)
-
-    def build_prompt(self, pairs: list[tuple[str, str | None]], num_tiles: list[int]) -> str:
-        """Render (question, answer) pairs, the last answer open, with the image tokens of each picture in place.
-
-        ``num_tiles`` holds the tiles of each picture, in the order of the ``<image>`` markers.
-        """
-        turns = []
-        for question, answer in pairs:
-            turns.append(Turn("human", question))
-            if answer is not None:
-                turns.append(Turn("gpt", answer))
-        return self.render_prompt(turns, num_tiles)
-
-    def render_prompt(self, turns: list[Turn], num_tiles: list[int]) -> str:
-        """Render a conversation up to an open answer; ``num_tiles`` as in :meth:`build_prompt`."""
-        turns = place_pictures(turns, [tiles * self.num_image_token for tiles in num_tiles])
-        template = get_conv_template(self.template)
-        return join_segments(
-            render_turns(template, turns, system_message=self.system_message, add_generation_prompt=True)
-        )
-
-    def answer_prompts(
-        self, tokenizer, pixel_values: torch.Tensor | None, prompts: list[str], generation_config: dict
-    ) -> list[str]:
-        """Generate from rendered prompts in one batch; returns the answers up to the template's end mark, stripped.
-
-        ``pixel_values`` (T, 3, S, S) holds the tiles of all prompts in order.
-        """
-        end_mark = get_conv_template(self.template).sep.strip()
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(self.device)
-        options = {"eos_token_id": tokenizer.convert_tokens_to_ids(end_mark), **generation_config}
-        output_ids = self.generate(
-            pixel_values=pixel_values,
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            **options,
-        )
-        texts = tokenizer.batch_decode(output_ids, skip_special_tokens=True)
-        return [text.split(end_mark)[0].strip() for text in texts]
+        if attention_mask is None:
+            attention_mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        return self.language_model(
+            inputs_embeds=embeddings[:, :-1],
+            attention_mask=attention_mask[:, :-1],
+            position_ids=position_ids[:, :-1],
+            use_cache=True,
+            return_logits=False,
+        ).past_key_values

@@ -1,18 +1,23 @@
 """The training set: mixing, tiles, and rows that cannot be read."""
 
 import json
+import random
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from internvl.data.annotation import Row
 from internvl.data.checking import check_dataset
 from internvl.data.collate import Collator
 from internvl.data.dataset import BadSample, ConversationDataset, RenderSettings
-from internvl.data.meta import read_meta
+from internvl.data.meta import DatasetSpec, read_meta
+from internvl.data.sampling import Unit
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import get_conv_template
-from tests.conftest import num_tiles
+from internvl.model.internvl_chat.image_processing_internvl_chat import split_into_tiles as split
+from tests.conftest import num_tiles, pixels
 
 SETTINGS = RenderSettings(
     template=get_conv_template("internlm2-chat"), image_size=56, num_image_token=4, max_seq_length=512
@@ -109,3 +114,48 @@ def test_a_batch_of_bad_rows_has_nothing_to_learn():
 def test_mistakes_in_the_meta_file_are_named(rows_folder, tiny_model, entry, message):
     with pytest.raises(UserError, match=message):
         dataset(rows_folder, tiny_model.tokenizer, entry)
+
+
+def large_photo(folder, name: str, orientation: int = 1):
+    """A smooth JPEG of 1,600 × 900 px as stored, with an EXIF orientation."""
+    image = Image.radial_gradient("L").resize((1600, 900)).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(folder / name, quality=95, exif=exif)
+    turns = [{"from": "human", "value": "<image>\nDescribe it."}, {"from": "gpt", "value": "A circle."}]
+    return json.dumps({"image": name, "conversations": turns}) + "\n"
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_draft_decoding_keeps_grid_and_nearly_the_pixels(tmp_path, tiny_model, orientation, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text(large_photo(tmp_path, "a.jpg", orientation))
+    sizes = []
+
+    def split_and_note(image, **how):
+        sizes.append(image.size)
+        return split(image, **how)
+
+    monkeypatch.setattr("internvl.data.dataset.split_into_tiles", split_and_note)
+    whole, draft = (
+        ConversationDataset(
+            [DatasetSpec("rows", tmp_path, (tmp_path / "rows.jsonl",))],
+            tiny_model.tokenizer,
+            replace(SETTINGS, draft_decoding=drafts),
+        )[0]
+        for drafts in (False, True)
+    )
+    assert len(whole["pictures"][0]) > 1 and torch.equal(whole["input_ids"], draft["input_ids"])
+    difference = (pixels(whole).float() - pixels(draft).float()).abs()
+    assert difference.mean() < 1 and difference.max() < 16
+    assert sizes[1][0] * 4 <= sizes[0][0], "an eighth or a quarter is enough for tiles of 56 px"
+
+
+def test_an_augmented_picture_depends_on_seed_and_epoch_alone(rows_folder, tiny_model):
+    def tiles(epoch: int, seed: int = 0) -> torch.Tensor:
+        random.random()
+        data = dataset(rows_folder, tiny_model.tokenizer, {"data_augment": True}, seed=seed)
+        return pixels(data[Unit((0,), epoch)])
+
+    assert torch.equal(tiles(0), tiles(0))
+    assert not torch.equal(tiles(0), tiles(1)) or not torch.equal(tiles(0), tiles(2))
+    assert not torch.equal(tiles(0), tiles(0, seed=1)) or not torch.equal(tiles(0), tiles(0, seed=2))

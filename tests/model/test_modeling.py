@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from internvl.model.internvl_chat.modeling_internlm2 import rotary_cos_sin, split_wqkv
+from internvl.model.internvl_chat import modeling_internvl_chat
+from internvl.model.internvl_chat.image_processing_internvl_chat import normalize_pixels
+from internvl.model.internvl_chat.modeling_internlm2 import split_wqkv
 from internvl.model.internvl_chat.modeling_internvl_chat import pixel_unshuffle
+from internvl.model.internvl_chat.rotary import rotary_cos_sin
 from internvl.model.loading import load_model
 
 
@@ -170,3 +173,49 @@ def test_dynamic_rope_starts_beyond_the_limit_and_keeps_no_state(tiny_model):
     again = rotary_cos_sin(config, positions, 6, torch.float32)
     assert not torch.equal(at_limit[0], beyond[0])
     assert torch.equal(at_limit[0], again[0])
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}], ids=str)
+def test_prompts_are_read_once_whatever_is_made_of_them(tiny_model, settings, monkeypatch):
+    model, tokenizer = tiny_model
+    prompts = ["Say.", "Describe it with more words, please."]
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "eos_token_id": 2, "pad_token_id": 2, **settings}
+    embeddings = model.embed(inputs["input_ids"], None)
+    torch.manual_seed(1)
+    expected = model.language_model.generate(
+        inputs_embeds=embeddings, attention_mask=inputs["attention_mask"], **options
+    )
+    seen = []
+    forward = model.language_model.model.forward
+
+    def count(*args, **kwargs):
+        given = kwargs["input_ids"] if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+        seen.append(tuple(given.shape[:2]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.language_model.model, "forward", count)
+    torch.manual_seed(1)
+    got = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **options)
+    assert torch.equal(got, expected)
+    rows, length = embeddings.shape[:2]
+    assert seen[0] == (rows, length - 1) and all(tokens == 1 for _, tokens in seen[1:])
+
+
+def test_bytes_are_normalised_as_the_processor_does(tiny_model):
+    model, _ = tiny_model
+    tiles = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8)
+    assert torch.equal(model.extract_feature(tiles), model.extract_feature(normalize_pixels(tiles)))
+
+
+def test_a_frozen_encoder_takes_tiles_in_parts_and_keeps_nothing(tiny_model, monkeypatch):
+    model, _ = tiny_model
+    tiles = torch.randint(0, 256, (5, 3, 56, 56), dtype=torch.uint8)
+    whole = model.extract_feature(tiles)
+    assert whole.requires_grad, "everything trains"
+    model.vision_model.requires_grad_(False)
+    monkeypatch.setattr(modeling_internvl_chat, "VISION_BATCH", 2)
+    parts = model.extract_feature(tiles)
+    assert torch.allclose(parts, whole, atol=1e-6) and parts.requires_grad, "the projector still trains"
+    model.mlp1.requires_grad_(False)
+    assert not model.extract_feature(tiles).requires_grad

@@ -6,6 +6,7 @@ from internvl.errors import UserError
 from internvl.train.arguments import parse_arguments
 
 REQUIRED = ["--model_name_or_path", "base", "--meta_path", "meta.json", "--output_dir", "out", "--use_cpu", "True"]
+FROZEN = ["--freeze_backbone", "True", "--freeze_mlp", "True"]
 HELD_OUT = ["--eval_meta_path", "val.json"]
 
 
@@ -50,6 +51,10 @@ def test_a_renamed_flag_may_carry_its_value_behind_an_equals_sign():
         ([*HELD_OUT, "--metric_for_best_model", "bleu"], "Give loss or CIDEr"),
         ([*HELD_OUT, "--eval_caption_steps", "-1"], "--eval_caption_steps: is -1"),
         ([*HELD_OUT, "--eval_caption_steps", "1", "--eval_caption_samples", "1"], "at least 2"),
+        (["--vision_cache", "c", "--freeze_backbone", "True"], "--vision_cache: features of pictures change"),
+        (["--vision_cache", "c", *FROZEN, "--use_backbone_lora", "4"], "--vision_cache: features of pictures change"),
+        (["--vision_cache_gb", "0"], r"--vision_cache_gb: is 0\.0"),
+        (["--load_in_4bit", "True"], "--load_in_4bit: weights in 4 bits cannot train"),
     ],
 )
 def test_flags_that_cannot_work_are_refused_by_name(flags, message):

@@ -61,3 +61,9 @@ def test_flags_that_contradict_the_checkpoint_are_refused(tiny_base, tmp_path, f
 def test_an_adapter_is_no_start(trained_adapter, tmp_path):
     with pytest.raises(UserError, match="is an adapter. Merge it first"):
         load(trained_adapter, tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_four_bits_are_refused_without_a_gpu(tiny_base, tmp_path):
+    with pytest.raises(UserError, match="--load_in_4bit: needs a CUDA GPU"):
+        load(tiny_base, tmp_path, "--load_in_4bit", "True", "--freeze_llm", "True", "--use_llm_lora", "4")
