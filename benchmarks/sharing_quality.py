@@ -58,9 +58,9 @@ def train_and_score(way: str, seed: int, folder: Path, base: str) -> dict:
     )
     run(
         f"evaluating {way}, seed {seed}",
-        ["bash", "evaluate.sh", str(adapter), "caption-habitat", "--dynamic", "--batch-size", "25", "--out-dir", str(result)],
+        ["bash", "evaluate.sh", str(adapter), "caption-habitat", "--dynamic", "--out-dir", str(result)],
         folder / "evaluate.log",
-    )  # fmt: skip
+    )
     scores = json.loads((result / "scores.json").read_text(encoding="utf-8"))
     history = json.loads((adapter / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     trained = next(entry for entry in reversed(history) if "train_runtime" in entry)

@@ -1,13 +1,15 @@
 """The user's mistakes: one exception for them, and how a command ends on one."""
 
+import errno
 import functools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 
 # How long processes after the first hold a message back: torchrun ends them sooner when the first one fails, too.
-HOLD_BACK_SECONDS = 3
+HOLD_BACK_SECONDS = 8
 
 
 class UserError(ValueError):
@@ -32,6 +34,14 @@ def ends_on_user_error(main: Callable) -> Callable:
             if int(os.environ.get("RANK", "0")) > 0:
                 time.sleep(HOLD_BACK_SECONDS)
             sys.stderr.write(f"error: {err}\n")
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            sys.exit(128 + signal.SIGINT)
+        except OSError as err:
+            if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            sys.stderr.write(f"error: {err.filename or 'disk'}: cannot be written ({err.strerror}). Make room.\n")
             sys.exit(2)
 
     return wrapped

@@ -26,6 +26,8 @@ class Collator:
     the list ``pictures`` instead, for whoever has their features. A batch without any gets one black tile flagged 0,
     so that every process runs the vision encoder and gradients can be averaged.
 
+    With ``name_rows``, ``rows`` says which they are, as file:line.
+
     Rows that could not be read are left out and listed under ``skipped``. A batch without rows keeps one of padding
     without labels, because all processes must take the same number of steps; ``idle`` says that no process has any.
     """
@@ -34,6 +36,7 @@ class Collator:
     image_size: int
     packed: bool = False
     keep_pictures: bool = False
+    name_rows: bool = False
 
     def __call__(self, samples: list[dict | list[BadSample] | None]) -> dict:
         skipped = [bad for sample in samples if isinstance(sample, list) for bad in sample]
@@ -41,6 +44,8 @@ class Collator:
         batch = self.pack(good) if self.packed else self.pad(good)
         pictures = [picture for sample in good for picture in sample["pictures"]]
         batch |= {"pictures": pictures} if self.keep_pictures else self.pixels(pictures)
+        if self.name_rows:
+            batch["rows"] = [where for sample in good for where in sample["where"]]
         if skipped:
             batch["skipped"] = skipped
         if None in samples:
@@ -55,6 +60,7 @@ class Collator:
             "labels": torch.full_like(padding, IGNORE_INDEX),
             "group": (2, ()),
             "pictures": [],
+            "where": [],
         }
 
     def pad(self, samples: list[dict]) -> dict:

@@ -73,8 +73,9 @@ class BadSample(NamedTuple):
 class ConversationDataset(Dataset):
     """Rows of all data sets of a meta file, mixed by ``repeat_time``, as training samples.
 
-    An item is ``{"input_ids": int64 (N,), "labels": int64 (N,), "group": (prefix, continuations), "pictures": […]}``:
-    one row, or the rows of a :class:`Unit`, whose group is as ``SequenceLayout`` describes it, and their pictures.
+    An item is ``{"input_ids": int64 (N,), "labels": int64 (N,), "group": (prefix, continuations), "pictures": […],
+    "where": ["file:line", …]}``: one row, or the rows of a :class:`Unit`, whose group is as ``SequenceLayout``
+    describes it, their pictures and their places.
     With ``on_bad_sample`` "skip" unreadable rows are a list of :class:`BadSample` instead; with "error" they raise
     :class:`UserError`. They are never replaced by others. Features of pictures that ``vision_cache`` has are not
     computed again, and the pictures not even decoded.
@@ -270,6 +271,7 @@ class ConversationDataset(Dataset):
             "labels": torch.tensor(shared.labels),
             "group": (shared.prefix, shared.continuations),
             "pictures": pictures,
+            "where": [row.where for row in rows],
         }
 
     def read_pictures(self, spec: DatasetSpec, row: Row, chance: random.Random | None) -> list[Picture]:

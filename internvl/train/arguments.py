@@ -155,6 +155,17 @@ class FinetuneArguments(TrainingArguments):
         default=False, metadata={"help": "Every batch uses every part of the model, so this costs for nothing."}
     )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip gradients to this norm."})
+    ddp_timeout: int = field(
+        default=600,
+        metadata={"help": "Seconds after which a process that waits for another in vain ends the training."},
+    )
+    on_nan: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do when a step's loss is not a number: stop and name its rows, or skip the step.",
+            "choices": ["stop", "skip"],
+        },
+    )
     eval_meta_path: str | None = field(
         default=None,
         metadata={
@@ -279,6 +290,8 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Finetu
         )
     if model.load_in_4bit and not (model.use_llm_lora and model.freeze_llm):
         raise UserError("--load_in_4bit: weights in 4 bits cannot train. Add --freeze_llm True --use_llm_lora 128.")
+    if training.on_nan == "skip" and training.deepspeed:
+        raise UserError("--on_nan: skip does not work with DeepSpeed, which steps by itself. Leave it away.")
     check_evaluation(training)
     if model.unfreeze_lm_head and model.use_llm_lora == 0 and not model.freeze_llm:
         raise UserError("--unfreeze_lm_head: the whole language model trains already. Leave the flag away.")

@@ -19,7 +19,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from internvl.data.check_cache import check_with_cache
 from internvl.data.checking import LONG, DatasetCheck
@@ -28,6 +27,7 @@ from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import read_meta
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.java_scorers import check_scorers
+from internvl.json_files import write_json
 from internvl.logging_utils import setup_logging
 from internvl.model.adapter import describe_trainable
 from internvl.model.checkpoint import Checkpoint
@@ -35,12 +35,15 @@ from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatMode
 from internvl.model.loading import LoadedModel
 from internvl.model.vision_cache import VisionCache
 from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments, parse_arguments
+from internvl.train.checkpointing import staged_result
 from internvl.train.evaluation import CaptionSteps, Evaluator, read_caption_sample
+from internvl.train.interruption import StopOnSignal
 from internvl.train.loading import load_for_training, render_settings, training_dtype
 from internvl.train.memory import MemoryPlan, MicroBatch, PeakMemory, plan_memory, recompute_activations
-from internvl.train.output import OutputFolder
+from internvl.train.output import OutputFolder, make_record
 from internvl.train.progress import ProgressLine
 from internvl.train.rows import choose_rows, choose_units, data_report
+from internvl.train.run_record import FINISHED, RECORD, base_identity, clear, describe_data, find_resume_point
 from internvl.train.trainer import FinetuneTrainer
 
 logger = logging.getLogger("internvl.train")
@@ -54,8 +57,28 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging()
     model_args, data_args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv)
     set_seed(training_args.seed)
-    resume = find_resume_point(training_args)
     specs = read_meta(data_args.meta_path)  # before the model: a typing mistake should not cost minutes
+    base = Checkpoint(model_args.model_name_or_path)
+    record = make_record(
+        *(model_args, data_args, training_args),
+        processes=training_args.world_size,
+        data=describe_data(specs),
+        base=base_identity(base.weight_files),
+    )
+    resume = find_resume_point(
+        training_args.output_dir,
+        record,
+        overwrite=training_args.overwrite_output_dir,
+        named=training_args.resume_from_checkpoint,
+    )
+    if resume.finished:
+        logger.info(
+            "%s: this training is finished, so nothing is done. --overwrite_output_dir True trains anew.",
+            training_args.output_dir,
+        )
+        return
+    if resume.checkpoint:
+        logger.info("Continuing from %s (--overwrite_output_dir True starts anew).", resume.checkpoint)
     loaded = load_for_training(model_args, data_args, training_args)
     cache = open_vision_cache(loaded.model, data_args)
     dataset = ConversationDataset(
@@ -74,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     logger.info("Model: %s", describe_trainable(loaded.model))
     output = OutputFolder(
         training_args.output_dir,
-        base=Checkpoint(model_args.model_name_or_path),
+        base=base,
         tokenizer=loaded.tokenizer,
         lora_dropout=model_args.lora_dropout,
         save_full_model=training_args.save_full_model,
@@ -88,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
             loaded.model.config.image_size,
             packed=data_args.packing or data_args.share_image_prefix,
             keep_pictures=cache is not None,
+            name_rows=True,
         ),
         output=output,
         evaluator=evaluator,
@@ -96,6 +120,7 @@ def main(argv: list[str] | None = None) -> None:
         vision_cache=cache,
         on_bad_sample=data_args.on_bad_sample,
         max_bad_fraction=data_args.max_bad_fraction,
+        on_nan=training_args.on_nan,
     )
     plan = plan_training(trainer, check, model_args, data_args)
     logger.info("Memory plan: %s", plan)
@@ -106,12 +131,16 @@ def main(argv: list[str] | None = None) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLine(rows_per_step))
     trainer.add_callback(PeakMemory())
+    stop = StopOnSignal()
+    trainer.add_callback(stop)
     if training_args.eval_caption_steps:
         trainer.add_callback(CaptionSteps(training_args.eval_caption_steps))
     if training_args.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(training_args.early_stopping_patience))
     if training_args.should_save:
-        output.write_arguments(model_args, data_args, training_args)
+        if not resume.checkpoint:
+            clear(training_args.output_dir)
+        write_json(output.folder / RECORD, record)
     logger.info(
         "Training: %d rows per step = %d per device × %d accumulation steps × %d processes, in %s",
         rows_per_step,
@@ -121,16 +150,21 @@ def main(argv: list[str] | None = None) -> None:
         "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
     )
     with logging_redirect_tqdm():  # messages come between the states of the progress line, not behind it
-        result = trainer.train(resume_from_checkpoint=resume)
+        result = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
+    if stop.caught:
+        logger.warning("Stopped at step %d. The same command continues from there.", trainer.state.global_step)
+        sys.exit(128 + stop.caught)
     evaluated = {entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry}
     if evaluator and trainer.state.global_step not in evaluated and not training_args.load_best_model_at_end:
         trainer.evaluate()
-    trainer.save_model()
-    trainer.save_state()
     skipped = trainer.gather_skipped()
-    if training_args.should_save:
-        output.write_json("data_report.json", data_report(specs, check, lengths, skipped))
-        output.draw_loss(trainer.state.log_history)
+    with staged_result(output.folder, main=training_args.should_save, last=FINISHED) as folder:
+        trainer.save_model(str(folder))
+        if training_args.should_save:
+            report = data_report(specs, check, lengths, skipped, trainer.skipped_steps)
+            write_json(folder / "data_report.json", report)
+            output.draw_loss(folder, trainer.state.log_history)
+            trainer.state.save_to_json(str(folder / FINISHED))
     for reason in sorted({row["reason"] for row in skipped})[:SHOWN_SKIPPED]:
         logger.warning("Was skipped: %s", reason)
     logger.info(
@@ -227,29 +261,6 @@ def make_evaluator(
         max_tiles=data_args.max_dynamic_patch if data_args.dynamic_image_size else 1,
         num_frames=data_args.min_num_frame,
     )
-
-
-def find_resume_point(training_args: FinetuneArguments) -> str | None:
-    """Return the checkpoint to continue from, or None to start anew.
-
-    Raises:
-        UserError: --resume_from_checkpoint names a folder that is not there.
-    """
-    if training_args.resume_from_checkpoint:
-        last = get_last_checkpoint(training_args.resume_from_checkpoint) or training_args.resume_from_checkpoint
-        if not (Checkpoint(last).folder / "trainer_state.json").is_file():
-            raise UserError(
-                f"--resume_from_checkpoint: {last} holds no trainer_state.json. Name a checkpoint-N folder."
-            )
-        return last
-    try:
-        last = get_last_checkpoint(training_args.output_dir)
-    except FileNotFoundError:
-        return None
-    if last is None or training_args.overwrite_output_dir:
-        return None
-    logger.info("Continuing from %s (--overwrite_output_dir True starts anew).", last)
-    return last
 
 
 if __name__ == "__main__":

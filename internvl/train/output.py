@@ -1,6 +1,5 @@
 """The output folder of a finetune: what is in it, and how each file is written."""
 
-import json
 import shutil
 import sys
 from dataclasses import asdict
@@ -75,31 +74,7 @@ class OutputFolder:
         stored = self.base.tensors.get(base_name(name))
         return tensor.to(DTYPE_OF_SPELLING[stored.dtype]) if stored is not None else tensor
 
-    def write_json(self, name: str, content: object) -> None:
-        """Write a JSON file into the folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-        (self.folder / name).write_text(text + "\n", encoding="utf-8")
-
-    def write_arguments(self, *groups) -> None:
-        """Record the resolved arguments, the command line and the package versions as training_args.json."""
-        self.write_json(
-            "training_args.json",
-            {
-                "command": sys.argv,
-                **{
-                    type(group).__name__: group.to_dict() if hasattr(group, "to_dict") else asdict(group)
-                    for group in groups
-                },
-                "versions": {
-                    "python": sys.version.split()[0],
-                    **{package: version(package) for package in RECORDED_PACKAGES},
-                },
-                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            },
-        )
-
-    def draw_loss(self, log_history: list[dict]) -> None:
+    def draw_loss(self, folder: Path, log_history: list[dict]) -> None:
         """Draw loss.png: loss of each logged step, running mean, loss of held-out rows, and learning rate."""
         import matplotlib  # here, because only one process draws, once
 
@@ -125,8 +100,27 @@ class OutputFolder:
         rates.set_ylabel("learning rate", color="tab:orange")
         rates.ticklabel_format(style="sci", axis="y", scilimits=(0, 0))
         axes.legend()
-        figure.savefig(self.folder / "loss.png", dpi=120)
+        figure.savefig(folder / "loss.png", dpi=120)
         pyplot.close(figure)
+
+
+def make_record(*groups, processes: int, data: dict[str, str], base: str) -> dict:
+    """Return what training_args.json holds: the resolved arguments, the data's hashes, and what it ran on.
+
+    ``base`` marks the base's weights; ``data`` is file → hash.
+    """
+    return {
+        "command": sys.argv,
+        **{type(group).__name__: group.to_dict() if hasattr(group, "to_dict") else asdict(group) for group in groups},
+        "data": data,
+        "base": base,
+        "processes": processes,
+        "versions": {
+            "python": sys.version.split()[0],
+            **{package: version(package) for package in RECORDED_PACKAGES},
+        },
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
 
 
 def running_mean(values: list[float], weight: float = 0.9) -> list[float]:

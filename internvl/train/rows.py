@@ -78,7 +78,9 @@ def choose_units(
     return units
 
 
-def data_report(specs: list[DatasetSpec], check: DatasetCheck, lengths: list[int], skipped: list[dict]) -> dict:
+def data_report(
+    specs: list[DatasetSpec], check: DatasetCheck, lengths: list[int], skipped: list[dict], skipped_steps: list[int]
+) -> dict:
     """Return what data_report.json holds: what was trained on, left out, and skipped."""
     p50, p95 = np.percentile(lengths, [50, 95])
     return {
@@ -87,4 +89,5 @@ def data_report(specs: list[DatasetSpec], check: DatasetCheck, lengths: list[int
         "tokens": {"p50": float(p50), "p95": float(p95), "max": max(lengths), "total": sum(lengths)},
         "left_out": [problem.message for problem in check.left_out],
         "skipped": skipped,
+        "skipped_steps": skipped_steps,
     }

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import distributed
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 
 from internvl.data.sampling import MicroBatchSampler
 from internvl.data.sharing import EpochUnits
@@ -16,6 +19,7 @@ from internvl.errors import UserError
 from internvl.model.adapter import load_adapter_tensors
 from internvl.model.checkpoint import ADAPTER_WEIGHTS
 from internvl.model.vision_cache import VisionCache, picture_features
+from internvl.train.checkpointing import PREFIX, staged_checkpoint
 from internvl.train.evaluation import Evaluator
 from internvl.train.output import OutputFolder
 
@@ -50,6 +54,7 @@ class FinetuneTrainer(Trainer):
         vision_cache: VisionCache | None = None,
         on_bad_sample: str = "skip",
         max_bad_fraction: float = 1.0,
+        on_nan: str = "stop",
         **kwargs,
     ):
         super().__init__(*args, eval_dataset=evaluator.dataset if evaluator else None, **kwargs)
@@ -62,6 +67,9 @@ class FinetuneTrainer(Trainer):
         self.units = units
         self.packed = packed
         self.skipped: list[dict] = []
+        self.on_nan = on_nan
+        self.skipped_steps: list[int] = []
+        self.step_losses: list[tuple[torch.Tensor, list[str]]] = []  # of this step's micro-batches, with their rows
         # Seconds spent waiting for data since the last log, and when that was.
         self.waited, self.logged_at = 0.0, time.monotonic()
 
@@ -115,7 +123,39 @@ class FinetuneTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         if inputs.pop("idle", False):  # on every process alike, and never the last of a step
             return torch.zeros((), device=self.args.device)
-        return super().training_step(model, inputs, num_items_in_batch)
+        rows = inputs.pop("rows", [])
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.step_losses.append((loss, rows))
+        if self.accelerator.sync_gradients:
+            self._judge_losses(model)
+        return loss
+
+    def _judge_losses(self, model: torch.nn.Module) -> None:
+        """Stop, or leave the step out, if a loss of the step is no number; on every process alike.
+
+        Raises:
+            UserError: names the rows it came with.
+        """
+        losses, self.step_losses = self.step_losses, []
+        finite = torch.stack([loss.float() for loss, _ in losses]).isfinite()
+        if everywhere(finite.all(), self.args):
+            return
+        rows = [where for (_, rows), good in zip(losses, finite.tolist(), strict=True) if not good for where in rows]
+        named = ", ".join(dict.fromkeys(gather_lists(rows, self.args))) or "no row at all"
+        what = f"step {self.state.global_step + 1}: the loss is not a number. It came with {named}."
+        if self.on_nan == "stop":
+            raise UserError(
+                f"{what} The last checkpoint is as it was. Look at these rows, lower --learning_rate, take "
+                "PRECISION=bf16 instead of fp16, or pass --on_nan skip to leave such steps out."
+            )
+        logger.warning("%s The step is left out (--on_nan skip).", what)
+        self.skipped_steps.append(self.state.global_step + 1)
+        scaled = self.accelerator.scaler is not None
+        for parameter in model.parameters():
+            if parameter.grad is not None and scaled:
+                parameter.grad.fill_(float("inf"))  # which the scaler of fp16 answers by leaving the step out
+            else:
+                parameter.grad = None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -180,6 +220,39 @@ class FinetuneTrainer(Trainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _save_checkpoint(self, model, trial) -> None:
+        # As transformers' own, but written beside and renamed, so that what is there is whole.
+        state, step = self.state, self.state.global_step
+        if state.best_global_step == step:
+            state.best_model_checkpoint = str(Path(self.args.output_dir) / f"{PREFIX}{step}")
+        with staged_checkpoint(
+            Path(self.args.output_dir),
+            step,
+            main=self.args.should_save,
+            limit=self.args.save_total_limit,
+            keep=state.best_model_checkpoint,
+        ) as folder:
+            self.save_model(str(folder), _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(str(folder))
+                self._save_scaler(str(folder))
+                self._save_rng_state(str(folder))
+            if self.args.should_save:
+                for callback in (*self.callback_handler.callbacks, self.control):
+                    if isinstance(callback, ExportableState):
+                        state.stateful_callbacks[type(callback).__name__] = callback.state()
+                state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        # Its checkpoints hold what trains; transformers would ask for all other weights, too.
+        deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        self._load_scaler(resume_from_checkpoint)
+        return prepared
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:
             # Frozen weights are in the base already: without this each checkpoint would be the size of the model.
@@ -194,8 +267,22 @@ class FinetuneTrainer(Trainer):
 
     def gather_skipped(self) -> list[dict]:
         """Return the rows skipped on all processes."""
-        if self.args.world_size == 1:
-            return self.skipped
-        everywhere: list[list[dict] | None] = [None] * self.args.world_size
-        torch.distributed.all_gather_object(everywhere, self.skipped)
-        return [row for rows in everywhere for row in rows or []]
+        return gather_lists(self.skipped, self.args)
+
+
+def everywhere(condition: torch.Tensor, args: TrainingArguments) -> bool:
+    """Return whether a condition, a bool scalar, holds on every process."""
+    if args.world_size == 1:
+        return bool(condition)
+    agreed = condition.to(args.device, torch.int32)
+    distributed.all_reduce(agreed, distributed.ReduceOp.MIN)
+    return bool(agreed)
+
+
+def gather_lists(own: list, args: TrainingArguments) -> list:
+    """Return the lists of all processes as one."""
+    if args.world_size == 1:
+        return own
+    lists: list[list | None] = [None] * args.world_size
+    distributed.all_gather_object(lists, own)
+    return [entry for part in lists for entry in part or []]
