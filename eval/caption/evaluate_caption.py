@@ -12,6 +12,7 @@ answer is on disk as soon as it exists: the same command again continues a run t
 import argparse
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -108,7 +109,7 @@ def read_sets(args: argparse.Namespace) -> list[CaptionSet]:
             names, absent = present_sets()
             for sentence in absent:
                 logger.info(sentence)
-        sets = [read_caption_set(name, args.prompt) for name in names]
+        sets = [read_caption_set(name, args.prompt, allow_outside_root=args.allow_outside_root) for name in names]
     for flag, value in (("--out-dir", args.out_dir), ("--compare", args.compare)):
         if value and len(sets) > 1:
             names = ", ".join(data.name for data in sets)
@@ -121,7 +122,13 @@ def result_folder(args: argparse.Namespace, data: CaptionSet) -> Path:
     if args.out_dir:
         return args.out_dir
     model_name = "_".join(Path(args.checkpoint).resolve().parts[-2:])
-    return Path("results") / f"caption-{data.name}" / model_name / time.strftime("%Y%m%d-%H%M%S")
+    # Names of data sets are the user's and may be no folder names.
+    return (
+        Path("results")
+        / f"caption-{re.sub(r'[/\\]|^\.+', '_', data.name)}"
+        / model_name
+        / time.strftime("%Y%m%d-%H%M%S")
+    )
 
 
 def from_first(make: Callable[[], Any] | None) -> Any:

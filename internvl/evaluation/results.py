@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from internvl.errors import UserError
+from internvl.data.annotation import parse_line
+from internvl.errors import UserError, shorten
 from internvl.evaluation.datasets import REPOSITORY, CaptionSet
 from internvl.evaluation.report import ReportRow, write_report
-from internvl.evaluation.score import CaptionScores, read_json
-from internvl.json_files import write_json
+from internvl.evaluation.score import CaptionScores
+from internvl.json_files import read_object, write_json
 
 RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "pillow", "pycocoevalcap")
 
@@ -125,12 +126,26 @@ def read_result(folder: str | Path) -> Result:
         raise UserError(
             f"{folder}: is no result folder (no scores.json, no per_image.jsonl). Give one that evaluate.sh printed."
         )
-    record = read_json(folder / "scores.json")
+    record = read_object(folder / "scores.json")
     lines = {}
-    for number, text in enumerate(lines_file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            line = json.loads(text)
-            lines[line["image_id"]] = {**line, "caption": line["caption"], "references": line["references"]}
-        except (ValueError, KeyError, TypeError) as err:
-            raise UserError(f"{lines_file}:{number}: is damaged ({err!r}). Run the evaluation again.") from err
-    return Result(folder, record.get("settings", {}), lines)
+    for number, text in enumerate(lines_file.read_bytes().splitlines(), 1):
+        where = f"{lines_file}:{number}"
+        line = parse_line(text, where)
+        if not is_result_line(line):
+            raise UserError(f"{where}: is damaged ({shorten(line)}). Run the evaluation again.")
+        lines[line["image_id"]] = line
+    settings = record.get("settings", {})
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder / 'scores.json'}:settings: is {shorten(settings)}. Run the evaluation again.")
+    return Result(folder, settings, lines)
+
+
+def is_result_line(line: object) -> bool:
+    """Whether a line of per_image.jsonl has an id, a caption, references, and paths of its pictures or video."""
+    if not isinstance(line, dict) or type(line.get("image_id")) not in (int, str):
+        return False
+    images, references = line.get("image", []), line.get("references")
+    images = [images] if isinstance(images, str) else images
+    texts = [line.get("caption"), line.get("video", "")]
+    lists = isinstance(images, list) and isinstance(references, list)
+    return lists and all(isinstance(text, str) for text in (*texts, *images, *references))
