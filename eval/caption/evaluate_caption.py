@@ -122,13 +122,8 @@ def result_folder(args: argparse.Namespace, data: CaptionSet) -> Path:
     if args.out_dir:
         return args.out_dir
     model_name = "_".join(Path(args.checkpoint).resolve().parts[-2:])
-    # Names of data sets are the user's and may be no folder names.
-    return (
-        Path("results")
-        / f"caption-{re.sub(r'[/\\]|^\.+', '_', data.name)}"
-        / model_name
-        / time.strftime("%Y%m%d-%H%M%S")
-    )
+    set_name = re.sub(r"[/\\]|^\.+", "_", data.name)  # names of data sets are the user's and may be no folder names
+    return Path("results") / f"caption-{set_name}" / model_name / time.strftime("%Y%m%d-%H%M%S")
 
 
 def from_first(make: Callable[[], Any] | None) -> Any:

@@ -16,6 +16,7 @@ from internvl.errors import printable, shorten
 from internvl.model.internvl_chat.image_processing_internvl_chat import read_orientation, to_upright_rgb
 
 Result = TypeVar("Result")
+MAX_NAME = 4096  # characters of a path; Linux takes no longer one
 # Beyond this a side is no photo; resizing such a strip to tiles would blur everything on it.
 MAX_SIDE_RATIO = 200
 
@@ -28,11 +29,15 @@ def media_path(root: Path, name: str, where: str, *, allow_outside_root: bool = 
             ``..`` or through a link; of a folder of frames, none of them may.
     """
     if "://" in name:
-        raise RowError(where, "address", f"{name!r} is an address", "Download it and give its path below the root")
+        raise RowError(
+            where, "address", f"{shorten(name)} is an address", "Download it and give its path below the root"
+        )
     if "\0" in name:
-        raise RowError(where, "path", f"{name!r} has a NUL character", "Correct the path")
+        raise RowError(where, "path", f"{shorten(name)} has a NUL character", "Correct the path")
     if printable(name) != name:
-        raise RowError(where, "path", f"{name!r} has characters that cannot be shown", "Rename the file")
+        raise RowError(where, "path", f"{shorten(name)} has characters that cannot be shown", "Rename the file")
+    if len(name) > MAX_NAME:
+        raise RowError(where, "path", f"{shorten(name)} has more than {MAX_NAME:,} characters", "Shorten the path")
     path = root / name
     if not allow_outside_root and leads_outside(str(root), name):
         raise RowError(
@@ -69,8 +74,8 @@ def real_folder(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def read_picture(path: Path, where: str) -> Image.Image:
-    """Read a picture of a row, as RGB.
+def read_picture(path: Path, where: str, draft_size: tuple[int, int] | None = None) -> Image.Image:
+    """Read a picture of a row, as RGB; of a JPEG, a smaller version of at least ``draft_size`` px where that is given.
 
     Raises:
         RowError: it is missing, no picture, too large, or cut off.
@@ -79,6 +84,8 @@ def read_picture(path: Path, where: str) -> Image.Image:
     def decode(path: Path) -> Image.Image:
         with Image.open(path) as image:
             check_size(upright_size(image), path, where)
+            if draft_size:
+                image.draft("RGB", draft_size)
             return to_upright_rgb(image)
 
     return read(decode, path, "picture", where)

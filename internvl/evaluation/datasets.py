@@ -142,7 +142,7 @@ def read_images(annotation: Path, root: Path, *, allow_outside_root: bool = Fals
         where = f"{annotation}:picture {number}"
         fields = item if isinstance(item, dict) else {}
         name = fields.get("image") if is_list else fields.get("file_name") or fields.get("image")
-        digits = re.search(r"([0-9]{1,18})$", Path(name).stem) if is_list and isinstance(name, str) else None
+        digits = re.search(r"(?:^|_)([0-9]{1,18})$", Path(name).stem) if is_list and isinstance(name, str) else None
         image_id = int(digits[1]) if digits else fields.get("id")
         if not isinstance(name, str) or not name or type(image_id) not in (int, str) or (is_list and not digits):
             raise UserError(f"{where}: lacks its picture or id ({shorten(item)}). See eval/caption/README.md.")

@@ -1,12 +1,12 @@
 """The result folder of an evaluation: written, and read again for comparing."""
 
-import json
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from internvl.data.annotation import parse_line
+from internvl.data.conversion import encode_line
 from internvl.errors import UserError, shorten
 from internvl.evaluation.datasets import REPOSITORY, CaptionSet
 from internvl.evaluation.report import ReportRow, write_report
@@ -54,7 +54,7 @@ def write_results(
     write_json(folder / "scores.json", record)
     references = data.references()
     questions = {question.id: question for question in data.questions}
-    with open(folder / "per_image.jsonl", "w", encoding="utf-8") as stream:
+    with open(folder / "per_image.jsonl", "wb") as stream:
         for prediction in predictions:
             image_id = prediction["image_id"]
             line = {
@@ -65,7 +65,7 @@ def write_results(
                 "references": references[image_id],
                 **scores.per_image[image_id],
             }
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            stream.write(encode_line(line))
     facts = {**settings, "commit": made_with["commit"] or "not under git", **made_with["versions"]}
     write_report(
         folder / "report.html",

@@ -9,7 +9,6 @@ captions format, an object with ``images`` and ``annotations``.
 import argparse
 import hashlib
 import importlib.metadata
-import json
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -24,7 +23,7 @@ from internvl.errors import UserError, ends_on_user_error, shorten
 from internvl.evaluation.bootstrap import intervals
 from internvl.evaluation.java_scorers import check_scorers, find_java, tokenize_sides
 from internvl.evaluation.scorers import ImageId, Scored, run_scorers
-from internvl.json_files import read_json
+from internvl.json_files import read_json, write_json
 
 __all__ = ["CaptionScores", "check_scorers", "print_scores", "score_captions", "scores_record"]
 
@@ -292,7 +291,7 @@ def main(argv: list[str] | None = None) -> None:
         record = scores_record(scores, args.predictions, args.ground_truth)
         try:
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(args.json, record)
         except OSError as err:
             raise UserError(f"{args.json}: cannot be written: {err.strerror}. Choose another path.") from err
 

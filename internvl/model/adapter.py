@@ -207,8 +207,10 @@ def load_adapter_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], fol
     """
     names = {stored_name(name): name for name, _ in model.named_parameters()}
     unknown = next((name for name in tensors if name not in names), None)
-    if unknown:
-        raise UserError(f"{folder}: {unknown} has no place in the base model. Use the base it was trained on.")
+    if unknown is not None:
+        raise UserError(
+            f"{folder}: {shorten(unknown)} has no place in the base model. Use the base it was trained on."
+        )
     try:
         model.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, strict=False)
     except RuntimeError as err:

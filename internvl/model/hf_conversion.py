@@ -169,7 +169,7 @@ def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = 
     out = Path(out)
     check_free(out, overwrite=overwrite)
     check_whole(checkpoint, "internvl_chat")
-    config = parse_config(checkpoint.config)
+    config = parse_config(checkpoint.config, checkpoint.folder / "config.json")
     check_expressible(config, checkpoint.folder / "config.json")
     wanted = {name: tuple(tensor.shape) for name, tensor in published_tensors(config).items()}
     check_tensors(checkpoint, wanted, OUTPUT if config.llm_config.tie_word_embeddings else None)
@@ -190,7 +190,7 @@ def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = 
         config,
         {"config": checkpoint.config, "generation_config": generation},
         image_token_id=tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN),
-        dtype=named_dtype or DTYPE_NAMES[next(iter(checkpoint.tensors.values())).dtype],
+        dtype=named_dtype or next(DTYPE_NAMES[t.dtype] for t in checkpoint.tensors.values() if t.dtype in DTYPE_NAMES),
     )
     with atomic_folder(out) as partial:
         TensorPlan(planned).write(partial, values())
@@ -211,7 +211,7 @@ def convert_from_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool 
     check_free(out, overwrite=overwrite)
     check_whole(checkpoint, "internvl")
     original = original_config(checkpoint.config, checkpoint.folder / "config.json")
-    config = parse_config(original)
+    config = parse_config(original, checkpoint.folder / "config.json")
     published = published_tensors(config)
     wanted = {}
     for name, tensor in published.items():

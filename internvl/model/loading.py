@@ -141,6 +141,7 @@ def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast
     folder = own if has_own or not checkpoint.is_adapter else checkpoint.base().folder
     try:
         tokenizer = load_tokenizer(folder)
+        tokenizer(IMG_CONTEXT_TOKEN)  # settings of no use show here only
     except FileNotFoundError as err:
         raise UserError(str(err)) from err
     except Exception as err:  # tokenizers raises bare Exception for a damaged file, transformers whatever it meets
