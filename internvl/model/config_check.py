@@ -8,6 +8,7 @@ from typing import NamedTuple
 from transformers.activations import ACT2FN
 
 from internvl.errors import UserError, shorten
+from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import TEMPLATES
 
 
@@ -127,19 +128,32 @@ def check_config(content: dict, file: Path) -> None:
     check_fields(llm, LLM, f"{file}:llm_config.")
     for key in ("rope_scaling", "rope_parameters"):
         check_fields(llm.get(key) or {}, ROPE, f"{file}:llm_config.{key}.")
-    check_multiple(vision, "hidden_size", "num_attention_heads", f"{file}:vision_config.")
-    check_multiple(llm, "hidden_size", "num_attention_heads", f"{file}:llm_config.")
-    check_multiple(llm, "num_attention_heads", "num_key_value_heads", f"{file}:llm_config.")
-    side, patch = content.get("force_image_size") or vision.get("image_size"), vision.get("patch_size")
-    if side and patch:
-        ratio = content.get("downsample_ratio", 0.5)
-        folded = side // patch * ratio
-        if folded < 1 or not math.isclose(folded, round(folded)):
-            name = "force_image_size" if content.get("force_image_size") else "vision_config.image_size"
-            raise UserError(
-                f"{file}:{name}: is {side} px, which are {side // patch} patches of {patch} px a side, and "
-                f"downsample_ratio {ratio} of them is no whole number. Restore the file."
-            )
+
+
+def check_shapes(config: InternVLChatConfig, file: Path) -> None:
+    """Refuse sizes that do not go with one another; those that the file leaves out are the model's defaults.
+
+    Raises:
+        UserError: names two of them and their values.
+    """
+    vision, llm = config.vision_config, config.llm_config
+    for part, name, divisor in (
+        (vision, "hidden_size", "num_attention_heads"),
+        (llm, "hidden_size", "num_attention_heads"),
+        (llm, "num_attention_heads", "num_key_value_heads"),
+    ):
+        value, other = getattr(part, name), getattr(part, divisor)
+        if value % other:
+            where = f"{file}:{'vision_config' if part is vision else 'llm_config'}.{name}"
+            raise UserError(f"{where}: is {value}, no multiple of {divisor} {other}. Restore the file.")
+    side, patch, ratio = config.image_size, vision.patch_size, config.downsample_ratio
+    folded = side // patch * ratio
+    if folded < 1 or not math.isclose(folded, round(folded)):
+        name = "force_image_size" if config.force_image_size else "vision_config.image_size"
+        raise UserError(
+            f"{file}:{name}: is {side} px, which are {side // patch} patches of {patch} px a side, and "
+            f"downsample_ratio {ratio} of them is no whole number. Restore the file."
+        )
 
 
 def check_fields(content: dict, rules: dict[str, Rule], where: str) -> None:
@@ -147,11 +161,3 @@ def check_fields(content: dict, rules: dict[str, Rule], where: str) -> None:
     for name, rule in rules.items():
         if name in content and not rule.fits(content[name]):
             raise UserError(f"{where}{name}: is {shorten(content[name])}. Give {rule.words}.")
-
-
-def check_multiple(content: dict, name: str, divisor: str, where: str) -> None:
-    """Refuse a width that cannot be shared out; where one of the two is left out, the model's default counts."""
-    if content.get(name) and content.get(divisor) and content[name] % content[divisor]:
-        raise UserError(
-            f"{where}{name}: is {content[name]}, no multiple of {divisor} {content[divisor]}. Restore the file."
-        )

@@ -23,7 +23,7 @@ from transformers import (
 
 from internvl.errors import UserError, shorten
 from internvl.json_files import read_object, write_json
-from internvl.model.config_check import check_config
+from internvl.model.config_check import check_config, check_shapes
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import (
     IMG_CONTEXT_TOKEN,
@@ -159,9 +159,11 @@ def parse_config(content: dict, file: Path = Path("config.json")) -> InternVLCha
     """
     check_config(content, file)
     try:
-        return InternVLChatConfig.from_dict(deepcopy(content))
+        config = InternVLChatConfig.from_dict(deepcopy(content))
     except Exception as err:  # transformers' classes raise whatever a value of theirs makes them stumble over
         raise UserError(f"{file}: describes no model ({one_line(err)}). Restore the file.") from err
+    check_shapes(config, file)
+    return config
 
 
 def rope_settings(parameters: dict) -> dict:

@@ -11,7 +11,7 @@ from internvl.errors import UserError
 from internvl.json_files import read_object
 from internvl.model.adapter import add_adapter
 from internvl.model.checkpoint import Checkpoint
-from internvl.model.config_check import check_config
+from internvl.model.config_check import check_config, check_shapes
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
@@ -44,9 +44,11 @@ def load_config(checkpoint: Checkpoint) -> InternVLChatConfig:
     file = source.folder / "config.json"
     check_config(source.config, file)
     try:
-        return InternVLChatConfig.from_pretrained(source.folder)
+        config = InternVLChatConfig.from_pretrained(source.folder)
     except Exception as err:  # transformers' classes raise whatever a value of theirs makes them stumble over
         raise UserError(f"{file}: describes no model ({one_line(err)}). Restore the file.") from err
+    check_shapes(config, file)
+    return config
 
 
 def load_model(
