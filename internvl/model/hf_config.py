@@ -183,9 +183,8 @@ def original_config(content: dict, file: Path) -> dict:
             "Name a folder that tools/convert_to_hf.py wrote."
         )
     kept = content[ORIGINAL]
-    if not isinstance(kept, dict) or not all(
-        isinstance(kept.get(key), dict) for key in ("config", "generation_config")
-    ):
+    parts = [kept.get("config"), kept.get("generation_config", {})] if isinstance(kept, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
         raise UserError(f"{file}:{ORIGINAL}: is {shorten(kept)}. Restore the file.")
     try:
         whole = InternVLConfig.from_dict(deepcopy(content))

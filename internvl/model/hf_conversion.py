@@ -232,6 +232,6 @@ def convert_from_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool 
 
     with atomic_folder(out) as partial:
         TensorPlan(planned).write(partial, values())
-        generation = checkpoint.config[ORIGINAL]["generation_config"]
+        generation = checkpoint.config[ORIGINAL].get("generation_config", {})
         write_published_surroundings(partial, checkpoint.folder, original, generation)
     return len(planned)
