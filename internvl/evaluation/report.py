@@ -181,10 +181,11 @@ def _environment() -> Environment:
 
 
 def _card(row: ReportRow) -> _Card:
+    where = f"image {row.image_id}"
     if row.video:
-        thumbnails = [_thumbnail_of(_middle_frame(row.video))]
+        thumbnails = [_thumbnail_of(_middle_frame(row.video, where))]
     else:
-        thumbnails = [_read_thumbnail(path) for path in row.images[:MAX_PICTURES]]
+        thumbnails = [_read_thumbnail(path, where) for path in row.images[:MAX_PICTURES]]
     hidden = len(row.images) - len(thumbnails) if row.images else 0
     return _Card(row, [_picture(thumbnail) for thumbnail in thumbnails], hidden, row.scores.get("CIDEr"))
 
@@ -195,14 +196,14 @@ def _picture(thumbnail: Image.Image) -> _Picture:
     return _Picture(_data_uri("image/jpeg", jpeg.getvalue()), thumbnail.width, thumbnail.height)
 
 
-def _middle_frame(video: Path) -> Image.Image:
-    return read_video(video, [read_info(video, "report").num_frames // 2], "report")[0]
+def _middle_frame(video: Path, where: str) -> Image.Image:
+    return read_video(video, [read_info(video, where).num_frames // 2], where)[0]
 
 
-def _read_thumbnail(path: Path) -> Image.Image:
+def _read_thumbnail(path: Path, where: str) -> Image.Image:
     """The picture's thumbnail in RGB; turned as the model sees it."""
     # A JPEG is decoded at a fraction of its size where that suffices: several times faster.
-    upright = read_picture(path, "report", draft_size=(2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
+    upright = read_picture(path, where, draft_size=(2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
     return _thumbnail_of(upright)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from internvl.data.annotation import parse_line
 from internvl.data.conversion import encode_line
+from internvl.data.problems import RowError
 from internvl.errors import UserError, shorten
 from internvl.evaluation.datasets import REPOSITORY, CaptionSet
 from internvl.evaluation.report import ReportRow, write_report
@@ -130,7 +131,10 @@ def read_result(folder: str | Path) -> Result:
     lines = {}
     for number, text in enumerate(lines_file.read_bytes().splitlines(), 1):
         where = f"{lines_file}:{number}"
-        line = parse_line(text, where)
+        try:
+            line = parse_line(text, where)
+        except RowError as err:
+            raise UserError(f"{where}: is damaged ({err.reason}). Run the evaluation again.") from err
         if not is_result_line(line):
             raise UserError(f"{where}: is damaged ({shorten(line)}). Run the evaluation again.")
         lines[line["image_id"]] = line
