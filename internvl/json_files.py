@@ -38,6 +38,19 @@ def read_object(file: Path, todo: str = "Correct the file") -> dict:
     return content
 
 
+def check_characters(content: object, file: Path) -> None:
+    """Refuse parsed JSON with half a character, where what stands in it is written to other files.
+
+    Raises:
+        UserError: it has one.
+    """
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as err:
+        half = err.object[err.start]
+        raise UserError(f"{file}: has half a character ({half!r}). Write the whole character, or remove it.") from err
+
+
 class DuplicateKeyError(ValueError):
     """An object of a JSON file says a key twice."""
 

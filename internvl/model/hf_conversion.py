@@ -29,7 +29,7 @@ from internvl.model.hf_config import (
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
-from internvl.model.loading import load_checkpoint_tokenizer
+from internvl.model.loading import load_checkpoint_tokenizer, one_line
 from internvl.model.safetensors_stream import TensorPlan
 
 # Published module or parameter → transformers' name; # stands for the number of a layer. Several names are the parts
@@ -186,12 +186,19 @@ def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = 
 
     generation = read_generation(checkpoint.folder)
     named_dtype = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
-    content = hf_config(
-        config,
-        {"config": checkpoint.config, "generation_config": generation},
-        image_token_id=tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN),
-        dtype=named_dtype or next(DTYPE_NAMES[t.dtype] for t in checkpoint.tensors.values() if t.dtype in DTYPE_NAMES),
-    )
+    stored_dtype = next(DTYPE_NAMES[t.dtype] for t in checkpoint.tensors.values() if t.dtype in DTYPE_NAMES)
+    try:
+        content = hf_config(
+            config,
+            {"config": checkpoint.config, "generation_config": generation},
+            image_token_id=tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN),
+            dtype=named_dtype or stored_dtype,
+        )
+    except Exception as err:  # transformers' classes are stricter than ours, each in its own words
+        raise UserError(
+            f"{checkpoint.folder / 'config.json'}: transformers' InternVL does not take it ({one_line(err)}). Correct "
+            "the value, or keep this checkpoint in the published layout."
+        ) from err
     with atomic_folder(out) as partial:
         TensorPlan(planned).write(partial, values())
         write_json(partial / "config.json", content)

@@ -8,7 +8,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import is_flash_attn_2_available
 
 from internvl.errors import UserError
-from internvl.json_files import read_object
+from internvl.json_files import check_characters, read_object
 from internvl.model.adapter import add_adapter
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.config_check import check_config, check_shapes
@@ -16,6 +16,9 @@ from internvl.model.internvl_chat.configuration_internvl_chat import InternVLCha
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
+
+# The small files beside a tokenizer's vocabulary; transformers writes their content again when it saves one.
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 class LoadedModel(NamedTuple):
@@ -141,6 +144,9 @@ def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast
     own = checkpoint.folder
     has_own = (own / "tokenizer.json").is_file() or (own / "tokenizer.model").is_file()
     folder = own if has_own or not checkpoint.is_adapter else checkpoint.base().folder
+    for name in TOKENIZER_SETTINGS:
+        if (folder / name).is_file():
+            check_characters(read_object(folder / name, "Copy the file again"), folder / name)
     try:
         tokenizer = load_tokenizer(folder)
         tokenizer(IMG_CONTEXT_TOKEN)  # settings of no use show here only
