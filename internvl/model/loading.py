@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import is_flash_attn_2_available
 
-from internvl.errors import UserError
+from internvl.errors import UserError, shorten
 from internvl.json_files import check_characters, read_object
 from internvl.model.adapter import add_adapter
 from internvl.model.checkpoint import Checkpoint
@@ -19,6 +19,8 @@ from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
 
 # The small files beside a tokenizer's vocabulary; transformers writes their content again when it saves one.
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# No vocabulary is larger, and tokenizers counts up to the largest id when it saves one.
+MAX_TOKEN_ID = 1 << 24
 
 
 class LoadedModel(NamedTuple):
@@ -157,6 +159,9 @@ def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast
             f"{folder}: its tokenizer files are damaged ({one_line(err)}). Copy tokenizer.json or tokenizer.model, "
             "and tokenizer_config.json, again."
         ) from err
+    token, index = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if index > MAX_TOKEN_ID:
+        raise UserError(f"{folder}: its tokenizer gives {shorten(token)} the id {index:,}. Copy its files again.")
     if tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN) in (None, tokenizer.unk_token_id):
         raise UserError(f"{folder}: its tokenizer does not know {IMG_CONTEXT_TOKEN}. Copy its files again.")
     return tokenizer
