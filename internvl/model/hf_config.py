@@ -197,6 +197,8 @@ def original_config(content: dict, file: Path) -> dict:
         )
     original = deepcopy(kept["config"])
     before = parse_config(original, file)
+    if before.template not in TEMPLATES:
+        raise UserError(f"{file}:{ORIGINAL}.config.template: is missing. Set it to one of: {', '.join(TEMPLATES)}.")
     llm, vision = original.setdefault("llm_config", {}), original.setdefault("vision_config", {})
     parts = (
         (original, before, whole, CHAT_FIELDS),

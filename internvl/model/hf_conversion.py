@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from internvl.errors import UserError
+from internvl.errors import UserError, shorten
 from internvl.json_files import write_json
 from internvl.model.atomic_folder import atomic_folder, check_free
 from internvl.model.checkpoint import Checkpoint
@@ -156,8 +156,10 @@ def check_whole(checkpoint: Checkpoint, model_type: str) -> None:
     advice = {
         "internvl": "That is transformers' own layout already; pass --back to turn it into the published one.",
         "internvl_chat": "That is the published layout already; leave out --back to turn it into transformers' own.",
-    }.get(found, "Name a folder with an InternVL-Chat checkpoint.")
-    raise UserError(f"{checkpoint.folder / 'config.json'}: model_type is {found!r}, not {model_type!r}. {advice}")
+    }.get(str(found), "Name a folder with an InternVL-Chat checkpoint.")
+    raise UserError(
+        f"{checkpoint.folder / 'config.json'}: model_type is {shorten(found)}, not {model_type!r}. {advice}"
+    )
 
 
 def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = False) -> int:

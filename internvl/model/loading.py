@@ -43,7 +43,7 @@ def load_config(checkpoint: Checkpoint) -> InternVLChatConfig:
     source = checkpoint.base() if checkpoint.is_adapter else checkpoint
     if source.config.get("model_type") != "internvl_chat":
         raise UserError(
-            f"{source.folder / 'config.json'}: model_type is {source.config.get('model_type')!r}, not "
+            f"{source.folder / 'config.json'}: model_type is {shorten(source.config.get('model_type'))}, not "
             "'internvl_chat'. Name a checkpoint of the published InternVL-Chat layout (not an -hf one)."
         )
     file = source.folder / "config.json"

@@ -5,6 +5,7 @@ import json
 import random
 import struct
 import zlib
+from pathlib import Path
 
 from hypothesis import strategies as st
 from PIL import Image
@@ -309,3 +310,40 @@ def damaged_safetensors(content: bytes) -> st.SearchStrategy[bytes]:
 def one_of_files(parts: dict[str, st.SearchStrategy[bytes]]) -> st.SearchStrategy[tuple[str, bytes]]:
     """(file name, damaged content): one file of a folder."""
     return st.one_of([strategy.map(lambda content, name=name: (name, content)) for name, strategy in parts.items()])
+
+
+# ---- what is damaged: rows of every kind, their meta file, and captions in COCO's format ----
+
+ANSWER = {"from": "gpt", "value": "A cup."}
+ROWS = [
+    {"id": 1, "conversations": [{"from": "human", "value": "Hello."}, ANSWER]},
+    {"id": 2, "image": "good.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, ANSWER]},
+    {
+        "id": 3,
+        "image": ["good.png", "film/1.png"],
+        "width_list": [60, 60],
+        "height_list": [40, 60],
+        "conversations": [{"from": "human", "value": "<image> or <image>?"}, ANSWER],
+    },
+    {
+        "id": 4,
+        "video": "film",
+        "clip": [0, 3],
+        "conversations": [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "<video>\nWhat?"},
+            {"from": "gpt", "value": "<ref>cup</ref><box>[[1, 2, 30, 40]]</box>"},
+        ],
+    },
+    {"id": 5, "video": "film.mp4", "conversations": [{"from": "human", "value": "<video>"}, ANSWER]},
+]
+ENTRY = {"root": ".", "annotation": ["rows.jsonl"], "data_augment": False, "repeat_time": 1.5, "length": 5}
+META = {"set": ENTRY, "other": {**ENTRY, "annotation": "rows.jsonl", "max_dynamic_patch": 3}}
+COCO = {
+    "images": [{"id": 1, "file_name": "good.png"}, {"id": 2, "file_name": "film/1.png"}],
+    "annotations": [{"id": 1, "image_id": 1, "caption": "a cup"}, {"id": 2, "image_id": 2, "caption": "a film"}],
+}
+
+
+def write_rows(folder: Path) -> None:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
