@@ -8,7 +8,7 @@ from pathlib import Path
 from internvl.data.annotation import parse_line
 from internvl.data.conversion import encode_line
 from internvl.data.problems import RowError
-from internvl.errors import UserError, shorten
+from internvl.errors import UserError, printable, shorten
 from internvl.evaluation.datasets import REPOSITORY, CaptionSet
 from internvl.evaluation.report import ReportRow, write_report
 from internvl.evaluation.score import CaptionScores
@@ -99,7 +99,7 @@ class Result:
 
     @property
     def name(self) -> str:
-        return str(self.settings.get("checkpoint", self.folder))
+        return printable(str(self.settings.get("checkpoint", self.folder)))
 
     def predictions(self) -> list[dict]:
         """Return the captions in COCO results format."""
