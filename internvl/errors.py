@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import re
 import signal
 import sys
 import time
@@ -10,19 +11,41 @@ from collections.abc import Callable
 
 # How long processes after the first hold a message back: torchrun ends them sooner when the first one fails, too.
 HOLD_BACK_SECONDS = 8
+# What a terminal would obey instead of showing it, but for the layout of messages of several lines.
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class UserError(ValueError):
     """Something the person at the terminal can put right.
 
-    The message reads ``<file>:<line or key>: <what is wrong, with the value found>. <what to do>.``
+    The message reads ``<file>:<line or key>: <what is wrong, with the value found>. <what to do>.`` It may quote what
+    stood in a file: characters that cannot be printed, or that a terminal would obey, are shown as escapes.
     """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with half and control characters (but tabs and newlines) as escapes like ``\\x1b``."""
+    whole = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return CONTROL_CHARACTERS.sub(lambda found: f"\\x{ord(found[0]):02x}", whole)
+
+
+def shorten(value: object, length: int = 120) -> str:
+    """Return a value for a message, cut when it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, or lists in lists without end
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= length else text[:length] + "…"
 
 
 def ends_on_user_error(main: Callable) -> Callable:
     """Make a command's ``main`` print a :class:`UserError` without traceback and exit with status 2.
 
-    Of several processes that meet the same mistake one speaks.
+    So does what the system says about a file: no permission, a full disk, a name too long. Of several processes that
+    meet the same mistake one speaks.
     """
 
     @functools.wraps(main)
@@ -30,18 +53,22 @@ def ends_on_user_error(main: Callable) -> Callable:
         try:
             return main(*args, **kwargs)
         except UserError as err:
-            sys.stdout.flush()
-            if int(os.environ.get("RANK", "0")) > 0:
-                time.sleep(HOLD_BACK_SECONDS)
-            sys.stderr.write(f"error: {err}\n")
-            sys.exit(2)
+            message = str(err)
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")
             sys.exit(128 + signal.SIGINT)
         except OSError as err:
-            if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if err.errno in (errno.ENOSPC, errno.EDQUOT):
+                what = err.filename or "disk"
+                message = printable(f"{what}: cannot be written ({err.strerror}). Make room, then run this again.")
+            elif err.filename is None:  # not about a file: a broken pipe, a lost connection
                 raise
-            sys.stderr.write(f"error: {err.filename or 'disk'}: cannot be written ({err.strerror}). Make room.\n")
-            sys.exit(2)
+            else:
+                message = printable(f"{err.filename}: {err.strerror}. Check the path, its permissions and the disk.")
+        sys.stdout.flush()
+        if int(os.environ.get("RANK", "0")) > 0:
+            time.sleep(HOLD_BACK_SECONDS)
+        sys.stderr.write(f"error: {message}\n")
+        sys.exit(2)
 
     return wrapped

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -78,10 +79,10 @@ def open_data(args: argparse.Namespace, data_args: DataArguments) -> Conversatio
 
 def print_summary(console: Console, report: dict) -> None:
     """Print a table of what is in each data set."""
-    table = Table(title=f"{report['meta']}, max_seq_length {report['max_seq_length']}")
+    table = Table(title=escape(f"{report['meta']}, max_seq_length {report['max_seq_length']}"))
     table.add_column("")
     for name in report["datasets"]:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(escape(name), justify="right", overflow="fold")
     sets = list(report["datasets"].values())
     for title, value in (
         ("rows", lambda one: f"{one['rows']:,}"),
@@ -101,7 +102,8 @@ def print_summary(console: Console, report: dict) -> None:
     console.print(table)
     for name, one in report["datasets"].items():
         if one["declared"] not in (None, one["rows"]):
-            console.print(f"{name}: the meta file declares {one['declared']:,} rows; write {one['rows']:,}.")
+            text = f"{name}: the meta file declares {one['declared']:,} rows; write {one['rows']:,}."
+            console.print(text, markup=False)
 
 
 def quantiles(numbers: dict) -> str:

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import ijson
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from internvl.data.conversion import CAPTION_PROMPT, ask, first_line, one_line, write_lines
+from internvl.data.conversion import CAPTION_PROMPT, ask, one_line, write_lines
+from internvl.data.json_stream import BrokenJsonError, stream_json
 from internvl.errors import UserError, ends_on_user_error
 from internvl.json_files import write_json
 
@@ -89,11 +89,11 @@ def stream_items(file: Path, prefix: str) -> Iterator[dict]:
     found = False
     try:
         with open(file, "rb") as stream:
-            for item in tqdm(ijson.items(stream, prefix), desc=f"{file.name}, {prefix[:-5]}", leave=False, delay=2):
+            for item in tqdm(stream_json(stream, prefix), desc=f"{file.name}, {prefix[:-5]}", leave=False, delay=2):
                 found = True
                 yield item
-    except ijson.JSONError as err:
-        raise UserError(f"{file}: is not valid JSON ({first_line(err)}). Download it again.") from err
+    except BrokenJsonError as err:
+        raise UserError(f"{file}: {err}. Download it again.") from err
     if not found:
         raise UserError(f"{file}: has no {prefix[:-5]}. Name dataset_coco.json, or a captions JSON of COCO.")
 

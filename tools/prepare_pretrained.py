@@ -22,10 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from internvl.errors import UserError, ends_on_user_error
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
-from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
-from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
-from internvl.model.loading import load_config
+from internvl.model.loading import load_checkpoint_tokenizer, load_config
 from internvl.model.packaging import model_code_files, write_model_files
 
 ORIGINALS = "original_files"
@@ -45,7 +43,7 @@ def prepare(folder: Path) -> list[str]:
     checkpoint = open_checkpoint(folder)
     config = load_config(checkpoint)
     kept = keep_originals(folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_checkpoint_tokenizer(checkpoint)
     if not (folder / "tokenizer.json").is_file():
         tokenizer.save_pretrained(folder)
     write_model_files(folder, config)
@@ -83,14 +81,12 @@ def check(folder: Path) -> list[str]:
         for name, shape in expected.items()
         if name in stored and stored[name] != shape
     ]
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_checkpoint_tokenizer(checkpoint)
     if len(tokenizer) != config.llm_config.vocab_size:
         problems.append(
             f"The tokenizer has {len(tokenizer)} tokens and the model {config.llm_config.vocab_size}. Download the "
             "tokenizer files again."
         )
-    if tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN) in (None, tokenizer.unk_token_id):
-        problems.append(f"The tokenizer does not know {IMG_CONTEXT_TOKEN}. Download the tokenizer files again.")
     outdated = [
         file.name
         for file in model_code_files()

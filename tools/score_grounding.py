@@ -8,10 +8,15 @@ The predictions are in the COCO results format: a list of {"image_id": int, "cap
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from habitat.grounding import grounding_f1, swapped_f1
+
+from internvl.errors import UserError, ends_on_user_error, shorten
+from internvl.json_files import read_json, read_object, write_json
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -25,13 +30,54 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def read_captions(file: Path) -> dict[int, str]:
+    """Return image id → caption of a file in the COCO results format.
+
+    Raises:
+        UserError: it is of another form.
+    """
+    entries = read_json(file)
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries], 1):
+        fields = entry if isinstance(entry, dict) else {}
+        if not is_id(fields.get("image_id")) or not isinstance(fields.get("caption"), str):
+            raise UserError(f"{file}:entry {number}: is {shorten(entry)}. Give image_id, a whole number, and caption.")
+    return {int(entry["image_id"]): entry["caption"] for entry in entries}
+
+
+def read_scenes(file: Path, split: str) -> dict[int, list[dict]]:
+    """Return image id → the pieces of furniture in view.
+
+    Raises:
+        UserError: the file is not the scenes.json of the data set, or lacks the split.
+    """
+    scenes = read_object(file).get(split)
+    if not isinstance(scenes, dict) or not all(map(is_id, scenes)) or not all(map(is_scene, scenes.values())):
+        raise UserError(f"{file}:{split}: is no object of image id → pieces in view. Name the data set's scenes.json.")
+    return {int(image_id): pieces for image_id, pieces in scenes.items()}
+
+
+def is_id(value: object) -> bool:
+    return type(value) is int or (isinstance(value, str) and value.isdecimal() and len(value) < 19)
+
+
+def is_scene(pieces: object) -> bool:
+    """Whether this is a list of pieces with the words that a caption may use of them."""
+    words = ("colour", "kind", "side")
+    return isinstance(pieces, list) and all(
+        isinstance(piece, dict) and "mentioned" in piece and all(isinstance(piece.get(word), str) for word in words)
+        for piece in pieces
+    )
+
+
+@ends_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Score the captions against their own pictures and, as a floor, against swapped ones."""
     args = parse_args(argv)
-    predictions = json.loads(args.predictions.read_text(encoding="utf-8"))
-    captions = {int(entry["image_id"]): entry["caption"] for entry in predictions}
-    split = json.loads(args.scenes.read_text(encoding="utf-8"))[args.split]
-    scenes = {int(image_id): pieces for image_id, pieces in split.items()}
+    captions, scenes = read_captions(args.predictions), read_scenes(args.scenes, args.split)
+    unknown = next((image_id for image_id in captions if image_id not in scenes), None)
+    if unknown is not None or len(captions) < 2:
+        what = f"has image {unknown}, which {args.scenes} lacks" if captions else "holds fewer than two captions"
+        raise UserError(f"{args.predictions}: {what}. Name the predictions of the split {args.split!r}.")
     scores = {
         "images": len(captions),
         "grounding": grounding_f1(captions, scenes),
@@ -41,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         line = "  ".join(f"{key} {value:.3f}" for key, value in scores[name].items())
         print(f"{name:>9}: {line}")
     if args.json:
-        args.json.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, scores)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ answer is on disk as soon as it exists: the same command again continues a run t
 import argparse
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -117,7 +118,7 @@ def read_sets(args: argparse.Namespace) -> list[CaptionSet]:
             names, absent = present_sets()
             for sentence in absent:
                 logger.info(sentence)
-        sets = [read_caption_set(name, args.prompt) for name in names]
+        sets = [read_caption_set(name, args.prompt, allow_outside_root=args.allow_outside_root) for name in names]
     for flag, value in (("--out-dir", args.out_dir), ("--compare", args.compare)):
         if value and len(sets) > 1:
             names = ", ".join(data.name for data in sets)
@@ -130,7 +131,8 @@ def result_folder(args: argparse.Namespace, data: CaptionSet) -> Path:
     if args.out_dir:
         return args.out_dir
     model_name = "_".join(Path(args.checkpoint).resolve().parts[-2:])
-    return Path("results") / f"caption-{data.name}" / model_name / time.strftime("%Y%m%d-%H%M%S")
+    set_name = re.sub(r"[/\\]|^\.+", "_", data.name)  # names of data sets are the user's and may be no folder names
+    return Path("results") / f"caption-{set_name}" / model_name / time.strftime("%Y%m%d-%H%M%S")
 
 
 def from_first(make: Callable[[], Any] | None) -> Any:

@@ -10,7 +10,8 @@ import numpy as np
 
 from internvl.data.boxes import check_boxes
 from internvl.data.problems import RowError
-from internvl.errors import UserError
+from internvl.errors import UserError, shorten
+from internvl.json_files import DuplicateKeyError, unique_keys
 from internvl.model.internvl_chat.conversation import (
     ADDED_SPECIAL_TOKENS,
     IMAGE_PLACEHOLDER,
@@ -61,12 +62,15 @@ class AnnotationFile:
     """Random access to the lines of a JSONL file without holding it in memory; blank lines do not count.
 
     Raises:
-        UserError: the file as a whole is of another form.
+        UserError: the file cannot be read, or as a whole is of another form.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._bytes = np.memmap(self.path, mode="r") if self.path.stat().st_size else np.empty(0, np.uint8)
+        try:
+            self._bytes = np.memmap(self.path, mode="r") if self.path.stat().st_size else np.empty(0, np.uint8)
+        except OSError as err:
+            raise UserError(f"{self.path}: cannot be read: {err.strerror}. Check the path.") from err
         head = self._bytes[:4096].tobytes()
         self._check_form(head)
         ends = np.flatnonzero(self._bytes == ord("\n"))
@@ -130,17 +134,8 @@ def parse_line(line: bytes, where: str) -> object:
     Raises:
         RowError: it is not UTF-8, not JSON, or an object that says the same key twice.
     """
-
-    def unique(pairs: list[tuple[str, object]]) -> dict:
-        record = dict(pairs)
-        if len(record) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise RowError(where, "duplicate key", f"has the key {twice!r} twice", "Keep one of them")
-        return record
-
     try:
-        return json.loads(line.decode("utf-8"), object_pairs_hook=unique)
+        return json.loads(line.decode("utf-8"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as err:
         raise RowError(where, "not UTF-8", f"is not UTF-8 text ({err.reason})", "Save the file as UTF-8") from err
     except json.JSONDecodeError as err:
@@ -152,9 +147,9 @@ def parse_line(line: bytes, where: str) -> object:
         ) from err
     except RecursionError as err:
         raise RowError(where, "not JSON", "is nested too deeply", "Write a conversation as in the README") from err
+    except DuplicateKeyError as err:
+        raise RowError(where, "duplicate key", str(err), "Keep one of them") from err
     except ValueError as err:
-        if isinstance(err, RowError):
-            raise
         # Python refuses to read whole numbers of thousands of digits.
         raise RowError(where, "not JSON", f"has an unreadable number ({err})", "Correct or remove it") from err
 
@@ -181,7 +176,7 @@ def parse_row(record: object, where: str) -> Row:
     if video is not None and not isinstance(video, str):
         raise RowError(where, "video path", f"video is {shorten(video)}", "Give the path of one video")
     if video and images:
-        what = f"has pictures ({shorten(images)}) and a video ({video!r})"
+        what = f"has pictures ({shorten(images)}) and a video ({shorten(video)})"
         raise RowError(where, "pictures and video", what, "Give one row either pictures or a video")
     place_mark(turns, VIDEO_PLACEHOLDER, "videos", int(video is not None), where)
     place_mark(turns, IMAGE_PLACEHOLDER, "pictures", len(images), where)
@@ -303,9 +298,3 @@ def parse_clip(record: dict, where: str) -> tuple[float, float] | None:
     if not numbers or len(clip) != 2 or not 0 <= clip[0] < clip[1]:
         raise RowError(where, "clip", f"clip is {shorten(clip)}", "Give [start, end] in seconds, or leave it out")
     return clip[0], clip[1]
-
-
-def shorten(value: object, length: int = 120) -> str:
-    """Return a value for a message, cut when it is long."""
-    text = repr(value)
-    return text if len(text) <= length else text[:length] + "…"

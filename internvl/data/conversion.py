@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import ijson
-
 from internvl.data.annotation import MAX_LINE_BYTES, parse_line, parse_row
+from internvl.data.json_stream import BrokenJsonError, stream_json
 from internvl.data.problems import RowError
-from internvl.errors import UserError
+from internvl.errors import UserError, shorten
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
@@ -42,11 +41,10 @@ def read_objects(path: Path) -> Iterator[tuple[str, object | RowError]]:
         if start.startswith(b"["):
             number = 0
             try:
-                for number, item in enumerate(ijson.items(skip_mark(stream), "item", use_float=True), 1):
+                for number, item in enumerate(stream_json(skip_mark(stream), "item"), 1):
                     yield f"{path}:item {number}", item
-            except ijson.JSONError as err:
-                what = f"is not valid JSON ({first_line(err)})"
-                raise UserError(f"{path}:item {number + 1}: {what}. Correct the file.") from err
+            except BrokenJsonError as err:
+                raise UserError(f"{path}:item {number + 1}: {err}. Correct the file.") from err
             return
         for number, line in enumerate(skip_mark(stream), 1):
             if line.strip():
@@ -55,13 +53,6 @@ def read_objects(path: Path) -> Iterator[tuple[str, object | RowError]]:
                     yield where, parse_line(line, where)
                 except RowError as err:
                     yield where, err
-
-
-def first_line(err: ijson.JSONError) -> str:
-    """Return the message of an error of ijson, which adds lines that show the place, some of them as bytes."""
-    text = err.args[0] if err.args else ""
-    text = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else str(text)
-    return text.strip().partition("\n")[0].rstrip(".")
 
 
 def open_input(path: Path):
@@ -96,7 +87,7 @@ def one_list(where: str, noun: str, *places: object) -> list:
     lists = [place if isinstance(place, list) else [place] for place in places if place]
     for other in lists[1:]:
         if other != lists[0]:
-            what = f"lists {lists[0]!r:.100} and {other!r:.100} as its {noun}"
+            what = f"lists {shorten(lists[0], 100)} and {shorten(other, 100)} as its {noun}"
             raise RowError(where, f"{noun} at two places", what, "Keep one of the lists")
     return list(lists[0]) if lists else []
 
@@ -105,7 +96,7 @@ def refuse_other_fields(record: dict, known: set[str], where: str) -> None:
     """Refuse fields of another format, which conversion would lose."""
     other = next((key for key in sorted(CONVERTED_FIELDS - known) if record.get(key)), None)
     if other:
-        what = f"has the key {other!r} ({record[other]!r:.60}), which is not of this format"
+        what = f"has the key {other!r} ({shorten(record[other], 60)}), which is not of this format"
         raise RowError(where, "key of another format", what, "Name the right format with --from, or remove the key")
 
 
@@ -120,13 +111,13 @@ def from_messages(record: dict, where: str) -> dict:
     messages = record.get("messages")
     if not isinstance(messages, list):
         todo = "Name the right format with --from"
-        raise RowError(where, "messages", f"messages is {messages!r:.100}", todo)
+        raise RowError(where, "messages", f"messages is {shorten(messages, 100)}", todo)
     refuse_other_fields(record, CONVERTED_FIELDS - {"conversations"}, where)
     in_parts = {IMAGE_PLACEHOLDER: [], VIDEO_PLACEHOLDER: []}
     turns = [{"from": "system", "value": record["system"]}] if record.get("system") else []
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict):
-            raise RowError(where, "messages", f"message {number} is {message!r:.100}", "Give role and content")
+            raise RowError(where, "messages", f"message {number} is {shorten(message, 100)}", "Give role and content")
         role, content = message.get("role"), message.get("content")
         if isinstance(content, list):
             content = join_parts(content, in_parts, number, where)
@@ -151,7 +142,7 @@ def join_parts(parts: list, found: dict[str, list], number: int, where: str) -> 
                 found[mark].append(path["url"] if isinstance(path, dict) and "url" in path else path)
             text += mark
         else:
-            what = f"message {number} has a part of type {kind!r} ({part!r:.100})"
+            what = f"message {number} has a part of type {shorten(kind, 30)} ({shorten(part, 100)})"
             raise RowError(where, "part of a message", what, "Use text, image and video parts")
     return text
 
@@ -170,7 +161,7 @@ def from_sharegpt(record: dict, where: str) -> dict:
     conversations = record.get("conversations")
     if not isinstance(conversations, list) or not all(isinstance(turn, dict) for turn in conversations):
         todo = "Name the right format with --from"
-        raise RowError(where, "conversations", f"conversations is {conversations!r:.100}", todo)
+        raise RowError(where, "conversations", f"conversations is {shorten(conversations, 100)}", todo)
     refuse_other_fields(record, CONVERTED_FIELDS - {"messages"}, where)
     turns = [
         {"from": ROLES.get(str(turn.get("from")), turn.get("from")), "value": turn.get("value")}
@@ -190,7 +181,7 @@ def read_json_rows(convert, path: Path, options: Options) -> Iterator[tuple[str,
         if isinstance(record, RowError):
             yield where, record
         elif not isinstance(record, dict):
-            yield where, RowError(where, "not an object", f"is {record!r:.100}", "Give an object per row")
+            yield where, RowError(where, "not an object", f"is {shorten(record, 100)}", "Give an object per row")
         else:
             try:
                 yield where, convert(record, where)
@@ -216,14 +207,14 @@ def read_coco(path: Path, options: Options) -> Iterator[tuple[str, dict | RowErr
     """Yield a row per caption of a COCO captions file; only the pictures' names are held in memory."""
     try:
         with open_input(path) as stream:
-            names = {image["id"]: image["file_name"] for image in ijson.items(stream, "images.item", use_float=True)}
+            names = {image["id"]: image["file_name"] for image in stream_json(stream, "images.item")}
         if not names:
             raise UserError(f"{path}: is no COCO captions file (has no images). Name the right format with --from.")
         with open_input(path) as stream:
-            for number, note in enumerate(ijson.items(stream, "annotations.item", use_float=True), 1):
+            for number, note in enumerate(stream_json(stream, "annotations.item"), 1):
                 yield coco_row(note, names, f"{path}:annotation {number}", options.prompt)
-    except ijson.JSONError as err:
-        raise UserError(f"{path}: is not valid JSON ({first_line(err)}). Copy the file again.") from err
+    except BrokenJsonError as err:
+        raise UserError(f"{path}: {err}. Copy the file again.") from err
     except (KeyError, TypeError) as err:
         raise UserError(f"{path}: is no COCO captions file (lacks {err}). Name the right format with --from.") from err
 
@@ -233,7 +224,7 @@ def coco_row(note: object, names: dict, where: str, prompt: str) -> tuple[str, d
     fields = note if isinstance(note, dict) else {}
     caption, image_id = fields.get("caption"), fields.get("image_id")
     if not isinstance(caption, str) or not isinstance(image_id, (int, float, str)):
-        return where, RowError(where, "annotation", f"is {note!r:.100}", "Give image_id and caption")
+        return where, RowError(where, "annotation", f"is {shorten(note, 100)}", "Give image_id and caption")
     if image_id not in names:
         what = f"image_id {image_id} is not among the images"
         return where, RowError(where, "unknown picture", what, "Add the image or remove the annotation")
@@ -261,7 +252,8 @@ def read_table(path: Path, needed: list[list[str]], delimiter: str) -> Iterator[
             for record in table:
                 where = f"{path}:{table.line_num}"
                 if None in record or None in record.values():
-                    what = f"has more or fewer cells than the {len(columns)} columns: {list(record.values())!r:.100}"
+                    cells = shorten(list(record.values()), 100)
+                    what = f"has more or fewer cells than the {len(columns)} columns: {cells}"
                     todo = f"Put texts with {delimiter!r} between quotation marks"
                     yield where, RowError(where, "number of cells", what, todo)
                 else:
@@ -280,7 +272,7 @@ def read_csv(path: Path, options: Options) -> Iterator[tuple[str, dict | RowErro
         if isinstance(record, RowError):
             yield where, record
         elif not record["image"]:
-            yield where, RowError(where, "empty cell", f"has {record!r:.100}", "Fill in every column")
+            yield where, RowError(where, "empty cell", f"has {shorten(record, 100)}", "Fill in every column")
         else:
             answer = record["answer"] if "answer" in record else one_line(record["caption"])
             yield where, ask(record["image"], record.get("question") or options.prompt, answer)
@@ -323,7 +315,7 @@ def caption_of(record: object, where: str, options: Options) -> tuple[str, dict 
     fields = record if isinstance(record, dict) else {}
     text = fields.get("text") or fields.get("caption")
     if not isinstance(fields.get("file_name"), str) or not isinstance(text, str):
-        return where, RowError(where, "metadata", f"is {record!r:.100}", "Give file_name and text")
+        return where, RowError(where, "metadata", f"is {shorten(record, 100)}", "Give file_name and text")
     return where, ask(fields["file_name"], options.prompt, one_line(text))
 
 

@@ -1,18 +1,22 @@
 """Media references of a row → pictures, with their place in messages."""
 
 import math
+import os
+import stat
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
 
 from internvl.data.problems import RowError
-from internvl.data.video import VideoInfo, read_frames, read_video_info
-from internvl.model.internvl_chat.image_processing_internvl_chat import open_image, read_orientation
+from internvl.data.video import MAX_PIXELS, VideoError, VideoInfo, read_frames, read_video_info
+from internvl.errors import printable, shorten
+from internvl.model.internvl_chat.image_processing_internvl_chat import read_orientation
 
 Result = TypeVar("Result")
+MAX_NAME = 4096  # characters of a path; Linux takes no longer one
 # Beyond this a side is no photo; resizing such a strip to tiles would blur everything on it.
 MAX_SIDE_RATIO = 200
 
@@ -21,23 +25,53 @@ def media_path(root: Path, name: str, where: str, *, allow_outside_root: bool = 
     """Return the path of a picture or video.
 
     Raises:
-        RowError: ``name`` is an address, or leads out of ``root`` (unless allowed).
+        RowError: ``name`` is an address or no file name, or leads out of ``root`` (unless allowed), be it through
+            ``..`` or through a link; of a folder of frames, none of them may.
     """
     if "://" in name:
-        raise RowError(where, "address", f"{name!r} is an address", "Download it and give its path below the root")
+        raise RowError(
+            where, "address", f"{shorten(name)} is an address", "Download it and give its path below the root"
+        )
     if "\0" in name:
-        raise RowError(where, "path", f"{name!r} has a NUL character", "Correct the path")
+        raise RowError(where, "path", f"{shorten(name)} has a NUL character", "Correct the path")
+    if printable(name) != name:
+        raise RowError(where, "path", f"{shorten(name)} has characters that cannot be shown", "Rename the file")
+    if len(name) > MAX_NAME:
+        raise RowError(where, "path", f"{shorten(name)} has more than {MAX_NAME:,} characters", "Shorten the path")
     path = root / name
-    if not allow_outside_root and (Path(name).is_absolute() or ".." in Path(name).parts):
-        inside = path.resolve().is_relative_to(root.resolve())
-        if not inside:
-            raise RowError(
-                where,
-                "outside the root",
-                f"{name!r} leads out of the data set's root {str(root)!r}",
-                "Correct the path, or pass --allow_outside_root True if it is meant",
-            )
+    if not allow_outside_root and leads_outside(str(root), name):
+        raise RowError(
+            where,
+            "outside the root",
+            f"{shorten(name)} leads out of the data set's root {str(root)!r}",
+            "Correct the path, or pass --allow_outside_root True if it is meant",
+        )
     return path
+
+
+def leads_outside(root: str, name: str) -> bool:
+    """Whether the file called ``name`` below ``root``, or a frame in that folder, really lies elsewhere."""
+    path, real_root = os.path.join(root, name), os.path.join(real_folder(root), "")
+    folder, last = os.path.split(path)
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        mode = 0  # the reader says that it is missing; here only its place counts
+    simple = last not in ("", os.curdir, os.pardir) and not stat.S_ISLNK(mode)
+    real = os.path.join(real_folder(folder), last) if simple else os.path.realpath(path)
+    if not os.path.join(real, "").startswith(real_root):
+        return True
+    if (simple and not stat.S_ISDIR(mode)) or not os.path.isdir(real):
+        return False
+    with os.scandir(real) as entries:
+        links = [entry.path for entry in entries if entry.is_symlink()]
+    return any(not os.path.realpath(link).startswith(real_root) for link in links)
+
+
+@lru_cache(maxsize=1 << 16)
+def real_folder(folder: str) -> str:
+    """Return where a folder really lies; asked once, since a data set has its pictures in few."""
+    return os.path.realpath(folder)
 
 
 def read_picture(path: Path, where: str, *, least_size: tuple[int, int] | None = None) -> Image.Image:
@@ -46,9 +80,13 @@ def read_picture(path: Path, where: str, *, least_size: tuple[int, int] | None =
     Raises:
         RowError: it is missing, no picture, too large, or cut off.
     """
-    image = read(partial(open_image, least_size=least_size), path, "picture", where)
-    check_size(image.size, path, where)
-    return image
+
+    def decode(path: Path) -> Image.Image:
+        with Image.open(path) as image:
+            check_size(upright_size(image), path, where)
+        return open_image(path, least_size=least_size)
+
+    return read(decode, path, "picture", where)
 
 
 def read_picture_size(path: Path, where: str) -> tuple[int, int]:
@@ -56,16 +94,24 @@ def read_picture_size(path: Path, where: str) -> tuple[int, int]:
 
     def size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
-            lies_on_its_side = read_orientation(image) >= 5
-            return image.size[::-1] if lies_on_its_side else image.size
+            return upright_size(image)
 
     found = read(size, path, "picture", where)
     check_size(found, path, where)
     return found
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return (width, height) in px as seen with the camera held upright."""
+    lies_on_its_side = read_orientation(image) >= 5
+    return image.size[::-1] if lies_on_its_side else image.size
+
+
 def check_size(size: tuple[int, int], path: Path, where: str) -> None:
-    """Refuse pictures no tile could show."""
+    """Refuse pictures that would fill the memory, and those that no tile could show."""
+    if size[0] * size[1] > MAX_PIXELS:
+        what = f"{path}: is {size[0]} × {size[1]} px, more than {MAX_PIXELS:,} pixels"
+        raise RowError(where, "picture too large", what, "Shrink it, or remove its row")
     if max(size) > MAX_SIDE_RATIO * min(size):
         what = f"{path}: is {size[0]} × {size[1]} px, a strip"
         raise RowError(where, "shape of a picture", what, "Cut it into pictures, or remove the row")
@@ -104,19 +150,20 @@ def read_video(path: Path, indices: Sequence[int], where: str) -> list[Image.Ima
 def read(reader: Callable[[Path], Result], path: Path, noun: str, where: str) -> Result:
     """Call ``reader`` and turn whatever a file can do wrong into an error with its place."""
     try:
-        if not path.exists():
-            raise RowError(
-                where, f"missing {noun}", f"{path}: there is no such {noun}", "Check the path and the data set's root"
-            )
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would be waited for, a device never ends
+            raise RowError(where, f"unreadable {noun}", f"{path}: is no file", "Replace it or remove its row")
         return reader(path)
+    except FileNotFoundError as err:
+        what = f"{path}: there is no such {noun}"
+        raise RowError(where, f"missing {noun}", what, "Check the path and the data set's root") from err
     except Image.DecompressionBombError as err:
-        limit = 2 * Image.MAX_IMAGE_PIXELS
-        what = f"{path}: has more than {limit:,} pixels"
+        what = f"{path}: has more than {MAX_PIXELS:,} pixels"
         raise RowError(where, f"{noun} too large", what, "Shrink it, or remove its row") from err
     except RowError:
         raise
-    except ValueError as err:
-        raise RowError(where, f"unreadable {noun}", str(err)) from err  # our readers say what to do themselves
-    except (OSError, SyntaxError) as err:
-        what = f"{path}: cannot be read as a {noun} ({err})"
+    except VideoError as err:
+        raise RowError(where, f"unreadable {noun}", str(err)) from err  # it says what to do itself
+    except Exception as err:  # decoders raise whatever a damaged file makes them stumble over, not only OSError
+        what = f"{path}: cannot be read as a {noun} ({str(err) or type(err).__name__})"
         raise RowError(where, f"unreadable {noun}", what, "Replace the file or remove its row") from err

@@ -1,12 +1,19 @@
 """The meta file: which data sets a training mixes, and how each is used."""
 
-import json
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from internvl.errors import UserError
+from internvl.errors import UserError, printable, shorten
+from internvl.json_files import read_object
 
 KNOWN_KEYS = {"root", "annotation", "data_augment", "repeat_time", "length", "max_dynamic_patch"}
+FORM = "See shell/data/habitat.json for the form"
+# The items of an epoch are listed in memory, and the grids of so many tiles are searched one by one: what is far
+# beyond any use (the published recipes stay below 10 and 41) would not end.
+MAX_REPEAT_TIME = 1000
+MAX_TILES = 128
 
 
 @dataclass(frozen=True)
@@ -38,15 +45,9 @@ def read_meta(path: str | Path) -> list[DatasetSpec]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such meta file. Set META_PATH (or --meta_path) to an existing one.")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise UserError(f"{path}: is not valid JSON ({err}). Correct the file.") from err
-    if not isinstance(entries, dict) or not entries:
-        raise UserError(
-            f"{path}: holds {type(entries).__name__} instead of an object of data set name → entry. "
-            "See shell/data/habitat.json for the form."
-        )
+    entries = read_object(path, FORM)
+    if not entries:
+        raise UserError(f"{path}: names no data set. {FORM}.")
     return [read_entry(path, name, entry) for name, entry in entries.items()]
 
 
@@ -57,7 +58,9 @@ def read_entry(path: Path, name: str, entry: object) -> DatasetSpec:
         return UserError(f"{path}:{name}{'.' + key if key else ''}: {what}. {todo}.")
 
     if not isinstance(entry, dict):
-        raise wrong("", f"is {entry!r} instead of an object", "See shell/data/habitat.json for the form")
+        raise wrong("", f"is {shorten(entry)} instead of an object", FORM)
+    if printable(name) != name or not name.strip():
+        raise wrong("", f"the name {name!r} is blank, or has characters that cannot be shown", "Choose another name")
     for key in ("root", "annotation"):
         if key not in entry:
             raise wrong(key, "is missing", f"Add {key!r}")
@@ -67,21 +70,27 @@ def read_entry(path: Path, name: str, entry: object) -> DatasetSpec:
     root = entry["root"]
     annotations = entry["annotation"] if isinstance(entry["annotation"], list) else [entry["annotation"]]
     if not isinstance(root, str) or not annotations or not all(isinstance(file, str) for file in annotations):
-        raise wrong("annotation", f"is {entry['annotation']!r} (root {root!r})", "Give paths as strings")
+        what = f"is {shorten(entry['annotation'])} (root {shorten(root)})"
+        raise wrong("annotation", what, "Give paths as strings")
     for file in annotations:
-        if not Path(file).is_file():
+        if not os.path.isfile(file):
             raise wrong("annotation", f"{file} does not exist", "Put the file there or correct the path")
-    if not Path(root or ".").is_dir():
+    if not os.path.isdir(root or "."):
         raise wrong("root", f"{root} is not a folder", "Put the pictures there or correct the path")
     repeat_time = entry.get("repeat_time", 1)
-    if isinstance(repeat_time, bool) or not isinstance(repeat_time, (int, float)) or repeat_time <= 0:
-        raise wrong("repeat_time", f"is {repeat_time!r}", "Give a number above 0")
-    for key in ("length", "max_dynamic_patch"):
+    if (
+        isinstance(repeat_time, bool)
+        or not isinstance(repeat_time, (int, float))
+        or not (0 < repeat_time <= MAX_REPEAT_TIME)
+    ):
+        raise wrong("repeat_time", f"is {shorten(repeat_time)}", f"Give a number above 0, at most {MAX_REPEAT_TIME}")
+    for key, most in (("length", math.inf), ("max_dynamic_patch", MAX_TILES)):
         value = entry.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise wrong(key, f"is {value!r}", "Give a whole number from 1, or leave it out")
+        if value is not None and (type(value) is not int or not 1 <= value <= most):
+            limit = "" if most == math.inf else f" to {most}"
+            raise wrong(key, f"is {shorten(value)}", f"Give a whole number from 1{limit}, or leave it out")
     if not isinstance(entry.get("data_augment", False), bool):
-        raise wrong("data_augment", f"is {entry['data_augment']!r}", "Give true or false")
+        raise wrong("data_augment", f"is {shorten(entry['data_augment'])}", "Give true or false")
     return DatasetSpec(
         name=name,
         root=Path(root),

@@ -120,4 +120,4 @@ def write_preview(file: Path, rows: Iterable[PreviewRow], tokenizer, *, image_to
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     described = [describe_row(row, tokenizer, image_token_id) for row in rows]
     page = environment.get_template("preview.html.jinja").render(rows=described)
-    Path(file).write_text(page, encoding="utf-8")
+    Path(file).write_text(page, encoding="utf-8", errors="backslashreplace")  # file names may not be UTF-8

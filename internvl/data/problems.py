@@ -1,6 +1,6 @@
 """What can be wrong with a row: an error that knows its place and its group in a report; and several in one."""
 
-from internvl.errors import UserError
+from internvl.errors import UserError, printable
 
 
 class RowError(UserError):
@@ -12,7 +12,7 @@ class RowError(UserError):
 
     def __init__(self, where: str, reason: str, what: str, todo: str | None = None):
         super().__init__(f"{where}: {what}" if todo is None else f"{where}: {what}. {todo}.")
-        self.where = where
+        self.where = printable(where)
         self.reason = reason
 
 

@@ -13,7 +13,14 @@ from PIL import Image
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Turn
 from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
 
+# A picture or frame of more pixels is not decoded: half a gigabyte as RGB, and what a file of some bytes can claim. It
+# is where Pillow refuses by itself, fixed here so that no library that lifts Pillow's limit lifts ours.
+MAX_PIXELS = 178_956_970
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+
+
+class VideoError(ValueError):
+    """A video that cannot be used; the message is a whole one, with what to do."""
 
 
 class VideoInfo(NamedTuple):
@@ -46,7 +53,10 @@ def choose_frames(
     """
     if sample.startswith("fps"):
         step = 1 / float(sample.removeprefix("fps"))
-        seconds = np.arange(step / 2, video_length / input_fps + step / 2, step)
+        end = video_length / input_fps + step / 2
+        if max_num_frames > 0:  # a video that claims to take years has no more frames for it
+            end = min(end, (max_num_frames + 1) * step)
+        seconds = np.arange(step / 2, end, step)
         indices = [index for index in np.around(seconds * input_fps).astype(int).tolist() if index < video_length]
         return indices[:max_num_frames] if max_num_frames > 0 else indices
     if sample not in ("rand", "middle"):
@@ -83,18 +93,28 @@ def place_frames(turns: Sequence[Turn], num_frames: int) -> list[Turn]:
 
 
 def list_frames(folder: Path) -> list[Path]:
-    """Return the pictures of a folder of frames in their order; frame_10 comes after frame_9."""
+    """Return the pictures of a folder of frames in their order; frame_10 comes after frame_9.
+
+    Raises:
+        VideoError: one of them is no file: reading a pipe or a device would not end.
+    """
     frames = [file for file in folder.iterdir() if file.suffix.lower() in FRAME_SUFFIXES]
-    return sorted(
-        frames, key=lambda file: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]
-    )
+    other = next((file for file in frames if not file.is_file()), None)
+    if other:
+        raise VideoError(f"{other}: is no file. Replace it or remove it from the frames.")
+
+    def numbers_by_value(file: Path) -> list[tuple[int, str]]:
+        text_and_numbers = re.split(r"([0-9]{1,18})", file.name)  # other digits, and longer numbers, are text
+        return [(int(part), "") if place % 2 else (0, part) for place, part in enumerate(text_and_numbers)]
+
+    return sorted(frames, key=numbers_by_value)
 
 
 def read_video_info(path: Path) -> VideoInfo:
     """Return number and rate of a video's frames, counted in its packets, without decoding them.
 
     Raises:
-        ValueError: it is no video, or has no frames.
+        VideoError: it is no video, has no frames, or too large ones.
     """
     if path.is_dir():
         info = VideoInfo(len(list_frames(path)), 1)
@@ -104,12 +124,13 @@ def read_video_info(path: Path) -> VideoInfo:
         try:
             with av.open(str(path)) as container:
                 stream = container.streams.video[0]
+                check_frame_size(path, stream.width, stream.height)
                 rate = stream.average_rate or stream.guessed_rate or Fraction(1)
                 info = VideoInfo(sum(packet.size > 0 for packet in container.demux(stream)), float(rate))
         except (av.FFmpegError, IndexError) as err:
-            raise ValueError(f"{path}: cannot be read as a video ({describe(err)}). Replace it or its row.") from err
+            raise VideoError(f"{path}: cannot be read as a video ({describe(err)}). Replace it or its row.") from err
     if info.num_frames == 0:
-        raise ValueError(f"{path}: has no frames. Replace the video or remove its row.")
+        raise VideoError(f"{path}: has no frames. Replace the video or remove its row.")
     return info
 
 
@@ -117,30 +138,44 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[Image.Image]:
     """Read frames of a video file or folder, as RGB, upright.
 
     Raises:
-        ValueError: it cannot be read, or ends before the last of them.
+        VideoError: it cannot be read, has too large frames, or ends before the last of them.
     """
     if path.is_dir():
         files = list_frames(path)
-        return [open_image(files[index]) for index in indices]
+        try:
+            return [open_image(files[index]) for index in indices]
+        except ValueError as err:
+            raise VideoError(str(err)) from err
     import av
 
     wanted, frames = set(indices), {}
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
+            check_frame_size(path, stream.width, stream.height)
             stream.thread_type = "AUTO"
             for number, frame in enumerate(container.decode(stream)):
+                check_frame_size(path, frame.width, frame.height)  # it may change on the way
                 if number in wanted:
                     image = frame.to_image()
                     frames[number] = image.rotate(frame.rotation, expand=True) if frame.rotation else image
                 if len(frames) == len(wanted):
                     break
     except (av.FFmpegError, IndexError) as err:
-        raise ValueError(f"{path}: cannot be read as a video ({describe(err)}). Replace it or its row.") from err
+        raise VideoError(f"{path}: cannot be read as a video ({describe(err)}). Replace it or its row.") from err
     missing = sorted(wanted - frames.keys())
     if missing:
-        raise ValueError(f"{path}: ends before frame {missing[0]}. Copy the complete video there.")
+        raise VideoError(f"{path}: ends before frame {missing[0]}. Copy the complete video there.")
     return [frames[index] for index in indices]
+
+
+def check_frame_size(path: Path, width: int, height: int) -> None:
+    """Refuse frames that would fill the memory."""
+    if width * height > MAX_PIXELS:
+        raise VideoError(
+            f"{path}: has frames of {width} × {height} px, more than {MAX_PIXELS:,} pixels. Shrink the video, or "
+            "remove its row."
+        )
 
 
 def describe(err: Exception) -> str:

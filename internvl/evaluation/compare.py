@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from internvl.errors import UserError, ends_on_user_error
@@ -125,7 +126,7 @@ def describe(difference: Difference) -> tuple[str, str, str]:
 
 def print_differences(names: tuple[str, str], differences: dict[str, Difference]) -> None:
     """Print the differences as a table."""
-    table = Table(title=f"{names[1]} minus {names[0]}")
+    table = Table(title=escape(f"{names[1]} minus {names[0]}"))
     table.add_column("score")
     for column in ("difference", "95 % interval", "p"):
         table.add_column(column, justify="right")

@@ -1,6 +1,6 @@
 """Caption sets: registered ones, and rows of the training format; what is asked, and the references."""
 
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +9,10 @@ from internvl.data.annotation import AnnotationFile, Row
 from internvl.data.media import media_path
 from internvl.data.meta import DatasetSpec, read_meta
 from internvl.data.problems import RowError, raise_first
-from internvl.errors import UserError
+from internvl.errors import UserError, shorten
 from internvl.evaluation.questions import Question
-from internvl.evaluation.score import read_json
+from internvl.evaluation.score import references_by_image
+from internvl.json_files import read_json
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, Turn
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -57,9 +58,13 @@ def known_sets() -> dict[str, dict]:
     for name, entry in entries.items() if isinstance(entries, dict) else [("", entries)]:
         if not isinstance(entry, dict) or not {"root", "annotation"} <= entry.keys() <= ENTRY_KEYS:
             raise UserError(
-                f"{REGISTRY}:{name}: is {json.dumps(entry)[:200]}. Give an object with root and annotation; allowed "
+                f"{REGISTRY}:{name}: is {shorten(entry, 200)}. Give an object with root and annotation; allowed "
                 f"are {', '.join(sorted(ENTRY_KEYS))}."
             )
+        for key, value in entry.items():
+            if type(value) is not (int if key.endswith("_tokens") else str):
+                kind = "a whole number" if key.endswith("_tokens") else "a text"
+                raise UserError(f"{REGISTRY}:{name}.{key}: is {shorten(value)}. Give {kind}.")
     return entries
 
 
@@ -82,11 +87,11 @@ def present_sets() -> tuple[list[str], list[str]]:
     return present, absent
 
 
-def read_caption_set(name: str, prompt: str | None = None) -> CaptionSet:
+def read_caption_set(name: str, prompt: str | None = None, *, allow_outside_root: bool = False) -> CaptionSet:
     """Read a registered set; ``prompt`` replaces the set's own.
 
     Raises:
-        UserError: the set is unknown, or a file of it is missing or of another form.
+        UserError: the set is unknown, a file of it is missing or of another form, or a picture is outside its root.
     """
     registry = known_sets()
     if name not in registry:
@@ -100,21 +105,16 @@ def read_caption_set(name: str, prompt: str | None = None) -> CaptionSet:
                 f"{REGISTRY}:{name}: its rows bring their own questions and references. Leave prompt and ground_truth "
                 "away."
             )
-        return replace(read_rows(name, [annotation], root), **limits)
+        return replace(read_rows(name, [annotation], root, allow_outside_root=allow_outside_root), **limits)
     if "ground_truth" not in entry:
         raise UserError(f"{REGISTRY}:{name}: has no ground_truth. Give one, or a .jsonl of training rows.")
     ground_truth = REPOSITORY / entry["ground_truth"]
     turn = Turn("human", f"{IMAGE_PLACEHOLDER}\n{prompt or entry.get('prompt', PROMPT)}")
-    questions = [
-        Question(image_id, (turn,), str(annotation), (path,)) for image_id, path in read_images(annotation, root)
-    ]
+    pictures = read_images(annotation, root, allow_outside_root=allow_outside_root)
+    questions = [Question(image_id, (turn,), str(annotation), (path,)) for image_id, path in pictures]
     truth = read_json(ground_truth)
-    if not isinstance(truth, dict) or "annotations" not in truth:
-        raise UserError(
-            f"{ground_truth}: is not in COCO captions format (no 'annotations'). See eval/caption/README.md."
-        )
-    referenced = {annotation["image_id"] for annotation in truth["annotations"]}
-    unknown = [question.id for question in questions if question.id not in referenced]
+    references = references_by_image(truth, str(ground_truth))
+    unknown = [question.id for question in questions if not references.get(question.id)]
     if unknown:
         raise UserError(
             f"{ground_truth}: has no caption for {len(unknown)} of {len(questions)} pictures, first id {unknown[0]}. "
@@ -123,21 +123,33 @@ def read_caption_set(name: str, prompt: str | None = None) -> CaptionSet:
     return CaptionSet(name, questions, truth, ground_truth, **limits)
 
 
-def read_images(annotation: Path, root: Path) -> list[tuple[int, Path]]:
+def read_images(annotation: Path, root: Path, *, allow_outside_root: bool = False) -> list[tuple[int | str, Path]]:
     """Return (id, path) of each picture, from either layout in use.
 
     A list of ``{"image": path}``, as for COCO, takes the id from the digits behind the last underscore of the name;
     a COCO-format object, as for Flickr30k and NoCaps, has ``images`` with ``id`` and ``file_name`` or ``image``.
+
+    Raises:
+        UserError: it is neither, or a path leads out of ``root`` (unless allowed).
     """
     content = read_json(annotation)
-    try:
-        if isinstance(content, list):
-            return [(int(Path(item["image"]).stem.rsplit("_", 1)[-1]), root / item["image"]) for item in content]
-        return [(item["id"], root / (item.get("file_name") or item["image"])) for item in content["images"]]
-    except (KeyError, TypeError, ValueError) as err:
-        raise UserError(
-            f"{annotation}: an entry lacks its picture or id ({err!r}). See eval/caption/README.md for the form."
-        ) from err
+    is_list = isinstance(content, list)
+    items = content if is_list else content.get("images") if isinstance(content, dict) else None
+    if not isinstance(items, list):
+        raise UserError(f"{annotation}: holds no list of pictures. See eval/caption/README.md for the form.")
+    found: dict[int | str, Path] = {}
+    for number, item in enumerate(items, 1):
+        where = f"{annotation}:picture {number}"
+        fields = item if isinstance(item, dict) else {}
+        name = fields.get("image") if is_list else fields.get("file_name") or fields.get("image")
+        digits = re.search(r"(?:^|_)([0-9]{1,18})$", Path(name).stem) if is_list and isinstance(name, str) else None
+        image_id = int(digits[1]) if digits else fields.get("id")
+        if not isinstance(name, str) or not name or type(image_id) not in (int, str) or (is_list and not digits):
+            raise UserError(f"{where}: lacks its picture or id ({shorten(item)}). See eval/caption/README.md.")
+        if image_id in found:
+            raise UserError(f"{where}: has the id {image_id!r} of another picture. Remove one of them.")
+        found[image_id] = media_path(root, name, where, allow_outside_root=allow_outside_root)
+    return list(found.items())
 
 
 def read_custom_set(annotation: Path, root: Path, *, allow_outside_root: bool = False) -> CaptionSet:

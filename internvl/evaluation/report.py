@@ -9,11 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from internvl.data.video import read_frames, read_video_info
+from internvl.data.media import read_info, read_picture, read_video
 from internvl.errors import UserError
-from internvl.model.internvl_chat.image_processing_internvl_chat import to_upright_rgb
 
 THUMBNAIL_PX = 320
 """Longer side of a picture in the report."""
@@ -135,7 +134,7 @@ def write_report(
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")  # captions may have half a character
     except OSError as err:
         raise UserError(f"{path}: cannot be written: {err.strerror}. Choose another path.") from err
 
@@ -182,10 +181,11 @@ def _environment() -> Environment:
 
 
 def _card(row: ReportRow) -> _Card:
+    where = f"image {row.image_id}"
     if row.video:
-        thumbnails = [_thumbnail_of(_middle_frame(row.video))]
+        thumbnails = [_thumbnail_of(_middle_frame(row.video, where))]
     else:
-        thumbnails = [_read_thumbnail(path) for path in row.images[:MAX_PICTURES]]
+        thumbnails = [_read_thumbnail(path, where) for path in row.images[:MAX_PICTURES]]
     hidden = len(row.images) - len(thumbnails) if row.images else 0
     return _Card(row, [_picture(thumbnail) for thumbnail in thumbnails], hidden, row.scores.get("CIDEr"))
 
@@ -196,22 +196,14 @@ def _picture(thumbnail: Image.Image) -> _Picture:
     return _Picture(_data_uri("image/jpeg", jpeg.getvalue()), thumbnail.width, thumbnail.height)
 
 
-def _middle_frame(video: Path) -> Image.Image:
-    try:
-        return read_frames(video, [read_video_info(video).num_frames // 2])[0]
-    except (OSError, ValueError) as err:
-        raise UserError(str(err)) from err
+def _middle_frame(video: Path, where: str) -> Image.Image:
+    return read_video(video, [read_info(video, where).num_frames // 2], where)[0]
 
 
-def _read_thumbnail(path: Path) -> Image.Image:
+def _read_thumbnail(path: Path, where: str) -> Image.Image:
     """The picture's thumbnail in RGB; turned as the model sees it."""
-    try:
-        with Image.open(path) as image:
-            # A JPEG is decoded at a fraction of its size where that suffices: several times faster.
-            image.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
-            upright = to_upright_rgb(image)
-    except (OSError, UnidentifiedImageError) as err:
-        raise UserError(f"{path}: cannot be read as a picture: {err}. Put the picture there.") from err
+    # A JPEG is decoded at a fraction of its size where that suffices: several times faster.
+    upright = read_picture(path, where, draft_size=(2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
     return _thumbnail_of(upright)
 
 

@@ -1,16 +1,18 @@
 """The result folder of an evaluation: written, and read again for comparing."""
 
-import json
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from internvl.errors import UserError
+from internvl.data.annotation import parse_line
+from internvl.data.conversion import encode_line
+from internvl.data.problems import RowError
+from internvl.errors import UserError, printable, shorten
 from internvl.evaluation.datasets import REPOSITORY, CaptionSet
 from internvl.evaluation.report import ReportRow, write_report
-from internvl.evaluation.score import CaptionScores, read_json
-from internvl.json_files import write_json
+from internvl.evaluation.score import CaptionScores
+from internvl.json_files import read_object, write_json
 
 RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "pillow", "pycocoevalcap")
 
@@ -53,7 +55,7 @@ def write_results(
     write_json(folder / "scores.json", record)
     references = data.references()
     questions = {question.id: question for question in data.questions}
-    with open(folder / "per_image.jsonl", "w", encoding="utf-8") as stream:
+    with open(folder / "per_image.jsonl", "wb") as stream:
         for prediction in predictions:
             image_id = prediction["image_id"]
             line = {
@@ -64,7 +66,7 @@ def write_results(
                 "references": references[image_id],
                 **scores.per_image[image_id],
             }
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            stream.write(encode_line(line))
     facts = {**settings, "commit": made_with["commit"] or "not under git", **made_with["versions"]}
     write_report(
         folder / "report.html",
@@ -97,7 +99,7 @@ class Result:
 
     @property
     def name(self) -> str:
-        return str(self.settings.get("checkpoint", self.folder))
+        return printable(str(self.settings.get("checkpoint", self.folder)))
 
     def predictions(self) -> list[dict]:
         """Return the captions in COCO results format."""
@@ -125,12 +127,29 @@ def read_result(folder: str | Path) -> Result:
         raise UserError(
             f"{folder}: is no result folder (no scores.json, no per_image.jsonl). Give one that evaluate.sh printed."
         )
-    record = read_json(folder / "scores.json")
+    record = read_object(folder / "scores.json")
     lines = {}
-    for number, text in enumerate(lines_file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(lines_file.read_bytes().splitlines(), 1):
+        where = f"{lines_file}:{number}"
         try:
-            line = json.loads(text)
-            lines[line["image_id"]] = {**line, "caption": line["caption"], "references": line["references"]}
-        except (ValueError, KeyError, TypeError) as err:
-            raise UserError(f"{lines_file}:{number}: is damaged ({err!r}). Run the evaluation again.") from err
-    return Result(folder, record.get("settings", {}), lines)
+            line = parse_line(text, where)
+        except RowError as err:
+            raise UserError(f"{where}: is damaged ({err.reason}). Run the evaluation again.") from err
+        if not is_result_line(line):
+            raise UserError(f"{where}: is damaged ({shorten(line)}). Run the evaluation again.")
+        lines[line["image_id"]] = line
+    settings = record.get("settings", {})
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder / 'scores.json'}:settings: is {shorten(settings)}. Run the evaluation again.")
+    return Result(folder, settings, lines)
+
+
+def is_result_line(line: object) -> bool:
+    """Whether a line of per_image.jsonl has an id, a caption, references, and paths of its pictures or video."""
+    if not isinstance(line, dict) or type(line.get("image_id")) not in (int, str):
+        return False
+    images, references = line.get("image", []), line.get("references")
+    images = [images] if isinstance(images, str) else images
+    texts = [line.get("caption"), line.get("video", "")]
+    lists = isinstance(images, list) and isinstance(references, list)
+    return lists and all(isinstance(text, str) for text in (*texts, *images, *references))

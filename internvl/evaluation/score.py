@@ -9,7 +9,6 @@ captions format, an object with ``images`` and ``annotations``.
 import argparse
 import hashlib
 import importlib.metadata
-import json
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,14 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from internvl.errors import UserError, ends_on_user_error
+from internvl.errors import UserError, ends_on_user_error, shorten
 from internvl.evaluation.bootstrap import intervals
 from internvl.evaluation.java_scorers import check_scorers, find_java, tokenize_sides
 from internvl.evaluation.scorers import ImageId, Scored, run_scorers
+from internvl.json_files import read_json, write_json
 
-__all__ = ["CaptionScores", "check_scorers", "print_scores", "read_json", "score_captions", "scores_record"]
+__all__ = ["CaptionScores", "check_scorers", "print_scores", "score_captions", "scores_record"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def score_captions(
         UserError: Java is missing; either argument is malformed; a prediction is double, has no image or (unless
             allowed) is missing or empty. The message has the count and the first few image ids.
     """
-    references = _references_by_image(ground_truth, ground_truth_name)
+    references = references_by_image(ground_truth, ground_truth_name)
     hypotheses = _captions_by_image(predictions, predictions_name)
     missing = _match_images(hypotheses, references, predictions_name, ground_truth_name, allow_missing)
     image_ids = [image_id for image_id in references if image_id in hypotheses]
@@ -111,8 +112,12 @@ def score_captions(
     )
 
 
-def _references_by_image(ground_truth: dict, name: str) -> dict[ImageId, list[str]]:
-    """Image id -> its captions, for all images in the order of ``images``."""
+def references_by_image(ground_truth: dict, name: str) -> dict[ImageId, list[str]]:
+    """Return image id -> its captions, for all images in the order of ``images``; ``name`` is for messages.
+
+    Raises:
+        UserError: it is not in the COCO captions format.
+    """
     if not isinstance(ground_truth, dict) or not all(
         isinstance(ground_truth.get(key), list) for key in ("images", "annotations")
     ):
@@ -151,14 +156,14 @@ def _captions_by_image(predictions: list[dict], name: str) -> dict[ImageId, str]
 def _image_id(row: object, key: str, where: str) -> ImageId:
     value = row.get(key) if isinstance(row, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise UserError(f"{where}: no image id under '{key}' but {value!r}. Give a whole number or a text.")
+        raise UserError(f"{where}: no image id under '{key}' but {shorten(value)}. Give a whole number or a text.")
     return value
 
 
 def _caption(row: dict, where: str) -> str:
     value = row.get("caption")
     if not isinstance(value, str):
-        raise UserError(f"{where}: 'caption' is {value!r}, not a text. Give the caption in quotes.")
+        raise UserError(f"{where}: 'caption' is {shorten(value)}, not a text. Give the caption in quotes.")
     return value
 
 
@@ -202,7 +207,7 @@ def _notes(num_scored: int, missing: list[ImageId], empty: list[ImageId]) -> lis
 
 def _count(image_ids: list[ImageId], what: str) -> str:
     """``7 images have no caption (image ids 3, 5, 8, 13, 21 and 2 more)``."""
-    shown = ", ".join(repr(image_id) for image_id in image_ids[:5])
+    shown = ", ".join(shorten(image_id) for image_id in image_ids[:5])
     more = f" and {len(image_ids) - 5} more" if len(image_ids) > 5 else ""
     one = len(image_ids) == 1
     subject = "1 image has" if one else f"{len(image_ids)} images have"
@@ -237,26 +242,12 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def read_json(file: Path) -> object:
-    """Parse a JSON file.
-
-    Raises:
-        UserError: it cannot be read, or is not JSON in UTF-8.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise UserError(f"{file}: cannot be read: {err.strerror}. Check the path.") from err
-    except UnicodeDecodeError as err:
-        raise UserError(f"{file}: byte {err.start} is not UTF-8. Save the file as UTF-8.") from err
-    except json.JSONDecodeError as err:
-        raise UserError(f"{file}:{err.lineno}: not JSON: {err.msg} at column {err.colno}. Correct the line.") from err
-
-
 def print_scores(scores: CaptionScores, title: str | None = None) -> None:
     """Print the corpus scores with their intervals as a table, and the notes."""
     console = Console(highlight=False)
-    table = Table(title=title, caption=f"{scores.num_images} images", caption_justify="left")
+    table = Table(
+        title=escape(title) if title else None, caption=f"{scores.num_images} images", caption_justify="left"
+    )
     table.add_column("score")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
@@ -300,7 +291,7 @@ def main(argv: list[str] | None = None) -> None:
         record = scores_record(scores, args.predictions, args.ground_truth)
         try:
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(args.json, record)
         except OSError as err:
             raise UserError(f"{args.json}: cannot be written: {err.strerror}. Choose another path.") from err
 

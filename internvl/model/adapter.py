@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from internvl.errors import UserError
-from internvl.model.checkpoint import ADAPTER_WEIGHTS, EMBEDDED_PREFIX, Checkpoint
+from internvl.errors import UserError, shorten
+from internvl.model.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EMBEDDED_PREFIX, Checkpoint
 from internvl.model.internvl_chat.modeling_internvl_chat import (
     BACKBONE_LORA_TARGETS,
     LLM_LORA_TARGETS,
@@ -19,6 +19,7 @@ from internvl.model.internvl_chat.modeling_internvl_chat import (
 
 logger = logging.getLogger(__name__)
 PEFT_PREFIX = "base_model.model."
+MAX_RANK = 8192  # the width of the largest language model: a higher rank is a damaged file
 
 
 def choose_trainable(
@@ -166,26 +167,36 @@ def add_adapter(model: InternVLChatModel, adapter: Checkpoint) -> None:
     Raises:
         UserError: the adapter does not fit this model.
     """
-    tensors = load_file(adapter.weight_files[0])
     config = model.config
     parts = {
         "language_model": (model.wrap_llm_lora, config.use_llm_lora),
         "vision_model": (model.wrap_backbone_lora, config.use_backbone_lora),
     }
     for part, (wrap, present_rank) in parts.items():
-        ranks = {
-            tensor.shape[0]
-            for name, tensor in tensors.items()
-            if name.startswith(f"{PEFT_PREFIX}{part}.") and ".lora_A." in name
-        }
-        if len(ranks) > 1:
-            raise UserError(
-                f"{adapter.folder}: {part} has LoRA of ranks {sorted(ranks)}. One rank a part is supported."
-            )
-        if ranks and not present_rank:
-            rank = ranks.pop()
+        rank = stored_rank(adapter, part)
+        if rank and not present_rank:
             wrap(rank, lora_scaling(adapter, part) * rank, 0.0)
-    load_adapter_tensors(model, tensors, adapter.folder)
+    load_adapter_tensors(model, {name: adapter.tensor(name) for name in adapter.tensors}, adapter.folder)
+
+
+def stored_rank(adapter: Checkpoint, part: str) -> int | None:
+    """Return the rank of an adapter's LoRA on a half of the model, None without one.
+
+    Raises:
+        UserError: it has several, or one that no LoRA has.
+    """
+    shapes = {
+        name: info.shape
+        for name, info in adapter.tensors.items()
+        if name.startswith(f"{PEFT_PREFIX}{part}.") and ".lora_A." in name
+    }
+    for name, shape in shapes.items():
+        if len(shape) != 2 or not 1 <= shape[0] <= MAX_RANK:
+            raise UserError(f"{adapter.folder}: {name} has shape {shape}, of no LoRA. Copy the adapter again.")
+    ranks = sorted({shape[0] for shape in shapes.values()})
+    if len(ranks) > 1:
+        raise UserError(f"{adapter.folder}: {part} has LoRA of ranks {ranks}. One rank a part is supported.")
+    return ranks[0] if ranks else None
 
 
 def load_adapter_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: str | Path) -> None:
@@ -196,20 +207,37 @@ def load_adapter_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], fol
     """
     names = {stored_name(name): name for name, _ in model.named_parameters()}
     unknown = next((name for name in tensors if name not in names), None)
-    if unknown:
-        raise UserError(f"{folder}: {unknown} has no place in the base model. Use the base it was trained on.")
+    if unknown is not None:
+        raise UserError(
+            f"{folder}: {shorten(unknown)} has no place in the base model. Use the base it was trained on."
+        )
     try:
         model.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, strict=False)
     except RuntimeError as err:
-        raise UserError(f"{folder}: does not fit its base model ({err}). Use the base it was trained on.") from err
+        reason = str(err).splitlines()[-1].strip()
+        raise UserError(f"{folder}: does not fit its base model ({reason}). Use the base it was trained on.") from err
 
 
 def lora_scaling(adapter: Checkpoint, part: str) -> float:
-    """Return alpha / rank of a half of the model, ``language_model`` or ``vision_model``."""
+    """Return alpha / rank of a half of the model, ``language_model`` or ``vision_model``.
+
+    Raises:
+        UserError: the adapter's config lacks them, or scales LoRA in another way.
+    """
     config = adapter.config
     target = (LLM_LORA_TARGETS if part == "language_model" else BACKBONE_LORA_TARGETS)[0]
-    alpha = config.get("alpha_pattern", {}).get(target, config["lora_alpha"])
-    return alpha / config.get("rank_pattern", {}).get(target, config["r"])
+    file = adapter.folder / ADAPTER_CONFIG
+    found = []
+    for key, patterns in (("lora_alpha", "alpha_pattern"), ("r", "rank_pattern")):
+        own = config.get(patterns) or {}
+        value = own.get(target, config.get(key)) if isinstance(own, dict) else None
+        if type(value) not in (int, float) or not 0 < value <= 1e6:
+            raise UserError(f"{file}:{key}: is {shorten(value)}. Give the number it was trained with, above 0.")
+        found.append(value)
+    other = next((key for key in ("use_rslora", "use_dora") if config.get(key)), None)
+    if other:
+        raise UserError(f"{file}:{other}: is {shorten(config[other])}. Only plain LoRA is supported.")
+    return found[0] / found[1]
 
 
 def describe_trainable(model: nn.Module) -> str:

@@ -1,16 +1,18 @@
 """The one reader of checkpoint folders: what kind a folder is, and its tensors one at a time."""
 
 import hashlib
-import json
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from internvl.errors import UserError
+from internvl.errors import UserError, shorten
+from internvl.json_files import read_object
+from internvl.model.safetensors_stream import DTYPE_OF_SPELLING, SPELLING
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -50,11 +52,7 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict:
         """The parsed config.json, or adapter_config.json of an adapter."""
-        file = self.folder / (ADAPTER_CONFIG if self.is_adapter else "config.json")
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as err:
-            raise UserError(f"{file}: is not valid JSON ({err}). Restore the file.") from err
+        return read_object(self.folder / (ADAPTER_CONFIG if self.is_adapter else "config.json"), "Restore the file")
 
     @cached_property
     def weight_files(self) -> list[Path]:
@@ -65,7 +63,7 @@ class Checkpoint:
             files = sorted(self.folder.glob("model*.safetensors")) or sorted(self.folder.glob("pytorch_model*.bin"))
         index = next(iter(self.folder.glob("*.safetensors.index.json")), None)
         if index is not None:
-            files = sorted({self.folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+            files = sorted({self.folder / name for name in read_weight_map(index).values()})
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
             what = f"lacks {missing[0]}" if missing else "holds no weights (model*.safetensors)"
@@ -78,24 +76,37 @@ class Checkpoint:
         found = {}
         for file in self.weight_files:
             if file.suffix == ".bin":
-                spelling = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
                 for name, tensor in self._torch_file(file).items():
-                    found[name] = TensorInfo(file, tuple(tensor.shape), spelling[tensor.dtype])
+                    found[name] = TensorInfo(file, tuple(tensor.shape), SPELLING.get(tensor.dtype, str(tensor.dtype)))
                 continue
             try:
                 with safe_open(file, framework="pt") as reader:
                     for name in reader.keys():  # noqa: SIM118 - not a mapping
                         part = reader.get_slice(name)
                         found[name] = TensorInfo(file, tuple(part.get_shape()), part.get_dtype())
-            except Exception as err:  # safetensors has one error class for whatever is wrong with a file
-                if type(err).__name__ != "SafetensorError":
-                    raise
+            except (SafetensorError, OSError) as err:
                 raise UserError(f"{file}: is damaged or cut off ({err}). Copy the file again.") from err
+        for name, info in found.items():
+            if info.dtype not in DTYPE_OF_SPELLING:
+                raise UserError(
+                    f"{info.file}: {name} has the dtype {info.dtype}. Use weights in {', '.join(DTYPE_OF_SPELLING)}; "
+                    "quantised ones are not read."
+                )
         return found
 
     @staticmethod
     def _torch_file(file: Path) -> dict[str, torch.Tensor]:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as err:  # the reader stumbles in many ways over a damaged file
+            reason = str(err).partition("\n")[0]  # torch adds advice to run what is in the file
+            raise UserError(
+                f"{file}: is damaged, or holds more than tensors ({reason}). Copy the file again, or use the "
+                "checkpoint's safetensors files."
+            ) from err
+        if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+            raise UserError(f"{file}: holds something else than named tensors. Copy the file again.")
+        return content
 
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor, as stored."""
@@ -124,17 +135,39 @@ class Checkpoint:
 
         A recorded relative path is looked for from the working directory, then from the repository root.
         """
-        recorded = self.config.get("base_model_name_or_path") or ""
+        recorded = self.config.get("base_model_name_or_path")
         repository = Path(__file__).resolve().parents[2]
-        for candidate in (Path(recorded), repository / recorded):
-            if recorded and candidate.is_dir():
-                return Checkpoint(candidate)
-        raise UserError(
-            f"{self.folder / ADAPTER_CONFIG}: base_model_name_or_path is {recorded!r}, which is not there. "
-            "Put the base model at that path, or correct the entry."
-        )
+        where = f"{self.folder / ADAPTER_CONFIG}: base_model_name_or_path is {shorten(recorded)}"
+        for candidate in (recorded, repository / recorded) if isinstance(recorded, str) and recorded else ():
+            if os.path.isdir(candidate):
+                base = Checkpoint(candidate)
+                if base.is_adapter:
+                    raise UserError(f"{where}, an adapter itself. Name the whole model that it was trained on.")
+                return base
+        raise UserError(f"{where}, which is not there. Put the base model at that path, or correct the entry.")
 
     @property
     def recorded_base_sha256(self) -> str | None:
         """The hash of the base's weights that an adapter of ours carries."""
-        return (self.config.get("auto_mapping") or {}).get("base_model_sha256")
+        mapping = self.config.get("auto_mapping")
+        recorded = mapping.get("base_model_sha256") if isinstance(mapping, dict) else None
+        return recorded if isinstance(recorded, str) else None
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Return tensor → file name of an index file.
+
+    Raises:
+        UserError: it has no such map, or names files that are not beside it.
+    """
+    weight_map = read_object(index, "Copy the file again").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}:weight_map: is {shorten(weight_map)}, not tensor → file. Copy the file again.")
+    for tensor, name in weight_map.items():
+        # Files of a hub's cache are links, so it is the name that must not lead away.
+        if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
+            raise UserError(
+                f"{index}:weight_map: {shorten(tensor)} is in {shorten(name)}, not a weight file of this folder. "
+                "Copy the file again."
+            )
+    return weight_map

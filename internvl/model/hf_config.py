@@ -21,8 +21,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from internvl.errors import UserError
-from internvl.json_files import write_json
+from internvl.errors import UserError, shorten
+from internvl.json_files import read_object, write_json
+from internvl.model.config_check import check_config, check_shapes
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import (
     IMG_CONTEXT_TOKEN,
@@ -33,6 +34,7 @@ from internvl.model.internvl_chat.conversation import (
 )
 from internvl.model.internvl_chat.image_processing_internvl_chat import IMAGENET_MEAN, IMAGENET_STD
 from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
+from internvl.model.loading import one_line
 from internvl.model.packaging import write_model_files
 
 ORIGINAL = "internvl_chat"
@@ -149,9 +151,19 @@ def hf_config(config: InternVLChatConfig, original: dict, *, image_token_id: int
     return {**json.loads(whole.to_json_string()), "dtype": dtype, ORIGINAL: original}
 
 
-def parse_config(content: dict) -> InternVLChatConfig:
-    """Return the configuration in a ``config.json``; transformers writes to what it is given, so it gets a copy."""
-    return InternVLChatConfig.from_dict(deepcopy(content))
+def parse_config(content: dict, file: Path = Path("config.json")) -> InternVLChatConfig:
+    """Return the configuration in a ``config.json``; transformers writes to what it is given, so it gets a copy.
+
+    Raises:
+        UserError: it describes no model; ``file`` is named.
+    """
+    check_config(content, file)
+    try:
+        config = InternVLChatConfig.from_dict(deepcopy(content))
+    except Exception as err:  # transformers' classes raise whatever a value of theirs makes them stumble over
+        raise UserError(f"{file}: describes no model ({one_line(err)}). Restore the file.") from err
+    check_shapes(config, file)
+    return config
 
 
 def rope_settings(parameters: dict) -> dict:
@@ -170,14 +182,23 @@ def original_config(content: dict, file: Path) -> dict:
             f"{file}: has no entry {ORIGINAL!r}, so it is unknown which conversation template it was trained with. "
             "Name a folder that tools/convert_to_hf.py wrote."
         )
-    whole = InternVLConfig.from_dict(content)
+    kept = content[ORIGINAL]
+    parts = [kept.get("config"), kept.get("generation_config", {})] if isinstance(kept, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise UserError(f"{file}:{ORIGINAL}: is {shorten(kept)}. Restore the file.")
+    try:
+        whole = InternVLConfig.from_dict(deepcopy(content))
+    except Exception as err:  # as above
+        raise UserError(f"{file}: describes no model ({one_line(err)}). Restore the file.") from err
     if whole.text_config.model_type != "llama":
         raise UserError(
             f"{file}: text_config has model_type {whole.text_config.model_type!r}, not 'llama'. Name a folder that "
             "tools/convert_to_hf.py wrote."
         )
-    original = deepcopy(content[ORIGINAL]["config"])
-    before = parse_config(original)
+    original = deepcopy(kept["config"])
+    before = parse_config(original, file)
+    if before.template not in TEMPLATES:
+        raise UserError(f"{file}:{ORIGINAL}.config.template: is missing. Set it to one of: {', '.join(TEMPLATES)}.")
     llm, vision = original.setdefault("llm_config", {}), original.setdefault("vision_config", {})
     parts = (
         (original, before, whole, CHAT_FIELDS),
@@ -276,9 +297,13 @@ def write_hf_surroundings(
 
 
 def read_generation(folder: Path) -> dict:
-    """Return the generation settings of a checkpoint folder, which may have none."""
+    """Return the generation settings of a checkpoint folder, which may have none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     file = folder / "generation_config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_object(file, "Restore the file, or remove it") if file.is_file() else {}
 
 
 def hf_generation(published: dict, template: str, tokenizer: PreTrainedTokenizerFast) -> dict:
@@ -308,4 +333,4 @@ def write_published_surroundings(folder: Path, source: Path, original: dict, pub
     content = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     added = ("model_specific_special_tokens", "processor_class", "is_local", "local_files_only", *PROCESSOR_TOKENS)
     write_json(folder / "tokenizer_config.json", {name: value for name, value in content.items() if name not in added})
-    write_model_files(folder, parse_config(original))
+    write_model_files(folder, parse_config(original, folder / "config.json"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from internvl.errors import UserError
+from internvl.errors import UserError, shorten
 from internvl.json_files import write_json
 from internvl.model.atomic_folder import atomic_folder, check_free
 from internvl.model.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ from internvl.model.hf_config import (
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
-from internvl.model.loading import load_checkpoint_tokenizer
+from internvl.model.loading import load_checkpoint_tokenizer, one_line
 from internvl.model.safetensors_stream import TensorPlan
 
 # Published module or parameter → transformers' name; # stands for the number of a layer. Several names are the parts
@@ -156,8 +156,10 @@ def check_whole(checkpoint: Checkpoint, model_type: str) -> None:
     advice = {
         "internvl": "That is transformers' own layout already; pass --back to turn it into the published one.",
         "internvl_chat": "That is the published layout already; leave out --back to turn it into transformers' own.",
-    }.get(found, "Name a folder with an InternVL-Chat checkpoint.")
-    raise UserError(f"{checkpoint.folder / 'config.json'}: model_type is {found!r}, not {model_type!r}. {advice}")
+    }.get(str(found), "Name a folder with an InternVL-Chat checkpoint.")
+    raise UserError(
+        f"{checkpoint.folder / 'config.json'}: model_type is {shorten(found)}, not {model_type!r}. {advice}"
+    )
 
 
 def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = False) -> int:
@@ -169,7 +171,7 @@ def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = 
     out = Path(out)
     check_free(out, overwrite=overwrite)
     check_whole(checkpoint, "internvl_chat")
-    config = parse_config(checkpoint.config)
+    config = parse_config(checkpoint.config, checkpoint.folder / "config.json")
     check_expressible(config, checkpoint.folder / "config.json")
     wanted = {name: tuple(tensor.shape) for name, tensor in published_tensors(config).items()}
     check_tensors(checkpoint, wanted, OUTPUT if config.llm_config.tie_word_embeddings else None)
@@ -186,12 +188,19 @@ def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = 
 
     generation = read_generation(checkpoint.folder)
     named_dtype = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
-    content = hf_config(
-        config,
-        {"config": checkpoint.config, "generation_config": generation},
-        image_token_id=tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN),
-        dtype=named_dtype or DTYPE_NAMES[next(iter(checkpoint.tensors.values())).dtype],
-    )
+    stored_dtype = next(DTYPE_NAMES[t.dtype] for t in checkpoint.tensors.values() if t.dtype in DTYPE_NAMES)
+    try:
+        content = hf_config(
+            config,
+            {"config": checkpoint.config, "generation_config": generation},
+            image_token_id=tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN),
+            dtype=named_dtype or stored_dtype,
+        )
+    except Exception as err:  # transformers' classes are stricter than ours, each in its own words
+        raise UserError(
+            f"{checkpoint.folder / 'config.json'}: transformers' InternVL does not take it ({one_line(err)}). Correct "
+            "the value, or keep this checkpoint in the published layout."
+        ) from err
     with atomic_folder(out) as partial:
         TensorPlan(planned).write(partial, values())
         write_json(partial / "config.json", content)
@@ -211,7 +220,7 @@ def convert_from_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool 
     check_free(out, overwrite=overwrite)
     check_whole(checkpoint, "internvl")
     original = original_config(checkpoint.config, checkpoint.folder / "config.json")
-    config = parse_config(original)
+    config = parse_config(original, checkpoint.folder / "config.json")
     published = published_tensors(config)
     wanted = {}
     for name, tensor in published.items():
@@ -232,6 +241,6 @@ def convert_from_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool 
 
     with atomic_folder(out) as partial:
         TensorPlan(planned).write(partial, values())
-        generation = checkpoint.config[ORIGINAL]["generation_config"]
+        generation = checkpoint.config[ORIGINAL].get("generation_config", {})
         write_published_surroundings(partial, checkpoint.folder, original, generation)
     return len(planned)

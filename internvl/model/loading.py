@@ -4,17 +4,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from internvl.errors import UserError
+from internvl.errors import UserError, shorten
+from internvl.json_files import check_characters, read_object
 from internvl.model.adapter import add_adapter
 from internvl.model.checkpoint import Checkpoint
+from internvl.model.config_check import check_config, check_shapes
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
+
+# The small files beside a tokenizer's vocabulary; transformers writes their content again when it saves one.
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# No vocabulary is larger, and tokenizers counts up to the largest id when it saves one.
+MAX_TOKEN_ID = 1 << 24
 
 
 class LoadedModel(NamedTuple):
@@ -37,10 +44,17 @@ def load_config(checkpoint: Checkpoint) -> InternVLChatConfig:
     source = checkpoint.base() if checkpoint.is_adapter else checkpoint
     if source.config.get("model_type") != "internvl_chat":
         raise UserError(
-            f"{source.folder / 'config.json'}: model_type is {source.config.get('model_type')!r}, not "
+            f"{source.folder / 'config.json'}: model_type is {shorten(source.config.get('model_type'))}, not "
             "'internvl_chat'. Name a checkpoint of the published InternVL-Chat layout (not an -hf one)."
         )
-    return InternVLChatConfig.from_pretrained(source.folder)
+    file = source.folder / "config.json"
+    check_config(source.config, file)
+    try:
+        config = InternVLChatConfig.from_pretrained(source.folder)
+    except Exception as err:  # transformers' classes raise whatever a value of theirs makes them stumble over
+        raise UserError(f"{file}: describes no model ({one_line(err)}). Restore the file.") from err
+    check_shapes(config, file)
+    return config
 
 
 def load_model(
@@ -65,6 +79,7 @@ def load_model(
     source = checkpoint.base() if checkpoint.is_adapter else checkpoint
     config = config or load_config(checkpoint)
     check_complete(source, config)
+    check_generation(source.folder)
     model = InternVLChatModel.from_pretrained(
         source.folder,
         config=config,
@@ -72,6 +87,8 @@ def load_model(
         attn_implementation=attn_implementation or choose_attention(dtype, device),
         device_map=device_map,
         quantization_config=quantization_config,
+        local_files_only=True,
+        trust_remote_code=False,
     )
     if checkpoint.is_adapter:
         add_adapter(model, checkpoint)
@@ -83,14 +100,14 @@ def load_model(
 
 
 def check_complete(checkpoint: Checkpoint, config: InternVLChatConfig) -> None:
-    """Refuse weights that lack a tensor the model has: transformers would fill it with random numbers and warn.
+    """Refuse weights that do not fit, or lack a tensor, which transformers would fill with random numbers.
 
     Raises:
-        UserError: names the first missing tensor.
+        UserError: names the first such tensor.
     """
     with torch.device("meta"):
-        expected = InternVLChatModel(config).state_dict().keys()
-    missing = sorted(expected - checkpoint.tensors.keys())
+        expected = {name: tuple(tensor.shape) for name, tensor in InternVLChatModel(config).state_dict().items()}
+    missing = sorted(expected.keys() - checkpoint.tensors.keys())
     if config.llm_config.tie_word_embeddings:
         missing = [name for name in missing if not name.endswith("language_model.output.weight")]
     if missing:
@@ -98,13 +115,61 @@ def check_complete(checkpoint: Checkpoint, config: InternVLChatConfig) -> None:
             f"{checkpoint.folder}: lacks {len(missing)} of the model's {len(expected)} tensors, first {missing[0]}. "
             "Copy the complete checkpoint there."
         )
+    for name, shape in expected.items():
+        if name in checkpoint.tensors and checkpoint.tensors[name].shape != shape:
+            raise UserError(
+                f"{checkpoint.folder}: {name} has shape {checkpoint.tensors[name].shape}, and config.json makes it "
+                f"{shape}. Put the weights and the config of one checkpoint there."
+            )
+
+
+def check_generation(folder: Path) -> None:
+    """Refuse a damaged ``generation_config.json``, which transformers reads along with the weights.
+
+    Raises:
+        UserError: it is not JSON, or holds values that cannot be.
+    """
+    file = folder / "generation_config.json"
+    if file.is_file():
+        content = read_object(file, "Restore the file, or remove it")
+        try:
+            GenerationConfig.from_dict(content)
+        except Exception as err:  # as for the configuration
+            raise UserError(
+                f"{file}: is refused by transformers ({one_line(err)}). Restore it, or remove it."
+            ) from err
 
 
 def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast:
-    """Return a checkpoint's tokenizer; an adapter without one uses its base's."""
+    """Return a checkpoint's tokenizer; an adapter without one uses its base's.
+
+    Raises:
+        UserError: there is none, its files are damaged, or it lacks the tokens of pictures.
+    """
     own = checkpoint.folder
     has_own = (own / "tokenizer.json").is_file() or (own / "tokenizer.model").is_file()
+    folder = own if has_own or not checkpoint.is_adapter else checkpoint.base().folder
+    for name in TOKENIZER_SETTINGS:
+        if (folder / name).is_file():
+            check_characters(read_object(folder / name, "Copy the file again"), folder / name)
     try:
-        return load_tokenizer(own if has_own or not checkpoint.is_adapter else checkpoint.base().folder)
-    except (FileNotFoundError, ValueError) as err:
+        tokenizer = load_tokenizer(folder)
+        tokenizer(IMG_CONTEXT_TOKEN)  # settings of no use show here only
+    except FileNotFoundError as err:
         raise UserError(str(err)) from err
+    except Exception as err:  # tokenizers raises bare Exception for a damaged file, transformers whatever it meets
+        raise UserError(
+            f"{folder}: its tokenizer files are damaged ({one_line(err)}). Copy tokenizer.json or tokenizer.model, "
+            "and tokenizer_config.json, again."
+        ) from err
+    token, index = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if index > MAX_TOKEN_ID:
+        raise UserError(f"{folder}: its tokenizer gives {shorten(token)} the id {index:,}. Copy its files again.")
+    if tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN) in (None, tokenizer.unk_token_id):
+        raise UserError(f"{folder}: its tokenizer does not know {IMG_CONTEXT_TOKEN}. Copy its files again.")
+    return tokenizer
+
+
+def one_line(err: Exception) -> str:
+    """Return what an error of a library says, on one line."""
+    return " ".join(str(err).split())[:300] or type(err).__name__

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from internvl.errors import UserError
 from internvl.json_files import write_json
 from internvl.model.adapter import PEFT_PREFIX, base_name, is_lora, lora_scaling
 from internvl.model.atomic_folder import atomic_folder, check_free
 from internvl.model.checkpoint import Checkpoint
+from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.loading import load_checkpoint_tokenizer, load_config
 from internvl.model.packaging import write_model_files
 from internvl.model.safetensors_stream import DTYPE_OF_SPELLING, SPELLING, TensorPlan
@@ -78,6 +80,12 @@ def plan_adapter(adapter: Checkpoint, base: Checkpoint) -> dict[str, Source]:
                 sources[target].weight, (adapter, *pair, lora_scaling(adapter, name.split(".")[0]))
             )
         else:
+            trained, (owner, weight) = adapter.tensors[stored].shape, sources[target].weight
+            if trained != owner.tensors[weight].shape:
+                raise UserError(
+                    f"{adapter.folder}: {stored} of shape {trained} does not fit {target} of shape "
+                    f"{owner.tensors[weight].shape}. Use the base it was trained on."
+                )
             sources[target] = Source((adapter, stored))
     check_shapes(sources)
     return sources
@@ -107,8 +115,9 @@ def check_shapes(sources: dict[str, Source]) -> None:
         if name_b not in adapter.tensors:
             raise UserError(f"{adapter.folder}: has {name_a} but not {name_b}. Copy the complete adapter there.")
         shapes = [adapter.tensors[half].shape for half in (name_b, name_a)]
-        product = (shapes[0][0], shapes[1][1])
-        if product != checkpoint.tensors[stored].shape or shapes[0][1] != shapes[1][0]:
+        # (out, rank) and (rank, in)
+        product = (*shapes[0][:1], *shapes[1][1:])
+        if product != checkpoint.tensors[stored].shape or len(product) != 2 or shapes[0][1:] != shapes[1][:1]:
             raise UserError(
                 f"{adapter.folder}: LoRA of shapes {shapes[0]} and {shapes[1]} does not fit {name} of shape "
                 f"{checkpoint.tensors[stored].shape}. Use the base it was trained on."
@@ -128,6 +137,7 @@ def merge_checkpoint(
     """
     out = Path(out)
     check_free(out, overwrite=overwrite)
+    config, tokenizer = load_config(checkpoint), load_checkpoint_tokenizer(checkpoint)
     sources = plan_merge(checkpoint)
     stored = {name: source.weight[0].tensors[source.weight[1]] for name, source in sources.items()}
     # A module trained in full is in the adapter as float32; the merged model keeps the dtype of the base.
@@ -143,23 +153,25 @@ def merge_checkpoint(
 
     with atomic_folder(out) as partial:
         plan.write(partial, values())
-        write_surroundings(partial, checkpoint, base, plan.tensors[next(iter(sources))][1])
+        write_surroundings(partial, base, config, tokenizer, plan)
     return sum(source.lora is not None for source in sources.values())
 
 
-def write_surroundings(folder: Path, checkpoint: Checkpoint, base: Checkpoint, spelling: str) -> None:
+def write_surroundings(
+    folder: Path, base: Checkpoint, config: InternVLChatConfig, tokenizer: PreTrainedTokenizerFast, plan: TensorPlan
+) -> None:
     """Write what is not weights: the base's config without LoRA, tokenizer, generation config, model files."""
     content = dict(base.config)
     content["use_llm_lora"] = content["use_backbone_lora"] = 0
     names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
     content.pop("torch_dtype", None)
-    content["dtype"] = names[spelling]
+    content["dtype"] = next((names[dtype] for _, dtype in plan.tensors.values() if dtype in names), "float32")
     write_json(folder / "config.json", content)
     generation = base.folder / "generation_config.json"
     if generation.is_file():
         shutil.copyfile(generation, folder / generation.name)
-    load_checkpoint_tokenizer(checkpoint).save_pretrained(folder)
-    write_model_files(folder, load_config(checkpoint))
+    tokenizer.save_pretrained(folder)
+    write_model_files(folder, config)
 
 
 def describe(folder: Path) -> str:

@@ -184,8 +184,8 @@ def test_docstring_examples():
 
 def test_unreadable_picture_and_unwritable_report(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    for name in ("broken.jpg", "missing.jpg"):
-        with pytest.raises(UserError, match=f"{name}: cannot be read as a picture"):
+    for name, message in (("broken.jpg", "cannot be read as a picture"), ("missing.jpg", "there is no such picture")):
+        with pytest.raises(UserError, match=f"{name}: {message}"):
             written(tmp_path / "report.html", [row(tmp_path / name, 1)])
     with pytest.raises(UserError, match="loss.png: cannot be read"):
         written(tmp_path / "report.html", [], figures=[("Loss", tmp_path / "loss.png")])

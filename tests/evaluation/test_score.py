@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from internvl.errors import UserError
-from internvl.evaluation import java_scorers, score, scorers
+from internvl.evaluation import java_scorers, scorers
 from internvl.evaluation.score import check_scorers, main, score_captions
+from internvl.json_files import read_json
 
 NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 
@@ -169,14 +170,14 @@ def test_command_ends_with_status_2_on_a_mistake(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'[\n{"image_id": 1,}]', r"p\.json:2: not JSON: .* at column 16"),
+        (b'[\n{"image_id": 1,}]', r"p\.json:2: is not valid JSON \(.* at column 16"),
         (b'["caf\xe9"]', r"p\.json: byte 5 is not UTF-8"),
     ],
 )
 def test_unreadable_json(content, message, tmp_path):
     (tmp_path / "p.json").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        score.read_json(tmp_path / "p.json")
+        read_json(tmp_path / "p.json")
 
 
 @pytest.mark.parametrize(

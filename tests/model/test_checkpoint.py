@@ -58,7 +58,7 @@ def break_weights(folder, keep=None, cut=None):
     [
         (lambda folder: shutil.rmtree(folder), "there is no such checkpoint folder"),
         (lambda folder: (folder / "config.json").unlink(), "holds neither config.json nor adapter_config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json: is not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json:1: is not valid JSON"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "internvl"}'), "model_type is 'internvl'"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"holds no weights"),
         (lambda folder: break_weights(folder, cut=5000), "is damaged or cut off"),

@@ -368,7 +368,7 @@ def test_mistakes_end_in_one_line(tiny_base, converted, trained_adapter, tmp_pat
     [
         ({"ps_version": "v1"}, "ps_version is 'v1', and transformers' InternVL has no other pixel shuffle than v2"),
         ({"use_thumbnail": False}, "use_thumbnail is false with max_dynamic_patch 12"),
-        ({"template": "vicuna"}, "template is 'vicuna'. Set it to one of: internlm2-chat"),
+        ({"template": "vicuna"}, "template: is 'vicuna'. Give one of internlm2-chat"),
         ({"downsample_ratio": 0.75}, "downsample_ratio is 0.75"),
         ({"vision_config": {"qk_normalization": True, "layer_norm_eps": 1e-5}}, "layer_norm_eps 1e-05"),
         ({"llm_config": {"num_hidden_layers": 3}}, "lacks 7 of the model's 76 tensors"),

@@ -1,0 +1,62 @@
+"""Values of a large JSON file, one at a time, however many there are."""
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import ijson
+import numpy as np
+
+# Annotations nest to a depth of about six. ijson keeps the whole path of each value, so that a megabyte of brackets
+# would take more memory than there is.
+MAX_DEPTH = 500
+NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+class BrokenJsonError(ValueError):
+    """A file is not JSON, from some point on; the message says why, as part of a sentence."""
+
+
+class ShallowStream:
+    """A stream of JSON that is not nested deeper than :data:`MAX_DEPTH`; ``read`` raises BrokenJsonError if it is."""
+
+    def __init__(self, stream: BinaryIO):
+        self.stream = stream
+        self.depth = 0
+        self.in_string = False
+        self.held = b""  # a backslash at the end of the last block, which belongs to what follows
+
+    def read(self, size: int = -1) -> bytes:
+        block = self.stream.read(size)
+        text = (self.held + block).replace(b"\\\\", b"").replace(b'\\"', b"")
+        self.held = b"\\" if text.endswith(b"\\") else b""
+        parts = text.split(b'"')
+        brackets = b"".join(parts[self.in_string :: 2]).translate(None, NO_BRACKETS)
+        self.in_string ^= len(parts) % 2 == 0
+        # Opening brackets have the second bit set, closing ones have not.
+        depths = self.depth + np.cumsum((np.frombuffer(brackets, np.uint8) & 2).astype(np.int64) - 1)
+        if len(depths):
+            if depths.max() > MAX_DEPTH:
+                raise BrokenJsonError(f"is nested more than {MAX_DEPTH} deep")
+            self.depth = int(depths[-1])
+        return block
+
+
+def stream_json(stream: BinaryIO, prefix: str) -> Iterator[object]:
+    """Yield the values at ``prefix``, as ijson calls places: ``item`` is each of a list, ``images.item`` of one in it.
+
+    Raises:
+        BrokenJsonError: the file breaks off, or is no JSON; what stands before has been yielded.
+    """
+    try:
+        yield from ijson.items(ShallowStream(stream), prefix, use_float=True)
+    except BrokenJsonError:
+        raise
+    except (ijson.JSONError, ValueError) as err:  # ValueError: half a character, a number of thousands of digits
+        raise BrokenJsonError(f"is not valid JSON ({first_line(err)})") from err
+
+
+def first_line(err: Exception) -> str:
+    """Return the message of an error of ijson, which adds lines that show the place, some of them as bytes."""
+    text = err.args[0] if err.args else ""
+    text = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else str(err)
+    return text.strip().partition("\n")[0].rstrip(".")
