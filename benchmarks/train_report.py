@@ -1,0 +1,72 @@
+"""The table and the chart of what benchmarks/train.py measured."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+# What is drawn and how it is called.
+DRAWN = {"rows_per_second": "rows/s", "peak_mib": "peak memory, MiB"}
+PANEL_INCHES = (4.5, 3.2)
+
+
+def print_scenario(name: str, figures: dict) -> None:
+    """Print a scenario's points, one line for each way, with the ratios to its first one."""
+    title = f"{name}: {figures['description']} ({figures['size']}, {figures['dtype']}, {figures['device']})"
+    table = Table(title=title)
+    first = next(iter(figures["points"][0]["ways"].values()))["label"]
+    table.add_column(figures["description"] if len(figures["points"]) > 1 else "", overflow="fold")
+    for column in ("way", "rows/s", "tokens/s", "peak MiB", "above start", f"{first}: speed", "memory", "loss"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for point in figures["points"]:
+        value = str(point["value"])
+        for key, way in point["ways"].items():
+            ratio = point["ratios"].get(key)
+            table.add_row(
+                value,
+                way["label"],
+                f"{way['rows_per_second']:.2f}",
+                f"{way['tokens_per_second']:.0f}",
+                f"{way['peak_mib']:.0f}",
+                f"{way['above_start_mib']:.0f}",
+                f"{ratio['speed']:.2f} ×" if ratio else "",
+                f"{ratio['memory']:.2f} ×" if ratio else "",
+                f"{way['loss']:.6f}",
+            )
+            value = ""
+        table.add_section()
+    console = Console()
+    console.print(table)
+    worst = {
+        part: max(point["relative_differences"][part] for point in figures["points"]) for part in ("loss", "grad_norm")
+    }
+    console.print(
+        f"Largest relative difference between ways: loss {worst['loss']:.1e}, gradient norm {worst['grad_norm']:.1e}"
+    )
+
+
+def draw(scenarios: dict[str, dict], file: Path) -> None:
+    """Draw every scenario's speed and memory: bars of its ways, or lines where it has several points."""
+    width, height = PANEL_INCHES
+    figure = Figure(figsize=(2 * width, len(scenarios) * height), layout="constrained")
+    panels = figure.subplots(len(scenarios), len(DRAWN), squeeze=False)
+    for line, (name, figures) in zip(panels, scenarios.items(), strict=True):
+        points = figures["points"]
+        labels = {key: way["label"] for key, way in points[0]["ways"].items()}
+        for panel, (measure, unit) in zip(line, DRAWN.items(), strict=True):
+            for key, label in labels.items():
+                values = [point["ways"][key][measure] for point in points]
+                if len(points) == 1:
+                    panel.bar_label(panel.bar(label, values), fmt="{:,.3g}")
+                else:
+                    panel.plot([str(point["value"]) for point in points], values, marker="o", label=label)
+            panel.set_ylabel(unit)
+            panel.set_title(name)
+            panel.set_ylim(bottom=0)
+            if len(points) == 1:
+                panel.tick_params(axis="x", labelrotation=20)
+            else:
+                panel.set_xlabel(figures["description"])
+                panel.legend(fontsize="small")
+    figure.savefig(file)

@@ -1,0 +1,141 @@
+"""Made-up rows of the shape of real ones, in the form ``ConversationDataset`` returns, for the training benchmark.
+
+Axis letters: N tokens, T tiles, S tile side in px.
+"""
+
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from random_checkpoint import FIRST_TEXT_TOKEN, SPECIAL_TOKENS, image_token_id
+from torch.utils.data import Dataset
+
+from internvl.data.rendering import Sample
+from internvl.data.sampling import Unit
+from internvl.data.sharing import EpochUnits, group_rows, share_prefix, single_rows
+from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.internvl_chat.image_processing_internvl_chat import normalize_pixels
+from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
+from internvl.model.vision_cache import Picture, VisionCache
+
+# Tokens of the system message up to <img>, and from </img> over the question to the answer, as in the COCO recipe.
+HEAD_TOKENS, TAIL_TOKENS = 45, 15
+MAX_SEQ_LENGTH = 4096  # of the recipe: no group is longer
+# Share of a text-only row that is its question.
+QUESTION_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """Which rows one optimizer step has; lengths in tokens.
+
+    ``pictures`` × ``captions`` rows about pictures of ``tiles`` tiles, or ``texts`` rows without any, whose lengths
+    are spread between ``shortest`` and ``longest`` evenly on a logarithmic scale.
+    """
+
+    pictures: int = 4
+    captions: int = 5
+    tiles: int = 7
+    caption_tokens: int = 22
+    texts: int = 0
+    shortest: int = 20
+    longest: int = 2000
+
+    @property
+    def num_rows(self) -> int:
+        return self.texts or self.pictures * self.captions
+
+
+class MadeUpRows(Dataset):
+    """The rows of one optimizer step, which is an epoch, ready in memory.
+
+    Items are as ``ConversationDataset`` has them: a row's number or a :class:`Unit` gives ``{"input_ids": int64 (N,),
+    "labels": int64 (N,), "group": …, "pictures": […]}``. Pictures are bytes, or with ``float_pixels`` normalised
+    already. With a ``vision_cache`` their features are looked up there first; ``always_new`` gives them other names in
+    each epoch, under which nothing is kept yet.
+    """
+
+    def __init__(
+        self,
+        shape: RowShape,
+        config: InternVLChatConfig,
+        *,
+        seed: int = 0,
+        float_pixels: bool = False,
+        vision_cache: VisionCache | None = None,
+        always_new: bool = False,
+    ):
+        chance = random.Random(seed)
+        last = config.llm_config.vocab_size - SPECIAL_TOKENS
+        self.vision_cache = vision_cache
+        self.always_new = always_new
+        self.pictures: list[Picture] = []
+        self.samples: list[Sample] = []
+        self.owners: list[int] = []  # which picture each row is about
+
+        def words(count: int) -> list[int]:
+            return [chance.randrange(FIRST_TEXT_TOKEN, last) for _ in range(count)]
+
+        def add(prompt: list[int], answer: list[int]) -> None:
+            self.samples.append(Sample(prompt + answer, [IGNORE_INDEX] * len(prompt) + answer))
+
+        if shape.texts:
+            for length in np.geomspace(shape.shortest, shape.longest, shape.texts).round().astype(int).tolist():
+                question = max(1, int(length * QUESTION_SHARE))
+                add(words(question), words(length - question))
+            return
+        image = [image_token_id(config)] * (shape.tiles * config.num_image_token)
+        prompt = words(HEAD_TOKENS) + image + words(TAIL_TOKENS)
+        generator = torch.Generator().manual_seed(seed)
+        size = (shape.tiles, 3, config.image_size, config.image_size)
+        for number in range(shape.pictures):
+            tiles = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+            key = vision_cache.key(tiles.numpy().tobytes(), {}) if vision_cache else None
+            self.pictures.append(Picture(tiles=normalize_pixels(tiles) if float_pixels else tiles, key=key))
+            for _ in range(shape.captions):
+                add(prompt, words(shape.caption_tokens))
+                self.owners.append(number)
+        self.image_tokens = len(image)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row alone."""
+        return [len(sample.input_ids) for sample in self.samples]
+
+    def units(self, *, share: bool, grouped: bool) -> EpochUnits:
+        """Return the rows in groups that ``share`` a picture, or alone; not ``grouped``: as if all were as long."""
+        if not share:
+            return single_rows(self.lengths if grouped else [1] * len(self))
+        return group_rows(
+            np.array(self.owners) + 1,
+            self.lengths,
+            np.full(len(self), self.image_tokens),
+            max_rows=len(self),
+            max_tokens=MAX_SEQ_LENGTH,
+        )
+
+    def __getitem__(self, unit: int | Unit) -> dict | None:
+        unit = unit if isinstance(unit, Unit) else Unit((unit,), 0)
+        if not unit.items:
+            return None
+        shared = share_prefix([self.samples[item] for item in unit.items])
+        return {
+            "input_ids": torch.tensor(shared.input_ids),
+            "labels": torch.tensor(shared.labels),
+            "group": (shared.prefix, shared.continuations),
+            "pictures": [self.picture(self.owners[unit.items[0]], unit.epoch)] if self.pictures else [],
+        }
+
+    def picture(self, number: int, epoch: int) -> Picture:
+        """Return a picture, or its features where they are kept."""
+        picture = self.pictures[number]
+        if self.vision_cache is None:
+            return picture
+        if self.always_new:
+            picture = replace(picture, key=self.vision_cache.key(f"{picture.key} {epoch}".encode(), {}))
+        features = self.vision_cache.load(picture.key)
+        return picture if features is None else Picture(features=features, key=picture.key)

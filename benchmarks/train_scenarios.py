@@ -1,0 +1,61 @@
+"""What benchmarks/train.py can measure: for each scenario, the rows of its points and the ways that are compared."""
+
+from dataclasses import dataclass, replace
+
+from train_rows import RowShape
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place on a scenario's axis: its ``value``, and the rows and per-device batch it stands for."""
+
+    value: int | str
+    rows: RowShape
+    per_device: int = 4
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Points that are measured in the ``ways``; ratios are of the first of these over each other one."""
+
+    description: str
+    points: tuple[Point, ...]
+    ways: tuple[str, ...] = ("ours", "plain", "hf")
+
+
+COCO = RowShape()
+
+
+def scenarios(captions: int, tiles: int) -> dict[str, Scenario]:
+    """Return all scenarios; ``captions`` a picture and ``tiles`` are those of whatever does not vary them."""
+    coco = replace(COCO, captions=captions, tiles=tiles)
+
+    def vary(name: str, values: tuple[int, ...]) -> tuple[Point, ...]:
+        return tuple(Point(value, replace(coco, **{name: value})) for value in values)
+
+    mixed = RowShape(texts=16)
+    return {
+        "main": Scenario(
+            "captions of COCO's shape", (Point("main", coco),), ways=("ours", "plain", "plain_kept", "hf")
+        ),
+        "single": Scenario(
+            "one caption a picture, one tile", (Point("single", RowShape(pictures=16, captions=1, tiles=1)),)
+        ),
+        "cache": Scenario(
+            "features of pictures kept between epochs",
+            (Point("cache", coco),),
+            ways=("second_epoch", "first_epoch", "ours"),
+        ),
+        "mixed": Scenario(
+            f"texts of {mixed.shortest} to {mixed.longest} tokens",
+            (Point("mixed", mixed),),
+            ways=("packed", "padded", "padded_by_length"),
+        ),
+        "captions": Scenario("captions a picture", vary("captions", (1, 2, 5, 10))),
+        "tiles": Scenario("tiles a picture", vary("tiles", (1, 7, 13))),
+        "batch": Scenario(
+            "rows a device takes at once",
+            tuple(Point(rows, replace(coco, pictures=8), per_device=rows) for rows in (1, 2, 4, 8)),
+        ),
+        "length": Scenario("tokens of a caption", vary("caption_tokens", (22, 100, 400))),
+    }
