@@ -84,7 +84,7 @@ def read_picture(path: Path, where: str, *, least_size: tuple[int, int] | None =
     def decode(path: Path) -> Image.Image:
         with Image.open(path) as image:
             check_size(upright_size(image), path, where)
-        return open_image(path, least_size=least_size)
+            return to_upright_rgb(image, least_size=least_size)
 
     return read(decode, path, "picture", where)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from internvl.data.meta import MAX_TILES
 from internvl.data.video import is_frame_sampling
 from internvl.errors import UserError
 from internvl.model.vision_cache import VISION_CACHE_GB
@@ -332,6 +333,10 @@ def check_data_arguments(data: DataArguments) -> None:
         raise UserError(
             f"--max_dynamic_patch: is {data.max_dynamic_patch} with --min_dynamic_patch {data.min_dynamic_patch}. "
             "Both must be at least 1, the first not below the second."
+        )
+    if data.max_dynamic_patch > MAX_TILES:
+        raise UserError(
+            f"--max_dynamic_patch: is {data.max_dynamic_patch}. Give a whole number from 1 to {MAX_TILES}."
         )
     if not 1 <= data.min_num_frame <= data.max_num_frame:
         raise UserError(

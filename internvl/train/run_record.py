@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from internvl.data.meta import DatasetSpec
-from internvl.errors import UserError
+from internvl.errors import UserError, shorten
 from internvl.train.checkpointing import PREFIX, STAGING, find_fault, hash_file, last_good_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -60,15 +60,10 @@ def find_differences(old: dict, new: dict) -> list[str]:
     """Return a line for each setting in which two records differ."""
     before, now = (settings_of(json.loads(json.dumps(record, default=str))) for record in (old, new))
     return [
-        f"{name}: {shorten(before.get(name))} then, {shorten(now.get(name))} now"
+        f"{name}: {shorten(before.get(name), 60)} then, {shorten(now.get(name), 60)} now"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
-
-
-def shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…'"
 
 
 def read_record(output_dir: Path) -> dict | None:

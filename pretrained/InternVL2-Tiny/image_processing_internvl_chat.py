@@ -160,25 +160,24 @@ def read_orientation(image: Image.Image) -> int:
         return 1
 
 
-def to_upright_rgb(image: Image.Image) -> Image.Image:
+def to_upright_rgb(image: Image.Image, *, least_size: tuple[int, int] | None = None) -> Image.Image:
     """Return a picture as RGB, turned the way its camera was held.
 
+    With ``least_size``, (width, height) in px, a JPEG that was not decoded yet may come at a half, a quarter or an eighth
+    of its size if that is no less: its decoder leaves the finest frequencies out, several times faster.
     16-bit greys are scaled to 8 bits; Pillow's own conversion would make all but the darkest white.
     """
     orientation = read_orientation(image)
+    if least_size is not None and image.format == "JPEG":
+        image.draft("RGB", least_size if orientation < 5 else least_size[::-1])
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("RGB")
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
-def open_image(
-    source: str | Path | io.IOBase | Image.Image, *, least_size: tuple[int, int] | None = None
-) -> Image.Image:
+def open_image(source: str | Path | io.IOBase | Image.Image) -> Image.Image:
     """Read a picture completely, as RGB, upright.
-
-    With ``least_size``, (width, height) in px, a JPEG may come at a half, a quarter or an eighth of its size if that
-    is no less: its decoder leaves the finest frequencies out, which is several times faster than decoding them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -188,15 +187,13 @@ def open_image(
         return to_upright_rgb(source)
     try:
         with Image.open(source) as image:
-            if least_size is not None and image.format == "JPEG":
-                image.draft("RGB", least_size if read_orientation(image) < 5 else least_size[::-1])
             return to_upright_rgb(image)
     except FileNotFoundError as err:
         raise FileNotFoundError(
             f"{source}: there is no such picture. Check the path and the data set's root."
         ) from err
-    except (OSError, SyntaxError, Image.DecompressionBombError) as err:
-        # Pillow reports a truncated file as OSError and a broken PNG chunk as SyntaxError.
+    except Exception as err:
+        # Pillow's decoders raise what a damaged file makes them stumble over: OSError, SyntaxError, struct.error, …
         raise ValueError(
             f"{source}: cannot be read as a picture ({err}). Replace the file or remove its row."
         ) from err

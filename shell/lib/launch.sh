@@ -282,14 +282,17 @@ except json.JSONDecodeError as error:
     refuse(f":{error.lineno}", f"not valid JSON ({error.msg}, column {error.colno}). Correct that line.")
 except UnicodeDecodeError as error:
     refuse("", f"not UTF-8 text ({error}). Save it as UTF-8.")
+except (RecursionError, ValueError) as error:
+    refuse("", f"not valid JSON ({error}). Correct the file.")
 if not isinstance(meta, dict) or not all(isinstance(entry, dict) for entry in meta.values()):
     refuse("", "expected an object of data sets, each an object itself. Follow shell/data/habitat.json.")
 for name, entry in meta.items():
-    annotations = entry.get("annotation") or []
-    for path in [annotations] if isinstance(annotations, str) else annotations:
-        print(name, "annotation", path, sep="\t")
-    if entry.get("root"):
-        print(name, "root", entry["root"], sep="\t")
+    annotations = entry.get("annotation")
+    annotations = annotations if isinstance(annotations, list) else [annotations]
+    for what, path in [*(("annotation", path) for path in annotations), ("root", entry.get("root"))]:
+        # Anything else is for the finetune script to refuse; a name with a line break does not fit on a line here.
+        if isinstance(path, str) and path and not set(name + path) & {"\n", "\t"}:
+            print(*(text.encode("utf-8", "replace").decode() for text in (name, what, path)), sep="\t")
 PYTHON
 }
 
