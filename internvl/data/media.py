@@ -13,7 +13,7 @@ from PIL import Image
 from internvl.data.problems import RowError
 from internvl.data.video import MAX_PIXELS, VideoError, VideoInfo, read_frames, read_video_info
 from internvl.errors import printable, shorten
-from internvl.model.internvl_chat.image_processing_internvl_chat import read_orientation
+from internvl.model.internvl_chat.image_processing_internvl_chat import read_orientation, to_upright_rgb
 
 Result = TypeVar("Result")
 MAX_NAME = 4096  # characters of a path; Linux takes no longer one

@@ -163,8 +163,8 @@ def read_orientation(image: Image.Image) -> int:
 def to_upright_rgb(image: Image.Image, *, least_size: tuple[int, int] | None = None) -> Image.Image:
     """Return a picture as RGB, turned the way its camera was held.
 
-    With ``least_size``, (width, height) in px, a JPEG that was not decoded yet may come at a half, a quarter or an eighth
-    of its size if that is no less: its decoder leaves the finest frequencies out, several times faster.
+    With ``least_size``, (width, height) in px, a JPEG that was not decoded yet may come at a half, a quarter or an
+    eighth of its size if that is no less: its decoder leaves the finest frequencies out, several times faster.
     16-bit greys are scaled to 8 bits; Pillow's own conversion would make all but the darkest white.
     """
     orientation = read_orientation(image)
