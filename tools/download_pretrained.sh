@@ -13,10 +13,15 @@ source "$REPO_ROOT/shell/lib/install.sh"
 
 REPOSITORY=${1:-OpenGVLab/InternVL2-2B}
 FOLDER=${2:-pretrained/${REPOSITORY##*/}}
+PARTIAL=$FOLDER.partial # takes the folder's name when it is complete
 cd -- "$REPO_ROOT"
 ensure_python
+if [[ -e $FOLDER ]]; then
+    say "$FOLDER is there already: checking it."
+    exec "$PYTHON" tools/prepare_pretrained.py "$FOLDER" --check
+fi
 say "Downloading $REPOSITORY into $FOLDER."
-"$PYTHON" - "$REPOSITORY" "$FOLDER" <<'PYTHON' || die "$REPOSITORY: could not be downloaded (the reason is above)." \
+"$PYTHON" - "$REPOSITORY" "$PARTIAL" <<'PYTHON' || die "$REPOSITORY: could not be downloaded (the reason is above)." \
     "Check the network, or set HF_ENDPOINT to a mirror, and run this again: it goes on where it stopped."
 import sys
 
@@ -27,5 +32,7 @@ try:
 except Exception as err:  # many libraries below raise their own kinds; the user needs the reason in one line
     sys.exit(f"{type(err).__name__}: {err}")
 PYTHON
-"$PYTHON" tools/prepare_pretrained.py "$FOLDER"
-"$PYTHON" tools/prepare_pretrained.py "$FOLDER" --check
+"$PYTHON" tools/prepare_pretrained.py "$PARTIAL"
+"$PYTHON" tools/prepare_pretrained.py "$PARTIAL" --check
+mv -- "$PARTIAL" "$FOLDER"
+say "$FOLDER is complete."

@@ -28,6 +28,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("input", type=Path, metavar="IN", help="adapter folder, or checkpoint with LoRA inside")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to write the merged model to")
     parser.add_argument("--dtype", choices=[*CHOICES_OF_DTYPE], help="of the merged weights (default: the base's)")
+    parser.add_argument("--base", type=Path, metavar="FOLDER", help="the adapter's base, if it was moved")
+    parser.add_argument(
+        "--allow-other-base", action="store_true", help="merge into a base with other weights than it was trained on"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     parser.add_argument(
         "--skip-self-check", action="store_true", help="do not load both models to compare their answers"
@@ -35,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def self_check(unmerged: Path, merged: Path) -> str:
+def self_check(unmerged: Checkpoint, merged: Checkpoint) -> str:
     """Return a line on whether both models give the same greedy answer about a fixed picture, in float32."""
     from PIL import Image
 
@@ -43,8 +47,8 @@ def self_check(unmerged: Path, merged: Path) -> str:
 
     picture = Image.linear_gradient("L").resize((320, 240)).convert("RGB")
     answers = []
-    for folder in (unmerged, merged):
-        engine = Engine.load(folder, precision="fp32", device="cpu")
+    for checkpoint in (unmerged, merged):
+        engine = Engine.load(checkpoint, precision="fp32", device="cpu")
         request = Request([engine.tiles(picture)], SELF_CHECK_QUESTION)
         answers += engine.answer([request], max_new_tokens=SELF_CHECK_TOKENS, do_sample=False)
     if answers[0] == answers[1]:
@@ -60,14 +64,21 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     setup_logging()
     started = time.monotonic()
-    changed = merge_checkpoint(Checkpoint(args.input), args.output, dtype=args.dtype, overwrite=args.overwrite)
+    adapter = Checkpoint(args.input, base=args.base)
+    changed = merge_checkpoint(
+        adapter,
+        args.output,
+        dtype=args.dtype,
+        overwrite=args.overwrite,
+        allow_other_base=args.allow_other_base,
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(
         f"Merged {changed} weights in {time.monotonic() - started:.1f} s, peak memory {peak:.2f} GB. "
         f"Wrote {describe(args.output)}."
     )
     if not args.skip_self_check:
-        print(self_check(args.input, args.output))
+        print(self_check(adapter, Checkpoint(args.output)))
     print(args.output)
 
 

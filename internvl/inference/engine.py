@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from internvl.device import detect_device
 from internvl.errors import UserError
+from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, Turn
 from internvl.model.internvl_chat.image_processing_internvl_chat import (
     count_tiles,
@@ -68,7 +69,7 @@ class Engine:
     @classmethod
     def load(
         cls,
-        checkpoint: str | Path,
+        checkpoint: str | Path | Checkpoint,
         *,
         precision: str = "auto",
         device: str | None = None,

@@ -32,12 +32,14 @@ class TensorInfo:
 class Checkpoint:
     """A checkpoint folder: a base or merged model, an adapter, or a full model with embedded LoRA weights.
 
-    Tensors are read one at a time and never with pickle. Raises:
+    Tensors are read one at a time and never with pickle. ``base`` is where an adapter's base is, if not where the
+    adapter says. Raises:
         UserError: the folder is missing, incomplete or of no known kind.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *, base: str | Path | None = None):
         self.folder = Path(folder)
+        self._base = base
         if not self.folder.is_dir():
             raise UserError(
                 f"{self.folder}: there is no such checkpoint folder. Correct the path; the published weights are got "
@@ -131,11 +133,11 @@ class Checkpoint:
         return digest.hexdigest()
 
     def base(self) -> "Checkpoint":
-        """Return the checkpoint an adapter was trained on.
+        """Return the checkpoint an adapter was trained on: the one this was opened with, or the recorded one.
 
-        A recorded relative path is looked for from the working directory, then from the repository root.
+        A relative path is looked for from the working directory, then from the repository root.
         """
-        recorded = self.config.get("base_model_name_or_path")
+        recorded = str(self._base) if self._base else self.config.get("base_model_name_or_path")
         repository = Path(__file__).resolve().parents[2]
         where = f"{self.folder / ADAPTER_CONFIG}: base_model_name_or_path is {shorten(recorded)}"
         for candidate in (recorded, repository / recorded) if isinstance(recorded, str) and recorded else ():

@@ -58,7 +58,7 @@ def load_config(checkpoint: Checkpoint) -> InternVLChatConfig:
 
 
 def load_model(
-    path: str | Path,
+    path: str | Path | Checkpoint,
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
@@ -75,7 +75,7 @@ def load_model(
     Raises:
         UserError: the folder is missing, incomplete, or does not fit together.
     """
-    checkpoint = Checkpoint(path)
+    checkpoint = path if isinstance(path, Checkpoint) else Checkpoint(path)
     source = checkpoint.base() if checkpoint.is_adapter else checkpoint
     config = config or load_config(checkpoint)
     check_complete(source, config)

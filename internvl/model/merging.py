@@ -40,14 +40,16 @@ class Source:
         return weight.to(dtype) if weight.is_floating_point() else weight
 
 
-def plan_merge(checkpoint: Checkpoint) -> dict[str, Source]:
+def plan_merge(checkpoint: Checkpoint, base: Checkpoint, *, allow_other_base: bool = False) -> dict[str, Source]:
     """Return the source of every tensor of the merged model, under its published name.
+
+    ``base`` is the adapter's, or for a checkpoint with LoRA inside itself.
 
     Raises:
         UserError: there is nothing to merge, or the LoRA weights do not fit the model.
     """
     if checkpoint.is_adapter:
-        return plan_adapter(checkpoint, checkpoint.base())
+        return plan_adapter(checkpoint, base, allow_other_base=allow_other_base)
     if not checkpoint.has_embedded_lora:
         raise UserError(
             f"{checkpoint.folder}: has no LoRA weights, so there is nothing to merge. Name the folder of a LoRA "
@@ -56,13 +58,14 @@ def plan_merge(checkpoint: Checkpoint) -> dict[str, Source]:
     return plan_embedded(checkpoint)
 
 
-def plan_adapter(adapter: Checkpoint, base: Checkpoint) -> dict[str, Source]:
+def plan_adapter(adapter: Checkpoint, base: Checkpoint, *, allow_other_base: bool = False) -> dict[str, Source]:
     """Plan the merge of an adapter folder into its base, in place of LoRA inside the base, if any: its start."""
     recorded = adapter.recorded_base_sha256
-    if recorded and recorded != base.sha256():
+    if recorded and not allow_other_base and recorded != base.sha256():
         raise UserError(
             f"{adapter.folder}: was trained on a base with other weights than {base.folder} has now (SHA-256 "
-            f"{recorded[:12]}… recorded). Restore that base at this path."
+            f"{recorded[:12]}… recorded). Restore that base at this path, name it with --base, or pass "
+            "--allow-other-base if these weights are meant."
         )
     sources = plan_embedded(base)
     for stored in adapter.tensors:
@@ -125,11 +128,17 @@ def check_shapes(sources: dict[str, Source]) -> None:
 
 
 def merge_checkpoint(
-    checkpoint: Checkpoint, out: str | Path, *, dtype: str | None = None, overwrite: bool = False
+    checkpoint: Checkpoint,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    allow_other_base: bool = False,
 ) -> int:
     """Write the merged model to ``out`` and return how many tensors LoRA changed.
 
-    Every tensor keeps the dtype it has in the base unless ``dtype`` (float32, bfloat16, float16) names another. The
+    Every tensor keeps the dtype it has in the base unless ``dtype`` (float32, bfloat16, float16) names another. A
+    base whose weights have another hash than the adapter recorded is taken only with ``allow_other_base``. The
     folder is written beside and renamed at the end: it is there completely or not at all.
 
     Raises:
@@ -138,10 +147,10 @@ def merge_checkpoint(
     out = Path(out)
     check_free(out, overwrite=overwrite)
     config, tokenizer = load_config(checkpoint), load_checkpoint_tokenizer(checkpoint)
-    sources = plan_merge(checkpoint)
+    base = checkpoint.base() if checkpoint.is_adapter else checkpoint
+    sources = plan_merge(checkpoint, base, allow_other_base=allow_other_base)
     stored = {name: source.weight[0].tensors[source.weight[1]] for name, source in sources.items()}
     # A module trained in full is in the adapter as float32; the merged model keeps the dtype of the base.
-    base = checkpoint.base() if checkpoint.is_adapter else checkpoint
     spelling = SPELLING[CHOICES_OF_DTYPE[dtype]] if dtype else None
     published = {base_name(name): tensor.dtype for name, tensor in base.tensors.items()}
     kept = {name: published.get(name, stored[name].dtype) for name in sources}

@@ -14,6 +14,7 @@ from torch import distributed
 
 from internvl.errors import UserError
 from internvl.json_files import write_json
+from internvl.model.atomic_folder import sync
 
 logger = logging.getLogger(__name__)
 PREFIX = "checkpoint-"
@@ -29,15 +30,6 @@ def hash_file(file: Path) -> str:
         while block := stream.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def seal(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Merging, against PEFT's own merge and the unmerged model."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -124,3 +125,20 @@ def test_streamed_files_equal_safetensors_own(tmp_path, max_bytes):
         assert {name: index["weight_map"][name] for name in tensors} == {
             name: plan.file_name(number) for number, names in enumerate(plan.shards) for name in names
         }
+
+
+def test_a_base_that_was_moved_is_named_and_another_one_only_taken_when_told(trained_adapter, tiny_base, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_base, moved)
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    merge_checkpoint(Checkpoint(trained_adapter, base=moved), plain)
+    tensors = load_file(moved / "model.safetensors")
+    name = "language_model.model.norm.weight"
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, moved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="other weights than .*--allow-other-base"):
+        merge_checkpoint(Checkpoint(trained_adapter, base=moved), other)
+    assert not other.exists()
+    merge_checkpoint(Checkpoint(trained_adapter, base=moved), other, allow_other_base=True)
+    merged = [Checkpoint(folder).tensor(name) for folder in (plain, other)]
+    assert torch.allclose(merged[1], merged[0] + 1)

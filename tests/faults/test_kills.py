@@ -1,0 +1,231 @@
+"""Processes killed anywhere: only the steps since the last checkpoint are lost, and nothing torn is read as good.
+
+The short form runs by default. ``INTERNVL_KILLS=50 pytest tests/faults/test_kills.py`` is the long one: so many kills
+over training, and two fifths of that inside checkpoint writing and inside merging each.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from internvl.model.loading import load_model
+from internvl.train.checkpointing import MANIFEST, find_fault, list_checkpoints
+from tests.conftest import REPOSITORY
+
+KILLS = int(os.environ.get("INTERNVL_KILLS", "5"))
+KILLS_IN_WRITES = max(3, KILLS * 2 // 5)
+BATCHES = 12  # micro-batches of a training: 6 steps of 2
+FLAGS = [
+    "--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "2", "--seed", "3",
+    "--freeze_llm", "True", "--freeze_mlp", "True", "--freeze_backbone", "True", "--use_llm_lora", "8",
+    "--lora_dropout", "0.1", "--learning_rate", "1e-3", "--share_image_prefix", "True", "--packing", "True",
+    "--use_cpu", "True", "--report_to", "none", "--logging_steps", "1",
+]  # fmt: skip
+
+
+class Runs:
+    """Starts commands in forks of a process that has imported them already."""
+
+    def __init__(self):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.zygote"],
+            cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert json.loads(self.server.stdout.readline()) == "ready"
+
+    def ask(self, request: dict) -> object:
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    def start(self, entry: str, argv: list[str], log: Path, die: dict | None = None, **env: str) -> int:
+        return self.ask({"entry": entry, "argv": argv, "env": env, "log": str(log), "die": die or {}})
+
+    def wait(self, pid: int) -> int:
+        return self.ask({"wait": pid})
+
+    def close(self) -> None:
+        self.server.stdin.close()
+        self.server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    started = Runs()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def train(runs, tiny_base, rows_folder, tmp_path):
+    """``train(folder, processes, die)`` runs a training and returns the exit status of its process number ``die``."""
+
+    def run(folder: Path, processes: int = 1, die: dict | None = None, flags: tuple[str, ...] = ()) -> int:
+        argv = ["--model_name_or_path", str(tiny_base), "--meta_path", str(rows_folder / "meta.json")]
+        argv += ["--output_dir", str(folder), "--per_device_train_batch_size", str(4 // processes), *FLAGS]
+        argv += ["--gradient_accumulation_steps", "2", *flags]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        victim = random.randrange(processes) if die else 0
+        pids = []
+        for rank in range(processes):
+            env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "RANK": str(rank)}
+            env |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
+            own = die if rank == victim else None
+            pids.append(runs.start("finetune", argv, tmp_path / "log.txt", own, **(env if processes > 1 else {})))
+        status = runs.wait(pids[victim])
+        for rank, pid in enumerate(pids):
+            if rank != victim:
+                if status < 0:  # the machine died: all its processes did
+                    os.kill(pid, 9)
+                runs.wait(pid)
+        return status
+
+    return run
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def check_folder(folder: Path) -> None:
+    """What is in an output folder that a kill left: whole checkpoints, and a whole adapter or none."""
+    for checkpoint in list_checkpoints(folder):
+        assert find_fault(checkpoint) is None, f"{checkpoint} is there and not whole"
+    if (folder / "adapter_model.safetensors").exists():
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as reader:
+            assert all(reader.get_tensor(name).isfinite().all() for name in reader.keys())  # noqa: SIM118
+
+
+def finish_and_compare(train, folder: Path, expected: str, processes: int, log: Path) -> None:
+    status = train(folder, processes)
+    assert status == 0, log.read_text()[-3000:]
+    assert digest(folder) == expected, "the adapter is not that of the uninterrupted training"
+    assert not (folder / ".saving").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_killed_at_random_steps_ends_as_an_uninterrupted_one(train, tmp_path, processes):
+    chance = random.Random(processes)
+    whole = tmp_path / "whole"
+    assert train(whole, processes) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    expected, killed, number = digest(whole), 0, 0
+    while killed < (KILLS + 1) // 2:
+        folder = tmp_path / f"killed-{number}"
+        number += 1
+        for _ in range(3):
+            if train(folder, processes, {"batch": chance.randint(1, BATCHES)}) == -9:
+                killed += 1
+            if folder.exists():
+                check_folder(folder)
+        finish_and_compare(train, folder, expected, processes, tmp_path / "log.txt")
+        shutil.rmtree(folder)
+    print(f"{killed} kills over training with {processes} processes, {number} trainings, all bit-equal")
+
+
+def test_a_kill_inside_the_writing_of_a_checkpoint_leaves_no_torn_one(train, tmp_path):
+    chance = random.Random(7)
+    whole = tmp_path / "whole"
+    assert train(whole) == 0
+    expected, killed, number = digest(whole), 0, 0
+    while killed < KILLS_IN_WRITES:
+        folder = tmp_path / f"killed-{number}"
+        number += 1
+        for _ in range(2):
+            if train(folder, 1, {"write": chance.randint(1, 60), "below": str(folder)}) == -9:
+                killed += 1
+            if folder.exists():
+                check_folder(folder)
+        finish_and_compare(train, folder, expected, 1, tmp_path / "log.txt")
+        shutil.rmtree(folder)
+    print(f"{killed} kills inside the writing of checkpoints and results, {number} trainings, all bit-equal")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "lost", "unlisted"])
+def test_a_damaged_checkpoint_is_seen_and_the_one_before_used(train, tmp_path, damage):
+    whole, folder = tmp_path / "whole", tmp_path / "damaged"
+    assert train(whole) == 0
+    assert train(folder, 1, {"batch": BATCHES}) == -9
+    newest, older = list_checkpoints(folder)
+    victim = newest / ("optimizer.pt" if damage != "unlisted" else MANIFEST)
+    content = bytearray(victim.read_bytes())
+    if damage == "cut":
+        victim.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    else:
+        victim.unlink()
+    (tmp_path / "log.txt").unlink()
+    finish_and_compare(train, folder, digest(whole), 1, tmp_path / "log.txt")
+    said = (tmp_path / "log.txt").read_text()
+    assert f"{newest}: is damaged" in said and f"Continuing from {older}" in said
+
+
+def test_a_finished_training_does_nothing_and_another_command_is_refused(train, tmp_path):
+    folder, log = tmp_path / "run", tmp_path / "log.txt"
+    assert train(folder) == 0
+    stamp = (folder / "adapter_model.safetensors").stat().st_mtime_ns
+    assert train(folder) == 0
+    assert "this training is finished" in log.read_text()
+    assert train(folder, flags=("--learning_rate", "2e-3")) == 2
+    said = log.read_text()
+    assert "--learning_rate: 0.001 then, 0.002 now" in said and "--overwrite_output_dir True" in said
+    assert "Traceback" not in said
+    assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+    assert train(folder, flags=("--learning_rate", "2e-3", "--overwrite_output_dir", "True")) == 0
+
+
+def test_other_rows_in_the_same_file_are_another_training(runs, train, rows_folder, tmp_path):
+    folder, rows = tmp_path / "run", tmp_path / "rows"
+    shutil.copytree(rows_folder, rows)
+    meta = {"rows": {"root": str(rows), "annotation": str(rows / "train.jsonl")}}
+    (rows / "meta.json").write_text(json.dumps(meta))
+    flags = ("--meta_path", str(rows / "meta.json"))
+    assert train(folder, 1, {"batch": 7}, flags) == -9
+    lines = (rows / "train.jsonl").read_text().splitlines(keepends=True)
+    (rows / "train.jsonl").write_text("".join(lines[:-1]))
+    assert train(folder, flags=flags) == 2
+    assert "data rows: " in (tmp_path / "log.txt").read_text()
+
+
+def test_a_kill_inside_merging_leaves_no_torn_model(runs, trained_adapter, tmp_path):
+    chance, log = random.Random(11), tmp_path / "log.txt"
+    reference = tmp_path / "reference"
+
+    def merge(out: Path, die: dict | None = None, *flags: str) -> int:
+        argv = [str(trained_adapter), str(out), "--skip-self-check", *flags]
+        return runs.wait(runs.start("merge", argv, log, die))
+
+    assert merge(reference) == 0, log.read_text()
+    expected = {file.name: file.read_bytes() for file in reference.iterdir()}
+    killed = 0
+    for number in range(200):
+        if killed >= KILLS_IN_WRITES:
+            break
+        out = tmp_path / f"out-{number}"
+        replaced = number % 2 == 1  # in every second one, an earlier result is replaced
+        if replaced:
+            shutil.copytree(reference, out)
+        die = {"write": chance.randint(1, 40), "below": str(tmp_path)}
+        killed += merge(out, die, "--overwrite") == -9
+        if out.exists() and any(out.iterdir()):
+            assert {file.name: file.read_bytes() for file in out.iterdir()} == expected, "torn"
+        assert merge(out, None, "--overwrite") == 0, log.read_text()[-2000:]
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == expected
+        for left in tmp_path.glob("*out-*"):
+            shutil.rmtree(left)
+    assert killed >= KILLS_IN_WRITES
+    load_model(reference)
+    print(f"{killed} kills inside merging, none left a torn model")
