@@ -189,7 +189,7 @@ def compare(args: argparse.Namespace, folder: Path) -> dict:
     figures = {
         "size": args.size,
         "dtype": dtype,
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU cores",
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads",
         **{name: getattr(args, name) for name in ("pictures", "tiles", "batch_size", "new_tokens", "rounds")},
         "beams": {},
     }

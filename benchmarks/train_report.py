@@ -15,12 +15,12 @@ def print_scenario(name: str, figures: dict) -> None:
     """Print a scenario's points, one line for each way, with the ratios to its first one."""
     first = next(iter(figures["points"][0]["ways"].values()))["label"]
     title = f"{name}: {figures['description']} ({figures['size']}, {figures['dtype']}, {figures['device']})"
-    caption = f"speed: rows/s of {first!r} over this; memory: its peak over this; above start: of the peak"
+    caption = f"MiB: peak; added: of it since the start of training; speed, memory: {first} over this way"
     table = Table(title=title, caption=caption)
     several = len(figures["points"]) > 1
     if several:
         table.add_column()
-    for column in ("way", "rows/s", "tokens/s", "peak MiB", "above start", "speed", "memory"):
+    for column in ("way", "rows/s", "tokens/s", "MiB", "added", "speed", "memory"):
         table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
     for point in figures["points"]:
         value = [str(point["value"])] if several else []
@@ -44,9 +44,10 @@ def print_scenario(name: str, figures: dict) -> None:
         part: max(point["relative_differences"][part] for point in figures["points"]) for part in ("loss", "grad_norm")
     }
     losses = ", ".join(f"{way['label']} {way['loss']:.7g}" for way in figures["points"][0]["ways"].values())
-    console.print(f"Losses of the first step: {losses}")
+    console.print(f"Losses of the first step: {losses}", soft_wrap=True)
     console.print(
-        f"Largest relative difference between ways: loss {worst['loss']:.1e}, gradient norm {worst['grad_norm']:.1e}"
+        f"Largest relative difference between ways: loss {worst['loss']:.1e}, gradient norm {worst['grad_norm']:.1e}",
+        soft_wrap=True,
     )
 
 
