@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,17 +24,16 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from random_checkpoint import write_weights
+
 from internvl.errors import UserError, ends_on_user_error
 from internvl.json_files import write_json
 from internvl.model.checkpoint import ADAPTER_WEIGHTS, Checkpoint
-from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import load_config
-from internvl.model.safetensors_stream import TensorPlan
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LORA = "shell/internvl2.0/habitat_2b_finetune/lora.sh"
 PICTURE = REPOSITORY / "data" / "habitat" / "images" / "val" / "habitat_val_000000000001.jpg"
-SHARD_BYTES = 2_000_000_000
 WRITE_STAGE = "--only-write"
 
 
@@ -45,24 +43,7 @@ def write_checkpoint(published: Path, out: Path) -> None:
     for file in published.iterdir():
         if file.is_file() and file.suffix in {".json", ".model"} and not file.name.endswith("index.json"):
             shutil.copyfile(file, out / file.name)
-    config = load_config(Checkpoint(published))
-    with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in InternVLChatModel(config).state_dict().items()}
-    plan = TensorPlan({name: (shape, "BF16") for name, shape in shapes.items()}, max_bytes=SHARD_BYTES)
-    plan.write(out, random_weights(shapes, config.llm_config.initializer_range))
-
-
-def random_weights(shapes: dict[str, tuple[int, ...]], std: float) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield weights as an untrained model has them: norms one, biases zero, the rest normal."""
-    generator = torch.Generator().manual_seed(0)
-    for name, shape in shapes.items():
-        if name.endswith("bias"):
-            weight = torch.zeros(shape)
-        elif len(shape) == 1:
-            weight = torch.ones(shape)
-        else:
-            weight = torch.randn(shape, generator=generator).mul_(std)
-        yield name, weight.bfloat16()
+    write_weights(out, load_config(Checkpoint(published)), torch.bfloat16)
 
 
 def run_stage(name: str, command: list[str | Path], log: Path, **settings: str) -> dict:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from internvl.errors import UserError
 from internvl.json_files import write_json
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.hf_config import hf_config
@@ -26,33 +25,41 @@ IMAGE_TOKENS_FROM_END = 7
 FIRST_TEXT_TOKEN, SPECIAL_TOKENS = 3, 16
 SHARD_BYTES = 2_000_000_000
 
-# Sizes of the two halves. "mid" is a tenth of InternVL2-2B's width with its proportions: between language model,
-# vision encoder and output layer, whose share of the work a full vocabulary would make eight times what it is.
+# "mid" is InternVL2-2B at a fifth of the width with its proportions: tiles and tokens, and what the layers of the
+# language model (8), the vision encoder (6) and the output layer (1) have of the work. Its vocabulary is small: with
+# the published one the output layer would do most of it, and computing that only where something is taught would look
+# better than it is.
 SIZES = {
     "tiny": {
         "vision": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 112},
         "llm": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512},
     },
     "mid": {
-        "vision": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "image_size": 448},
-        "llm": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 92553},
+        "vision": {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 448},
+        "llm": {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6, "vocab_size": 3072},
     },
 }
 FULL = "full"
 
 
-def size_config(size: str, published: Path = PUBLISHED) -> InternVLChatConfig:
+def size_config(size: str, *, published: Path = PUBLISHED, vocab_size: int | None = None) -> InternVLChatConfig:
     """Return the configuration of a size: of ``SIZES``, or "full", which is that of the folder ``published``.
+
+    ``vocab_size`` replaces the size's own.
 
     Raises:
         UserError: ``published`` has no config.json of an InternVL-Chat model.
     """
     if size == FULL:
         config = load_config(Checkpoint(published))
-        if config.template is None:
-            raise UserError(f"{published / 'config.json'}: has no template. Name the folder of InternVL2-2B.")
-        return config
-    vision, llm = SIZES[size]["vision"], SIZES[size]["llm"]
+    else:
+        config = scaled_config(**SIZES[size])
+    config.llm_config.vocab_size = vocab_size or config.llm_config.vocab_size
+    return config
+
+
+def scaled_config(vision: dict, llm: dict) -> InternVLChatConfig:
+    """Return a configuration of the published architecture with other sizes."""
     return InternVLChatConfig(
         vision_config={
             **vision,

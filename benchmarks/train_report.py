@@ -13,18 +13,21 @@ PANEL_INCHES = (4.5, 3.2)
 
 def print_scenario(name: str, figures: dict) -> None:
     """Print a scenario's points, one line for each way, with the ratios to its first one."""
-    title = f"{name}: {figures['description']} ({figures['size']}, {figures['dtype']}, {figures['device']})"
-    table = Table(title=title)
     first = next(iter(figures["points"][0]["ways"].values()))["label"]
-    table.add_column(figures["description"] if len(figures["points"]) > 1 else "", overflow="fold")
-    for column in ("way", "rows/s", "tokens/s", "peak MiB", "above start", f"{first}: speed", "memory", "loss"):
-        table.add_column(column, justify="left" if column == "way" else "right")
+    title = f"{name}: {figures['description']} ({figures['size']}, {figures['dtype']}, {figures['device']})"
+    caption = f"MiB: peak; added: of it since the start of training; speed, memory: {first} over this way"
+    table = Table(title=title, caption=caption)
+    several = len(figures["points"]) > 1
+    if several:
+        table.add_column()
+    for column in ("way", "rows/s", "tokens/s", "MiB", "added", "speed", "memory"):
+        table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
     for point in figures["points"]:
-        value = str(point["value"])
+        value = [str(point["value"])] if several else []
         for key, way in point["ways"].items():
             ratio = point["ratios"].get(key)
             table.add_row(
-                value,
+                *value,
                 way["label"],
                 f"{way['rows_per_second']:.2f}",
                 f"{way['tokens_per_second']:.0f}",
@@ -32,17 +35,19 @@ def print_scenario(name: str, figures: dict) -> None:
                 f"{way['above_start_mib']:.0f}",
                 f"{ratio['speed']:.2f} ×" if ratio else "",
                 f"{ratio['memory']:.2f} ×" if ratio else "",
-                f"{way['loss']:.6f}",
             )
-            value = ""
+            value = [""] if several else []
         table.add_section()
     console = Console()
     console.print(table)
     worst = {
         part: max(point["relative_differences"][part] for point in figures["points"]) for part in ("loss", "grad_norm")
     }
+    losses = ", ".join(f"{way['label']} {way['loss']:.7g}" for way in figures["points"][0]["ways"].values())
+    console.print(f"Losses of the first step: {losses}", soft_wrap=True)
     console.print(
-        f"Largest relative difference between ways: loss {worst['loss']:.1e}, gradient norm {worst['grad_norm']:.1e}"
+        f"Largest relative difference between ways: loss {worst['loss']:.1e}, gradient norm {worst['grad_norm']:.1e}",
+        soft_wrap=True,
     )
 
 

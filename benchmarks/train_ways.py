@@ -59,14 +59,14 @@ class Way:
 
 WAYS = {
     "ours": Way("ours", share=True, packed=True),
-    "plain": Way("as the original", recompute=True, published=True),
-    "plain_kept": Way("as the original, nothing recomputed", published=True),
-    "hf": Way("transformers + PEFT", recompute=True, published=True, hf=True),
+    "plain": Way("plain", recompute=True, published=True),
+    "plain_kept": Way("plain, all kept", published=True),
+    "hf": Way("transformers", recompute=True, published=True, hf=True),
     "packed": Way("packed", packed=True),
     "padded": Way("padded", grouped=False),
-    "padded_by_length": Way("padded, grouped by length"),
-    "first_epoch": Way("ours, first epoch with the cache", share=True, packed=True, cache="new"),
-    "second_epoch": Way("ours, second epoch", share=True, packed=True, cache="filled"),
+    "padded_by_length": Way("padded by length"),
+    "first_epoch": Way("first epoch", share=True, packed=True, cache="new"),
+    "second_epoch": Way("second epoch", share=True, packed=True, cache="filled"),
 }
 
 
