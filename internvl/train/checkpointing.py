@@ -161,9 +161,9 @@ def staging(output_dir: Path, name: str, *, main: bool) -> Iterator[Path]:
 
 
 def is_write_failure(err: BaseException) -> bool:
-    """Return whether a RuntimeError of torch's means that a file could not be written."""
+    """Return whether a RuntimeError of torch's means that a file could not be written: its own writer says no more."""
     text = str(err).lower()
-    return any(sign in text for sign in ("no space left", "file write failed", "pytorchstreamwriter"))
+    return any(sign in text for sign in ("inline_container", "iostream", "no space left", "pytorchstreamwriter"))
 
 
 def cannot_write(output_dir: Path, what: str, err: BaseException) -> UserError:

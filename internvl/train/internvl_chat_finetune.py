@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from torch import distributed
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -37,7 +38,7 @@ from internvl.model.vision_cache import VisionCache
 from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments, parse_arguments
 from internvl.train.checkpointing import staged_result
 from internvl.train.evaluation import CaptionSteps, Evaluator, read_caption_sample
-from internvl.train.interruption import StopOnSignal
+from internvl.train.interruption import Heartbeat, StopOnSignal, describe_laggards, limit_waiting
 from internvl.train.loading import load_for_training, render_settings, training_dtype
 from internvl.train.memory import MemoryPlan, MicroBatch, PeakMemory, plan_memory, recompute_activations
 from internvl.train.output import OutputFolder, make_record
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parse → load → check the data → train → save."""
     setup_logging()
     model_args, data_args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    limit_waiting(training_args.ddp_timeout)
     set_seed(training_args.seed)
     specs = read_meta(data_args.meta_path)  # before the model: a typing mistake should not cost minutes
     base = Checkpoint(model_args.model_name_or_path)
@@ -133,6 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.add_callback(PeakMemory())
     stop = StopOnSignal()
     trainer.add_callback(stop)
+    trainer.add_callback(Heartbeat())
     if training_args.eval_caption_steps:
         trainer.add_callback(CaptionSteps(training_args.eval_caption_steps))
     if training_args.early_stopping_patience:
@@ -150,7 +153,13 @@ def main(argv: list[str] | None = None) -> None:
         "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
     )
     with logging_redirect_tqdm():  # messages come between the states of the progress line, not behind it
-        result = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
+        try:
+            result = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
+        except RuntimeError:
+            # Also how it ends when another process died, or did not answer within --ddp_timeout.
+            if distributed.is_initialized() and (behind := describe_laggards()):
+                logger.error("%s. Its log is in %s.", behind, output.folder / "training_log.txt")
+            raise
     if stop.caught:
         logger.warning("Stopped at step %d. The same command continues from there.", trainer.state.global_step)
         sys.exit(128 + stop.caught)

@@ -1,7 +1,8 @@
-"""Signals during a training: it finishes its step, saves a checkpoint and ends with the status of the signal."""
+"""Signals and silence during a training: it stops with a checkpoint, and says which process the others wait for."""
 
 import logging
 import signal
+from datetime import timedelta
 
 import torch
 from torch import distributed
@@ -46,3 +47,48 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
         if state.global_step >= state.max_steps:
             self.caught = 0  # it came in the last step: the training is whole
+
+
+def limit_waiting(seconds: int) -> None:
+    """Make every wait for another process end in an error after so long, on a CPU, too.
+
+    transformers sets the limit where processes are started for GPUs; on a CPU torch's own half an hour stays.
+    """
+    if distributed.is_initialized():
+        distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+
+
+class Heartbeat(TrainerCallback):
+    """Leaves word, where the other processes can read it, of how far this one has come."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.batches = 0
+        self._beat(state)
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.batches += 1
+        self._beat(state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.batches = 0
+        self._beat(state)
+
+    def _beat(self, state) -> None:
+        if distributed.is_initialized():
+            progress = f"{state.global_step} {self.batches}"
+            distributed.distributed_c10d._get_default_store().set(f"progress/{distributed.get_rank()}", progress)
+
+
+def describe_laggards() -> str:
+    """Return which processes are behind, like ``process 1 is behind (step 3, micro-batch 1)``; empty if none is."""
+    store = distributed.distributed_c10d._get_default_store()
+    keys = {rank: f"progress/{rank}" for rank in range(distributed.get_world_size())}
+    progress = {
+        rank: tuple(map(int, store.get(key).split())) if store.check([key]) else (-1, 0) for rank, key in keys.items()
+    }
+    most = max(progress.values())
+    return ", ".join(
+        f"process {rank} is behind (step {step + 1}, micro-batch {batch + 1})"
+        for rank, (step, batch) in progress.items()
+        if (step, batch) < most
+    )

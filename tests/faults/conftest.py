@@ -11,6 +11,7 @@ import torch
 
 from tests.conftest import picture
 from tests.faults.harness import OUTCOMES
+from tests.faults.runs import runs, train  # noqa: F401 - fixtures
 
 
 class Sandbox(NamedTuple):

@@ -2,17 +2,20 @@
 
     python -m tests.faults.zygote        # started by the fixture ``runs``; speaks JSON lines on stdin and stdout
 
-A request is ``{"entry": "finetune" or "merge", "argv": […], "env": {…}, "log": FILE, "die": {…}}``; the answer is the
-process's id. ``{"wait": PID}`` is answered with its exit status, minus the signal's number where one ended it.
+A request is ``{"entry": "finetune" or "merge", "argv": […], "env": {…}, "log": FILE, "fault": {…}}``; the answer is
+the process's id. ``{"wait": PID}`` is answered with its exit status, minus the signal's number where one ended it.
 
-``die`` says where the process sends itself SIGKILL: ``{"batch": N}`` before its N-th micro-batch, or ``{"write": N,
-"below": FOLDER}`` at the N-th time it opens a file below the folder for writing, renames or removes one there.
+``fault`` says what goes wrong: ``{"batch": N, "signal": S}`` sends signal S (SIGKILL without it) before the N-th
+micro-batch; ``{"write": N, "below": FOLDER}`` sends SIGKILL the N-th time a file below the folder is opened for
+writing, renamed or removed; ``{"nan": N}`` makes the N-th micro-batch's loss no number; ``{"remove": FILE,
+"batch": N}`` removes a file before the N-th micro-batch.
 """
 
 import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 import matplotlib.backends.backend_agg  # noqa: F401 - drawn with at the end of a training
 import torch
@@ -24,18 +27,30 @@ from tools import merge_lora
 WRITES = {"os.rename": 1, "os.remove": 0, "os.rmdir": 0, "os.mkdir": 0}
 
 
-def die_at_batch(number: int) -> None:
-    """Make this process kill itself before a micro-batch."""
+def at_batch(number: int, action: Callable[[], None]) -> None:
+    """Make this process do something before its ``number``-th micro-batch."""
     step = FinetuneTrainer.training_step
     left = [number]
 
     def training_step(*args, **kwargs):
         left[0] -= 1
         if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            action()
         return step(*args, **kwargs)
 
     FinetuneTrainer.training_step = training_step
+
+
+def spoil_loss(number: int) -> None:
+    """Make the loss of this process's ``number``-th micro-batch no number."""
+    compute = FinetuneTrainer.compute_loss
+    left = [number]
+
+    def compute_loss(*args, **kwargs):
+        left[0] -= 1
+        return compute(*args, **kwargs) * (float("nan") if left[0] == 0 else 1.0)
+
+    FinetuneTrainer.compute_loss = compute_loss
 
 
 def die_at_write(number: int, folder: str) -> None:
@@ -66,11 +81,15 @@ def run(request: dict) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(request["env"])
-        die = request.get("die", {})
-        if "batch" in die:
-            die_at_batch(die["batch"])
-        if "write" in die:
-            die_at_write(die["write"], die["below"])
+        fault = request.get("fault", {})
+        if "remove" in fault:
+            at_batch(fault["batch"], lambda: os.unlink(fault["remove"]))
+        elif "batch" in fault:
+            at_batch(fault["batch"], lambda: os.kill(os.getpid(), fault.get("signal", signal.SIGKILL)))
+        elif "write" in fault:
+            die_at_write(fault["write"], fault["below"])
+        elif "nan" in fault:
+            spoil_loss(fault["nan"])
         entry = {"finetune": internvl_chat_finetune.main, "merge": merge_lora.main}[request["entry"]]
         entry(request["argv"])
         status = 0
