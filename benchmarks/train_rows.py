@@ -22,6 +22,8 @@ from internvl.model.vision_cache import Picture, VisionCache
 # Tokens of the system message up to <img>, and from </img> over the question to the answer, as in the COCO recipe.
 HEAD_TOKENS, TAIL_TOKENS = 45, 15
 MAX_SEQ_LENGTH = 4096  # of the recipe: no group is longer
+# Captions are from half to one and a half times as long as their mean, so that padding has something to pad.
+CAPTION_SPREAD = (0.5, 1.5)
 # Share of a text-only row that is its question.
 QUESTION_SHARE = 0.5
 
@@ -30,8 +32,9 @@ QUESTION_SHARE = 0.5
 class RowShape:
     """Which rows one optimizer step has; lengths in tokens.
 
-    ``pictures`` × ``captions`` rows about pictures of ``tiles`` tiles, or ``texts`` rows without any, whose lengths
-    are spread between ``shortest`` and ``longest`` evenly on a logarithmic scale.
+    ``pictures`` × ``captions`` rows about pictures of ``tiles`` tiles, with captions of ``caption_tokens`` on average;
+    or ``texts`` rows without any, whose lengths are spread between ``shortest`` and ``longest`` evenly on a
+    logarithmic scale.
     """
 
     pictures: int = 4
@@ -94,7 +97,7 @@ class MadeUpRows(Dataset):
             key = vision_cache.key(tiles.numpy().tobytes(), {}) if vision_cache else None
             self.pictures.append(Picture(tiles=normalize_pixels(tiles) if float_pixels else tiles, key=key))
             for _ in range(shape.captions):
-                add(prompt, words(shape.caption_tokens))
+                add(prompt, words(round(shape.caption_tokens * chance.uniform(*CAPTION_SPREAD))))
                 self.owners.append(number)
         self.image_tokens = len(image)
 

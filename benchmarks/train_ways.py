@@ -62,6 +62,9 @@ WAYS = {
     "plain": Way("plain", recompute=True, published=True),
     "plain_kept": Way("plain, all kept", published=True),
     "hf": Way("transformers", recompute=True, published=True, hf=True),
+    # With gradient checkpointing PEFT makes all inputs of layers require gradients, the vision encoder's, too, and the
+    # backward pass goes through it though it is frozen. Without, it does not.
+    "hf_kept": Way("transformers, all kept", published=True, hf=True),
     "packed": Way("packed", packed=True),
     "padded": Way("padded", grouped=False),
     "padded_by_length": Way("padded by length"),

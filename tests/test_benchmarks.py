@@ -57,3 +57,52 @@ def test_evaluation_benchmark_runs(repository, tiny_base, tmp_path):
     figures = run_benchmark(script, tmp_path / "figures.json", *arguments)
     assert figures["pictures"] == 6 and figures["scored_images"] == 20
     assert figures["batched_over_one_by_one"] > 0 and figures["scoring_seconds"] > 0
+
+
+TINY = ("--size", "tiny", "--tiles", 2, "--rounds", 1, "--threads", 1)
+
+
+@pytest.mark.slow
+def test_training_benchmark_runs_and_all_ways_train_the_same(repository, tmp_path):
+    script, file = repository / "benchmarks" / "train.py", tmp_path / "figures.json"
+    arguments = [*TINY, "--captions", 2, "--folder", tmp_path / "checkpoints", "--plot", tmp_path / "figures.png"]
+    run_benchmark(script, file, *arguments, "--profile", tmp_path / "trace.json")
+    figures = run_benchmark(script, file, *arguments, "--scenario", "cache", "--ways", "second_epoch", "first_epoch")
+    assert figures.keys() == {"main", "cache"}  # the second run is put beside the first
+    ways = figures["main"]["points"][0]["ways"]
+    assert ways.keys() == {"ours", "plain", "plain_kept", "hf"}
+    for way in ways.values():
+        # fp32 sums in another order; the gradient norm differs by 2e-2 where captions of a picture see each other.
+        assert way["loss"] == pytest.approx(ways["ours"]["loss"], rel=1e-5)
+        assert way["grad_norm"] == pytest.approx(ways["ours"]["grad_norm"], rel=1e-5)
+        assert way["rows_per_second"] > 0 and way["peak_mib"] > way["above_start_mib"] > 0
+    assert figures["main"]["points"][0]["ratios"].keys() == {"plain", "plain_kept", "hf"}
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert (tmp_path / "figures.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_training_benchmark_packs_texts(repository, tmp_path):
+    script = repository / "benchmarks" / "train.py"
+    figures = run_benchmark(script, tmp_path / "figures.json", *TINY, "--scenario", "mixed")["mixed"]
+    packed, padded, _ = figures["points"][0]["ways"].values()
+    assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-5)
+    assert packed["peak_mib"] < padded["peak_mib"]
+
+
+def test_training_benchmark_refuses_a_folder_without_config(repository, tmp_path):
+    script = repository / "benchmarks" / "train.py"
+    command = [sys.executable, script, "--size", "full", "--published", tmp_path]
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert result.returncode == 2 and "holds neither config.json" in result.stderr
+
+
+@pytest.mark.slow
+def test_generation_benchmark_runs(repository, tmp_path):
+    script = repository / "benchmarks" / "generate.py"
+    figures = run_benchmark(script, tmp_path / "figures.json", *TINY, "--pictures", 3, "--batch-size", 2)
+    assert figures["beams"].keys() == {"1", "3"}
+    for measured in figures["beams"].values():
+        assert measured["answers_unlike_ours"] == {"plain": 0, "transformers": 0}
+        assert measured["different_answers"] > 1  # or equal ids would say little
+        assert measured["pictures_per_second"].keys() == {"ours", "plain", "transformers"}
