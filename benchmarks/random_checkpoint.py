@@ -25,16 +25,18 @@ IMAGE_TOKENS_FROM_END = 7
 FIRST_TEXT_TOKEN, SPECIAL_TOKENS = 3, 16
 SHARD_BYTES = 2_000_000_000
 
-# "mid" is InternVL2-2B at a fifth of the width with its proportions: tiles and tokens, and what the layers of the
-# language model (8), the vision encoder (6) and the output layer (1) have of the work. Its vocabulary is small: with
-# the published one the output layer would do most of it, and computing that only where something is taught would look
-# better than it is.
+# "mid" has the published vocabulary, so that its output layer has more of the work than that of the 2B model has;
+# "even" keeps the 2B model's proportions instead: of layers (8), vision encoder (6) and output layer (1).
 SIZES = {
     "tiny": {
         "vision": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 112},
         "llm": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512},
     },
     "mid": {
+        "vision": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "image_size": 336},
+        "llm": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 92553},
+    },
+    "even": {
         "vision": {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 448},
         "llm": {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6, "vocab_size": 3072},
     },

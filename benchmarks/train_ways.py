@@ -58,7 +58,7 @@ class Way:
 
 
 WAYS = {
-    "ours": Way("ours", share=True, packed=True),
+    "ours": Way("ours", share=True),
     "plain": Way("plain", recompute=True, published=True),
     "plain_kept": Way("plain, all kept", published=True),
     "hf": Way("transformers", recompute=True, published=True, hf=True),
@@ -68,8 +68,8 @@ WAYS = {
     "packed": Way("packed", packed=True),
     "padded": Way("padded", grouped=False),
     "padded_by_length": Way("padded by length"),
-    "first_epoch": Way("first epoch", share=True, packed=True, cache="new"),
-    "second_epoch": Way("second epoch", share=True, packed=True, cache="filled"),
+    "first_epoch": Way("first epoch", share=True, cache="new"),
+    "second_epoch": Way("second epoch", share=True, cache="filled"),
 }
 
 
@@ -240,7 +240,10 @@ def make_trainer(task: Task, folder: str) -> tuple[Trainer, MadeUpRows]:
     way, dtype = WAYS[task.way], torch.bfloat16 if task.dtype == "bf16" else torch.float32
     config = InternVLChatConfig.from_pretrained(task.published)
     collator = Collator(
-        config.llm_config.pad_token_id, config.image_size, packed=way.packed, keep_pictures=bool(way.cache)
+        config.llm_config.pad_token_id,
+        config.image_size,
+        packed=way.packed or way.share,
+        keep_pictures=bool(way.cache),
     )
     make_rows = partial(MadeUpRows, task.rows, config, float_pixels=way.published)
     if way.hf:
@@ -263,7 +266,7 @@ def make_trainer(task: Task, folder: str) -> tuple[Trainer, MadeUpRows]:
             data_collator=collator,
             output=None,  # nothing is saved
             units=rows.units(share=way.share, grouped=way.grouped),
-            packed=way.packed,
+            capacity=task.per_device * max(rows.lengths) if way.packed else None,
             vision_cache=cache,
         )
         if way.cache == "filled":

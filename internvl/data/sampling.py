@@ -28,7 +28,8 @@ class MicroBatchSampler(Sampler[list[Unit]]):
 
     - rows: sorted by length and dealt so that every micro-batch has ``batch_size`` rows and about as many tokens;
     - groups (``capacity`` None): as many tokens in each, one group at least;
-    - packed (``capacity`` tokens): best fit, longest first, into as few micro-batches as hold them.
+    - packed (``capacity`` tokens): best fit, longest first, into as few micro-batches as hold them; a group that is
+      longer has one of its own.
 
     Where fewer are needed than there are, the first ones of a step are ``[Unit((), epoch)]`` on every process: nothing
     to do. An empty list is a process's own empty place beside others' rows: it must take part.
@@ -43,7 +44,7 @@ class MicroBatchSampler(Sampler[list[Unit]]):
         num_batches: int,
         rank: int = 0,
         world: int = 1,
-        packed: bool = False,
+        capacity: int | None = None,
         seed: int = 0,
     ):
         self.units = units
@@ -52,9 +53,9 @@ class MicroBatchSampler(Sampler[list[Unit]]):
         self.num_batches = num_batches
         self.rank = rank
         self.world = world
-        self.capacity = batch_size * max(costs) if packed else None
+        self.capacity = capacity
         self.num_rows = sum(len(unit) for unit in units)
-        self.plain = not packed and self.num_rows == len(units)
+        self.plain = capacity is None and self.num_rows == len(units)
         self.seed = seed
         self.epoch = 0
 
@@ -98,8 +99,9 @@ class MicroBatchSampler(Sampler[list[Unit]]):
         if self.plain:
             return deal_evenly(longest_first, self.costs, self.num_batches)
         if self.capacity is not None:
-            bins = best_fit(longest_first, self.costs, self.capacity)
-            return split_to_multiple(bins, self.world)
+            bins = split_to_multiple(best_fit(longest_first, self.costs, self.capacity), self.world)
+            if len(bins) <= self.num_batches:
+                return bins
         number = -(-min(len(step), self.num_batches) // self.world) * self.world
         return balance(longest_first, self.costs, number)
 

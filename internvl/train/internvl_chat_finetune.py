@@ -118,7 +118,8 @@ def main(argv: list[str] | None = None) -> None:
         output=output,
         evaluator=evaluator,
         units=units,
-        packed=data_args.packing,
+        # What the longest rows would fill, so that packing takes no more memory.
+        capacity=training_args.train_batch_size * max(lengths) if data_args.packing else None,
         vision_cache=cache,
         on_bad_sample=data_args.on_bad_sample,
         max_bad_fraction=data_args.max_bad_fraction,

@@ -38,7 +38,7 @@ class FinetuneTrainer(Trainer):
 
     The loss of an optimizer step is the mean over all supervised tokens of all its rows, on every process and
     accumulation step together, so it does not depend on how BATCH_SIZE is split. ``units`` are the rows of an epoch,
-    or the groups of rows that train in one sequence; ``packed`` fills micro-batches by tokens. ``output`` writes
+    or the groups of rows that train in one sequence; ``capacity`` fills micro-batches to so many tokens. ``output`` writes
     checkpoints and the result; ``evaluator`` measures loss and CIDEr on the way; ``vision_cache`` keeps features of
     pictures. An unreadable row, or with ``on_bad_sample`` "skip" more of them than ``max_bad_fraction`` of an epoch's
     rows, ends the training with a :class:`UserError`.
@@ -49,7 +49,7 @@ class FinetuneTrainer(Trainer):
         *args,
         output: OutputFolder,
         units: EpochUnits,
-        packed: bool = False,
+        capacity: int | None = None,
         evaluator: Evaluator | None = None,
         vision_cache: VisionCache | None = None,
         on_bad_sample: str = "skip",
@@ -65,7 +65,7 @@ class FinetuneTrainer(Trainer):
         self.max_skipped = max_bad_fraction * len(self.train_dataset) / self.args.world_size
         self.output = output
         self.units = units
-        self.packed = packed
+        self.capacity = capacity
         self.skipped: list[dict] = []
         self.on_nan = on_nan
         self.skipped_steps: list[int] = []
@@ -83,7 +83,7 @@ class FinetuneTrainer(Trainer):
             num_batches=args.gradient_accumulation_steps * args.world_size,
             rank=args.process_index,
             world=args.world_size,
-            packed=self.packed,
+            capacity=self.capacity,
             seed=args.data_seed if args.data_seed is not None else args.seed,
         )
 

@@ -50,7 +50,8 @@ def test_steps_hold_the_same_rows_however_they_are_split(batch_size, num_batches
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize(("batch_size", "num_batches"), [(8, 2), (4, 4)])
 def test_groups_stay_whole_and_an_epoch_keeps_its_steps(batch_size, num_batches, world, packed):
-    options = {"batch_size": batch_size, "num_batches": num_batches, "world": world, "packed": packed}
+    options = {"batch_size": batch_size, "num_batches": num_batches, "world": world}
+    options["capacity"] = batch_size * 120 if packed else None
     steps = micro_batches(GROUPS, COSTS, **options)
     assert len(steps) == len(micro_batches(ROWS, LENGTHS, **options)) == 4
     batches = [set(rows) for step in steps for batches in step for rows in batches]
@@ -61,7 +62,7 @@ def test_groups_stay_whole_and_an_epoch_keeps_its_steps(batch_size, num_batches,
 
 def test_packing_takes_as_few_micro_batches_as_the_longest_rows_would_fill():
     lengths = [100] * 2 + [10] * 48
-    steps = micro_batches(ROWS, lengths, batch_size=2, num_batches=8, packed=True)
+    steps = micro_batches(ROWS, lengths, batch_size=2, num_batches=8, capacity=200)
     used = [[rows for batches in step for rows in batches if rows] for step in steps]
     assert all(sum(lengths[row] for row in rows) <= 200 for step in used for rows in step)
     assert max(len(step) for step in used) <= 2, "16 rows of at most 100 + 100 + 14 · 10 tokens in places of 200"

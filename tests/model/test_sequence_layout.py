@@ -10,6 +10,7 @@ LAYOUTS = [
     SequenceLayout(((6, ()),)),
     SequenceLayout(((5, (2, 3)), (4, ()))),
     SequenceLayout(((1, ()), (7, (1, 1, 4)), (2, (3,)), (5, ()))),
+    SequenceLayout(((40, (2, 3, 2)), (3, (9, 8, 9)))),  # one masked call, and one for each
 ]
 
 

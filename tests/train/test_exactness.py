@@ -107,7 +107,11 @@ def step(model, tokenizer, data, way: Way) -> tuple[float, dict[str, torch.Tenso
     """Loss and gradients of one optimizer step over all rows, and the tokens that went through the language model."""
     units = units_of(data, way.share)
     sampler = MicroBatchSampler(
-        units.groups, units.costs, batch_size=way.batch_size, num_batches=NUM_ROWS // way.batch_size, packed=way.packed
+        units.groups,
+        units.costs,
+        batch_size=way.batch_size,
+        num_batches=NUM_ROWS // way.batch_size,
+        capacity=way.batch_size * max(check_dataset(data).lengths(data.index)) if way.packed else None,
     )
     packed = way.share or way.packed
     collate = Collator(tokenizer.pad_token_id, 56, packed=packed, keep_pictures=way.cache is not None)
