@@ -24,6 +24,7 @@ RECIPE=(
     --freeze_llm True --freeze_mlp True --freeze_backbone True
     --use_llm_lora 128 --lora_dropout 0.05 # alpha is always twice the rank
     --max_dynamic_patch 6 --use_thumbnail True
+    --share_image_prefix True # five captions a picture: each picture goes through the model once
     --max_seq_length 4096
     --num_train_epochs 1
     --learning_rate 4e-5 --weight_decay 0.01 --lr_scheduler_type cosine --warmup_ratio 0.03
