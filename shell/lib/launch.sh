@@ -338,7 +338,7 @@ print_plan() {
 # keep_log LOG: passes its input on and appends it to LOG. It outlives a signal, to keep the training's last words.
 # Only for the end of a pipe: it replaces the shell it runs in.
 keep_log() {
-    trap '' INT TERM HUP
+    trap '' INT TERM HUP USR1
     exec tee -a -- "$1"
 }
 
@@ -357,13 +357,14 @@ run_training() {
     # foreground commands: a plain "kill" of the launcher would otherwise wait for the training to end. Job control gives
     # the job a process group of its own, so a signal goes to all of it, and keeps Ctrl-C working in it. The shells in
     # between stay alive for the exit status (a caught signal is back to normal in the commands they start).
+    # USR1 is a batch system's warning before it takes the machine.
     # Descriptor 3 carries stdout past the copy of stderr, so that each stream stays what it was.
     set -m
     (
         set +e
-        trap : INT TERM HUP
+        trap : INT TERM HUP USR1
         {
-            trap : INT TERM HUP
+            trap : INT TERM HUP USR1
             "${COMMAND[@]}" </dev/null 2>&1 >&3 3>&- | keep_log "$log" >&2 3>&-
             exit "${PIPESTATUS[0]}"
         } 3>&1 | keep_log "$log"
@@ -372,7 +373,7 @@ run_training() {
     job=$!
     set +m
     INTERRUPTED=0
-    for signal in INT TERM HUP; do
+    for signal in INT TERM HUP USR1; do
         # shellcheck disable=SC2064 # the job's number is meant to be filled in now
         trap "INTERRUPTED=1; kill -s $signal -- -$job 2>/dev/null || true" "$signal"
     done

@@ -21,11 +21,14 @@ free_port() {
 }
 
 # torchrun_command: sets TORCHRUN to the words that start GPUS processes on this node; the script follows them.
-# internvl.torchrun is torchrun with the exit status of the process that failed.
+# internvl.torchrun is torchrun with the exit status of the process that failed. A signal is passed on to the processes,
+# which have SHUTDOWN_SECONDS to finish their step and save a checkpoint; so have those that are left when one died.
 torchrun_command() {
+    setting SHUTDOWN_SECONDS 120
     TORCHRUN=(
         "$PYTHON" -m internvl.torchrun
         "--nnodes=$NNODES" "--node_rank=$NODE_RANK" "--master_addr=$MASTER_ADDR"
         "--nproc_per_node=$GPUS" "--master_port=$MASTER_PORT"
+        "--shutdown_timeout=$SHUTDOWN_SECONDS" --signals_to_handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
     )
 }
