@@ -40,9 +40,8 @@ class FinetuneTrainer(Trainer):
     accumulation step together, so it does not depend on how BATCH_SIZE is split. ``units`` are the rows of an epoch,
     or the groups of rows that train in one sequence; ``capacity`` fills micro-batches to so many tokens. ``output``
     writes checkpoints and the result; ``evaluator`` measures loss and CIDEr on the way; ``vision_cache`` keeps
-    features of pictures. An unreadable row, or with ``on_bad_sample`` "skip" more of them than ``max_bad_fraction`` of
-    an epoch's rows, ends the training with a :class:`UserError`; so does a loss that is no number, or ``on_nan`` "skip"
-    leaves its step out.
+    features of pictures. Ends with a :class:`UserError`: an unreadable row, or with ``on_bad_sample`` "skip" more of
+    them than ``max_bad_fraction`` of an epoch's rows; a loss that is no number, unless ``on_nan`` is "skip".
     """
 
     def __init__(
