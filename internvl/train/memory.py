@@ -29,7 +29,8 @@ from internvl.model.internvl_chat.sequence_layout import SequenceLayout
 
 logger = logging.getLogger(__name__)
 GIB = 1 << 30
-MEASURED_TOKENS = 64
+# One layer is run on so many tokens: what it keeps grows with them, and some (weights cast to half precision) stays.
+MEASURED_TOKENS = (64, 128)
 # What the CUDA context, cuBLAS and fragments of the allocator take beside tensors.
 DEVICE_SHARE = 0.92
 
@@ -104,9 +105,9 @@ def layer_bytes(
     rank: int,
     dropout: float,
     trains: bool,
-    run: Callable[[nn.Module], torch.Tensor],
-) -> int:
-    """Return the bytes that a layer with LoRA of ``rank`` (0: none) keeps for its backward pass, by running one.
+    *runs: Callable[[nn.Module], torch.Tensor],
+) -> list[int]:
+    """Return the bytes that a layer with LoRA of ``rank`` (0: none) keeps for its backward pass in each of ``runs``.
 
     ``layer`` is on the meta device; its values do not matter.
     """
@@ -120,7 +121,7 @@ def layer_bytes(
             if "lora_" in name:
                 parameter.data = parameter.data.float()
     holder.train()
-    return saved_bytes(lambda: run(holder["layer"]), holder)
+    return [saved_bytes(partial(run, holder["layer"]), holder) for run in runs]
 
 
 def plan_memory(
@@ -148,10 +149,10 @@ def plan_memory(
     amp = partial(torch.autocast, "cpu", dtype=dtype, enabled=dtype != torch.float32)
     parts = {name: any(p.requires_grad for p in part.parameters()) for name, part in model.named_children()}
 
-    def run_llm(layer: nn.Module) -> torch.Tensor:
-        layout = SequenceLayout(((MEASURED_TOKENS, ()),))
-        states = torch.zeros(1, MEASURED_TOKENS, llm.hidden_size, dtype=dtype, requires_grad=True)
-        rotary = rotary_cos_sin(llm, layout.position_ids(), MEASURED_TOKENS, dtype)
+    def run_llm(layer: nn.Module, tokens: int) -> torch.Tensor:
+        layout = SequenceLayout(((tokens, ()),))
+        states = torch.zeros(1, tokens, llm.hidden_size, dtype=dtype, requires_grad=True)
+        rotary = rotary_cos_sin(llm, layout.position_ids(), tokens, dtype)
         with amp():
             return layer(states, position_embeddings=rotary, layout=layout)[0]
 
@@ -164,11 +165,13 @@ def plan_memory(
         llm_layer = InternLM2DecoderLayer(llm, 0).to(dtype)
         vit_layer = InternVisionEncoderLayer(vit, 0.0).to(dtype)
     arguments = (LLM_LORA_TARGETS, config.use_llm_lora, lora_dropout, parts["language_model"])
-    per_token = layer_bytes(llm_layer, *arguments, run_llm) / MEASURED_TOKENS
+    few, many = layer_bytes(llm_layer, *arguments, *(partial(run_llm, tokens=tokens) for tokens in MEASURED_TOKENS))
+    per_token = (many - few) / (MEASURED_TOKENS[1] - MEASURED_TOKENS[0])
+    per_layer = round(few + per_token * (largest.tokens - MEASURED_TOKENS[0]))
     if parts["vision_model"]:
         arguments = (BACKBONE_LORA_TARGETS, config.use_backbone_lora, lora_dropout, True)
-        per_tile = vit.num_hidden_layers * layer_bytes(vit_layer, *arguments, run_vit)
-        vision = largest.tiles * per_tile
+        (per_tile,) = layer_bytes(vit_layer, *arguments, run_vit)
+        vision = largest.tiles * vit.num_hidden_layers * per_tile
     else:
         # Not kept for the backward pass: a few tensors of one layer at a time.
         vision = min(largest.tiles, VISION_BATCH) * patches * size * (2 * vit.intermediate_size + 6 * vit.hidden_size)
@@ -182,7 +185,7 @@ def plan_memory(
         trained=trained * state // shards + trained * 4 // (shards if shard_weights else 1),
         vision=vision,
         logits=LOSS_CHUNK * llm.vocab_size * (8 + size),
-        per_layer=round(per_token * largest.tokens),
+        per_layer=per_layer,
         layer_input=largest.tokens * llm.hidden_size * size,
         num_layers=llm.num_hidden_layers,
         num_recomputed=llm.num_hidden_layers if recompute == "true" else 0,
