@@ -203,7 +203,7 @@ def _middle_frame(video: Path, where: str) -> Image.Image:
 def _read_thumbnail(path: Path, where: str) -> Image.Image:
     """The picture's thumbnail in RGB; turned as the model sees it."""
     # A JPEG is decoded at a fraction of its size where that suffices: several times faster.
-    upright = read_picture(path, where, draft_size=(2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
+    upright = read_picture(path, where, least_size=(2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
     return _thumbnail_of(upright)
 
 

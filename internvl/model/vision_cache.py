@@ -10,6 +10,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,8 +143,7 @@ def picture_features(
     """Return the features of all tiles of ``pictures`` in order, (tiles, P, C) on the model's device; None of none.
 
     Those not known are computed in one call, a picture that occurs more than once only once. With a cache they are
-    rounded to bfloat16, as they are kept, so that it makes no difference whether a picture was found there. Mixed
-    precision is switched off, so that training and evaluation find what the other has kept.
+    rounded to bfloat16, as they are kept, so that it makes no difference whether a picture was found there.
     """
     if not pictures:
         return None
@@ -151,7 +151,8 @@ def picture_features(
     computed: dict[str | int, torch.Tensor] = {}
     if missing:
         tiles = torch.cat([picture.tiles for picture in missing.values()]).to(model.device)
-        with torch.autocast(model.device.type, enabled=False):
+        # What is kept is computed the same way in training and evaluation: without mixed precision.
+        with torch.autocast(model.device.type, enabled=False) if cache is not None else nullcontext():
             features = model.extract_feature(tiles)
         if cache is not None:
             features = features.bfloat16()
