@@ -124,11 +124,11 @@ class ChatMixin:
         end_mark = get_conv_template(self.template).sep.strip()
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(self.device)
         options = {"eos_token_id": tokenizer.convert_tokens_to_ids(end_mark), **generation_config}
+        given = {"pixel_values": pixel_values} if visual_features is None else {"visual_features": visual_features}
         output_ids = self.generate(
-            pixel_values=pixel_values,
+            **given,
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            visual_features=visual_features,
             **options,
         )
         texts = tokenizer.batch_decode(output_ids, skip_special_tokens=True)
