@@ -119,10 +119,17 @@ def test_only_one_process_says_what_is_wrong(finetune):
     assert "Traceback" not in process.stderr
 
 
-def test_a_run_that_fails_makes_the_launcher_fail(finetune, tmp_path):
-    # A file where tensorboard's folder should go is no mistake that a message foresees: status 1, with the traceback.
+def test_a_run_that_fails_makes_the_launcher_fail(finetune):
+    # A mistake that no message foresees: status 1, with the traceback.
+    _, process = finetune("run", "--max_steps", "1", "--lr_scheduler_kwargs", '{"nosuch": 1}')
+    assert process.returncode == 1
+    assert "Traceback" in process.stderr
+
+
+def test_a_file_where_a_folder_should_go_is_named(finetune, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "runs").write_text("in the way")
     _, process = finetune("run", "--max_steps", "1")
-    assert process.returncode == 1
-    assert "Traceback" in process.stderr
+    assert process.returncode == 2
+    assert "/runs/" in process.stderr and "Check the path" in process.stderr
+    assert "Traceback" not in process.stderr
