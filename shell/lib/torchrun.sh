@@ -29,6 +29,6 @@ torchrun_command() {
         "$PYTHON" -m internvl.torchrun
         "--nnodes=$NNODES" "--node_rank=$NODE_RANK" "--master_addr=$MASTER_ADDR"
         "--nproc_per_node=$GPUS" "--master_port=$MASTER_PORT"
-        "--shutdown_timeout=$SHUTDOWN_SECONDS" --signals_to_handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+        "--shutdown_timeout=$SHUTDOWN_SECONDS" "--signals_to_handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     )
 }
