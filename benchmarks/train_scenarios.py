@@ -13,6 +13,10 @@ class Point:
     rows: RowShape
     per_device: int = 4
 
+    def __post_init__(self):
+        if self.rows.num_rows % self.per_device:
+            raise ValueError(f"{self.value}: {self.rows.num_rows} rows are no multiple of {self.per_device} at once.")
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -36,9 +40,9 @@ def scenarios(captions: int, tiles: int) -> dict[str, Scenario]:
     mixed = RowShape(texts=16)
     return {
         "main": Scenario(
-            # Five rows at once where the recipe has four, so that two pictures are a whole step: minutes a round.
+            # A picture's rows at once, five where the recipe has four: two pictures are a whole step, minutes a round.
             "captions of COCO's shape",
-            (Point("main", replace(coco, pictures=2), per_device=5),),
+            (Point("main", replace(coco, pictures=2), per_device=captions),),
             ways=("ours", "plain", "plain_kept", "hf"),
         ),
         "single": Scenario(
@@ -46,7 +50,7 @@ def scenarios(captions: int, tiles: int) -> dict[str, Scenario]:
         ),
         "cache": Scenario(
             "features of pictures kept between epochs",
-            (Point("cache", replace(coco, pictures=2), per_device=5),),
+            (Point("cache", replace(coco, pictures=2), per_device=captions),),
             ways=("second_epoch", "first_epoch", "ours"),
         ),
         "mixed": Scenario(

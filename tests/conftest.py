@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,29 @@ def pixels(sample: dict) -> torch.Tensor | None:
 
 def num_tiles(sample: dict) -> int:
     return sum(len(picture) for picture in sample["pictures"])
+
+
+@pytest.fixture(scope="session")
+def warm_environment(tmp_path_factory) -> Iterator[Path]:
+    """A folder with bin/python that starts in a fraction of a second, for commands that tests run by the dozen."""
+    if not hasattr(os, "pidfd_open"):
+        yield Path(sys.prefix)  # not Linux: the real one is as good, only slower
+        return
+    folder = tmp_path_factory.mktemp("warm")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.warm_python", str(folder)],
+        cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stdout.readline() == "ready\n"
+    yield folder
+    server.stdin.close()
+    server.wait(30)
+
+
+@pytest.fixture(scope="session")
+def warm_python(warm_environment) -> Path:
+    return warm_environment / "bin" / "python"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,10 +13,17 @@ from tests.conftest import REPOSITORY
 LORA = "shell/internvl2.0/habitat_2b_finetune/lora.sh"
 # One thread a run: tiny models are no faster with two, and tests should not depend on how many cores there are.
 THREADS = "1"
+# The environment whose Python the scripts run with.
+ENVIRONMENT = [Path(sys.prefix)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm(warm_environment):
+    ENVIRONMENT[0] = warm_environment
 
 
 def run_launcher(script: str, *flags: str, cwd: Path = REPOSITORY, **settings: str) -> subprocess.CompletedProcess:
-    """Run a shell script of the repository with the interpreter of this test."""
+    """Run a shell script of the repository as a user does."""
     hidden = {
         "GPUS",
         "BATCH_SIZE",
@@ -29,8 +36,8 @@ def run_launcher(script: str, *flags: str, cwd: Path = REPOSITORY, **settings: s
     }
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {
-        "VIRTUAL_ENV": sys.prefix,
-        "PATH": f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(ENVIRONMENT[0]),
+        "PATH": os.pathsep.join([f"{ENVIRONMENT[0]}/bin", f"{sys.prefix}/bin", os.environ["PATH"]]),
         "INTERNVL_SKIP_INSTALL": "1",
         "OMP_NUM_THREADS": THREADS,
         **settings,

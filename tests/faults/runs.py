@@ -1,4 +1,4 @@
-"""Trainings in forks of a process that has imported everything, so that dozens of them take minutes."""
+"""Trainings and merges with faults, in processes that start in a fraction of a second: dozens of them take minutes."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,37 +22,23 @@ FLAGS = [
 
 
 class Runs:
-    """Starts commands in forks of a process that has imported them already."""
+    """Starts finetunes and merges, each with a fault if there is to be one."""
 
-    def __init__(self):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.zygote"],
-            cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert json.loads(self.server.stdout.readline()) == "ready"
+    def __init__(self, python: Path):
+        self.python = python
 
-    def ask(self, request: dict) -> object:
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
-
-    def start(self, entry: str, argv: list[str], log: Path, fault: dict | None = None, **env: str) -> int:
-        return self.ask({"entry": entry, "argv": argv, "env": env, "log": str(log), "fault": fault or {}})
-
-    def wait(self, pid: int) -> int:
-        return self.ask({"wait": pid})
-
-    def close(self) -> None:
-        self.server.stdin.close()
-        self.server.wait(30)
+    def start(self, command: str, argv: list[str], log: Path, fault: dict | None = None, **env: str):
+        with open(log, "a") as output:
+            return subprocess.Popen(
+                [self.python, "-m", "tests.faults.faulty", json.dumps(fault or {}), command, *argv],
+                cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1", **env},
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
-def runs():
-    started = Runs()
-    yield started
-    started.close()
+def runs(warm_python) -> Runs:
+    return Runs(warm_python)
 
 
 @pytest.fixture
@@ -80,22 +65,23 @@ def train(runs, tiny_base, rows_folder, tmp_path):
             port = str(free.getsockname()[1])
         if victim is None:
             victim = random.randrange(processes) if fault else 0
-        pids = []
+        started = []
         for rank in range(processes):
             env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "RANK": str(rank)}
             env |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
             own = fault if rank == victim else None
-            pids.append(runs.start("finetune", argv, tmp_path / "log.txt", own, **(env if processes > 1 else {})))
+            started.append(runs.start("finetune", argv, tmp_path / "log.txt", own, **(env if processes > 1 else {})))
         if (fault or {}).get("signal") == signal.SIGSTOP:
-            ended = [runs.wait(pid) for rank, pid in enumerate(pids) if rank != victim]
-            os.kill(pids[victim], signal.SIGKILL)  # as torchrun does with what is left
+            ended = [process.wait() for rank, process in enumerate(started) if rank != victim]
+            started[victim].kill()  # as torchrun does with what is left
+            started[victim].wait()
             return ended[0]
-        status = runs.wait(pids[victim])
-        for rank, pid in enumerate(pids):
+        status = started[victim].wait()
+        for rank, process in enumerate(started):
             if rank != victim:
                 if status == -signal.SIGKILL:
-                    os.kill(pid, signal.SIGKILL)
-                other = runs.wait(pid)
+                    process.kill()
+                other = process.wait()
                 if statuses is not None:
                     statuses.append(other)
         return status

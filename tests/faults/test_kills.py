@@ -133,7 +133,7 @@ def test_a_kill_inside_merging_leaves_no_torn_model(runs, trained_adapter, tmp_p
 
     def merge(out: Path, die: dict | None = None, *flags: str) -> int:
         argv = [str(trained_adapter), str(out), "--skip-self-check", *flags]
-        return runs.wait(runs.start("merge", argv, log, die))
+        return runs.start("merge", argv, log, die).wait()
 
     assert merge(reference) == 0, log.read_text()
     expected = {file.name: file.read_bytes() for file in reference.iterdir()}
