@@ -8,8 +8,10 @@ script's one message.
 """
 
 import logging
+import os
 import signal
 import sys
+from pathlib import Path
 
 USER_MISTAKE = 2
 
@@ -30,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    # DeepSpeed builds parts of itself with ninja, which came with it, also where the environment is not activated.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(keep_log_record)
     try:
         run(parse_args(argv))

@@ -1,9 +1,13 @@
 """Fixtures every test may use: where things are, tiny checkpoints built in seconds, and rows to train on."""
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +15,35 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.faults.outcomes import OUTCOMES
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tools"))
+# What AutoModel copies of a checkpoint's code: not into the user's cache, and for each of several workers its own.
+# Read when transformers is imported, so a fixture would be too late.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="internvl-tests-modules-")
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+
+
+def pytest_sessionfinish(session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["outcomes"] = {name: dict(outcomes) for name, outcomes in OUTCOMES.items()}
+
+
+def pytest_testnodedown(node, error) -> None:
+    for name, outcomes in getattr(node, "workeroutput", {}).get("outcomes", {}).items():
+        OUTCOMES.setdefault(name, Counter()).update(outcomes)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if OUTCOMES:
+        total = sum(outcomes.total() for outcomes in OUTCOMES.values())
+        terminalreporter.section("damaged inputs")
+        for name, outcomes in OUTCOMES.items():
+            terminalreporter.line(
+                f"{name}: {outcomes.total():,} ({outcomes['read']:,} read, {outcomes['refused']:,} refused)"
+            )
+        terminalreporter.line(f"{total:,} inputs were read or refused with one message.")
 
 
 @pytest.fixture(autouse=True)

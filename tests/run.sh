@@ -4,6 +4,7 @@
 #   bash tests/run.sh
 #   bash tests/run.sh tests/shell -k dry_run
 #
+# Without arguments the tests run in as many processes as there are cores (eight at most), with one thread each.
 # All checks run even when one fails; the exit status is the first failure's.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../shell/lib/common.sh
@@ -51,6 +52,11 @@ for ARGUMENT in "$@"; do
 done
 cd -- "$REPO_ROOT"
 ensure_python
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+if ((${#ARGUMENTS[@]} == 0)); then
+    WORKERS=$(cpu_cores)
+    ARGUMENTS=(--numprocesses $((WORKERS < 8 ? WORKERS : 8)) --dist worksteal)
+fi
 
 check 'ruff check' "$PYTHON" -m ruff check --quiet .
 check 'ruff format' "$PYTHON" -m ruff format --check --quiet .

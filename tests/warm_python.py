@@ -3,15 +3,14 @@ torch and transformers already.
 
     python -m tests.warm_python FOLDER    # started by the fixture ``warm_python``; FOLDER/bin/python is then one
 
-``FOLDER/bin/python`` is a small client: it hands its arguments, folder, environment and standard streams to the server,
-passes signals on and ends as the process did, by a signal where that did. Whoever kills the client kills the process.
-The project's own modules are imported anew in every process. What a test needs more than ``python [-u] -m MODULE`` and
-``python [-u] FILE`` goes to the real Python.
+``FOLDER/bin/python`` is a small client: it hands its arguments, folder, environment and standard streams to the
+server, passes signals on and ends as the process did, by a signal where that did. Whoever kills the client kills the
+process. The project's own modules are imported anew in every process. What needs more than ``python [-u] -m MODULE``
+and ``python [-u] FILE`` goes to the real Python.
 """
 
 import array
 import atexit
-import io
 import json
 import os
 import runpy
@@ -23,7 +22,7 @@ import threading
 import traceback
 from pathlib import Path
 
-CLIENT = '''#!{python} -IS
+CLIENT = """#!{python} -IS
 import array, json, os, signal, socket, sys
 
 python, arguments = {python!r}, sys.argv[1:]
@@ -47,7 +46,7 @@ if status < 0:
         signal.signal(-status, signal.SIG_DFL)
     os.kill(os.getpid(), -status)
 os._exit(status)
-'''
+"""
 
 
 def import_everything() -> None:
@@ -78,14 +77,14 @@ def run(request: dict, streams: list[int]) -> None:
         os.environ.clear()
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
-        sys.stdin, sys.stdout, sys.stderr = (io.open(n, m, closefd=False) for n, m in ((0, "r"), (1, "w"), (2, "w")))
+        sys.stdin, sys.stdout, sys.stderr = (open(n, m, closefd=False) for n, m in ((0, "r"), (1, "w"), (2, "w")))
         sys.stdout.reconfigure(line_buffering=True)
         sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")
         sys.executable = request["executable"]
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        paths = [path for path in request["env"].get("PYTHONPATH", "").split(os.pathsep) if path]
-        sys.path[:] = paths + [path for path in sys.path if "site-packages" in path or path.startswith(sys.base_prefix)]
+        own = [path for path in sys.path if "site-packages" in path or path.startswith(sys.base_prefix)]
+        sys.path[:] = [path for path in request["env"].get("PYTHONPATH", "").split(os.pathsep) if path] + own
         if request["argv"][0] == "-m":
             sys.argv = request["argv"][1:]
             sys.path.insert(0, request["cwd"])

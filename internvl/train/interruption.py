@@ -55,7 +55,7 @@ def limit_waiting(seconds: int) -> None:
     transformers sets the limit where processes are started for GPUs; on a CPU torch's own half an hour stays.
     """
     if distributed.is_initialized():
-        distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+        distributed.set_timeout(timedelta(seconds=seconds))
 
 
 class Heartbeat(TrainerCallback):

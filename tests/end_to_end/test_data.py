@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.conftest import picture
-from tests.end_to_end.conftest import losses
+from tests.end_to_end.launching import losses
 
 ONE_PROCESS = ["--lora_dropout", "0.0", "--save_strategy", "no", "--learning_rate", "5e-3"]
 

@@ -12,7 +12,7 @@ from internvl.model.loading import load_model
 from internvl.train.arguments import parse_arguments
 from internvl.train.loading import render_settings
 from tests.conftest import pixels
-from tests.end_to_end.conftest import losses, run_launcher
+from tests.end_to_end.launching import losses, run_launcher
 
 STEPS = ["--max_steps", "4", "--save_steps", "2", "--save_total_limit", "9", "--learning_rate", "1e-3"]
 CAPTIONS = ["--eval_caption_steps", "4", "--eval_caption_samples", "100", "--dynamic_image_size", "True"]

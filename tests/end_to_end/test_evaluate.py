@@ -4,13 +4,12 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.end_to_end.conftest import run_launcher
+from tests.end_to_end.launching import run_launcher
 
 METRICS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 
@@ -36,9 +35,9 @@ def test_a_result_folder_is_complete_and_the_same_for_two_processes(trained_adap
     assert again == predictions
 
 
-def test_an_evaluation_killed_three_times_ends_with_the_same_predictions(trained_adapter, tmp_path):
+def test_an_evaluation_killed_three_times_ends_with_the_same_predictions(trained_adapter, warm_python, tmp_path):
     flags = ["--checkpoint", str(trained_adapter), "--datasets", "habitat", "--limit", "24", "--batch-size", "2"]
-    command = [sys.executable, str(REPOSITORY / "eval" / "caption" / "evaluate_caption.py"), *flags]
+    command = [str(warm_python), str(REPOSITORY / "eval" / "caption" / "evaluate_caption.py"), *flags]
     out = tmp_path / "parent" / "out"
     whole = subprocess.run([*command, "--out-dir", str(tmp_path / "whole")], cwd=REPOSITORY, capture_output=True)
     assert whole.returncode == 0, whole.stderr
@@ -58,7 +57,7 @@ def test_an_evaluation_killed_three_times_ends_with_the_same_predictions(trained
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_a_file_of_ones_own_is_scored_and_compared(trained_adapter, tiny_base, rows_folder, tmp_path):
+def test_a_file_of_ones_own_is_scored_and_compared(trained_adapter, tiny_base, rows_folder, warm_python, tmp_path):
     def run(checkpoint, out, *flags):
         custom = [
             "--annotation",
@@ -87,7 +86,7 @@ def test_a_file_of_ones_own_is_scored_and_compared(trained_adapter, tiny_base, r
     again = tmp_path / "again.json"
     names = [str(tmp_path / "adapter" / name) for name in ("predictions.json", "ground_truth.json")]
     done = subprocess.run(
-        [sys.executable, "-m", "internvl.evaluation.score", *names, "--allow-empty", "--json", str(again)],
+        [warm_python, "-m", "internvl.evaluation.score", *names, "--allow-empty", "--json", str(again)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from internvl.model.loading import load_model
-from tests.end_to_end.conftest import losses
+from tests.end_to_end.launching import losses
 
 EXACT = ["--lora_dropout", "0.0", "--seed", "3", "--save_strategy", "no", "--learning_rate", "1e-3"]
 

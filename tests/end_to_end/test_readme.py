@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.end_to_end.conftest import run_launcher
+from tests.end_to_end.launching import run_launcher
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 COMMANDS = [

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY, picture
-from tests.end_to_end.conftest import losses, run_launcher
+from tests.end_to_end.launching import losses, run_launcher
 
 NUM_ROWS = 16
 # All rows in every step: then a step's rows are the same however they are grouped.

@@ -1,4 +1,4 @@
-"""A data set and checkpoints to damage, in a folder of their own; and the count of inputs at the end of the run."""
+"""A data set and checkpoints to damage, in a folder of their own."""
 
 import json
 import os
@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tests.conftest import picture
-from tests.faults.harness import OUTCOMES
 from tests.faults.runs import runs, train  # noqa: F401 - fixtures
 
 
@@ -104,14 +103,3 @@ def damage_one(sandbox):
 @pytest.fixture(scope="session")
 def read_file():
     return lambda file: json.loads(Path(file).read_text(encoding="utf-8"))
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    if OUTCOMES:
-        total = sum(outcomes.total() for outcomes in OUTCOMES.values())
-        terminalreporter.section("damaged inputs")
-        for name, outcomes in OUTCOMES.items():
-            terminalreporter.line(
-                f"{name}: {outcomes.total():,} ({outcomes['read']:,} read, {outcomes['refused']:,} refused)"
-            )
-        terminalreporter.line(f"{total:,} inputs were read or refused with one message.")

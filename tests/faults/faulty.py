@@ -2,10 +2,10 @@
 
     python -m tests.faults.faulty FAULT finetune|merge ARGUMENT…
 
-FAULT is JSON. ``{"batch": N, "signal": S}`` sends the process signal S (SIGKILL without it) before its N-th micro-batch;
-``{"write": N, "below": FOLDER}`` sends SIGKILL the N-th time a file below the folder is opened for writing, renamed or
-removed; ``{"nan": N}`` makes the losses of the N-th optimizer step no numbers; ``{"remove": FILE, "batch": N}`` removes
-a file before the N-th micro-batch. ``{}`` is none.
+FAULT is JSON; ``{}`` is none. ``{"batch": N, "signal": S}`` sends the process signal S (SIGKILL without it) before its
+N-th micro-batch; ``{"write": N, "below": FOLDER}`` sends SIGKILL the N-th time a file below the folder is opened for
+writing, renamed or removed; ``{"nan": N}`` makes the losses of the N-th optimizer step no numbers; ``{"remove": FILE,
+"batch": N}`` removes a file before the N-th micro-batch.
 """
 
 import json

@@ -15,13 +15,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from internvl.errors import UserError
+from tests.faults.outcomes import OUTCOMES
 
 # What a default run and a long one (INTERNVL_FAULTS=10000) try, over all readers.
 DEFAULT_INPUTS = 320
 INPUTS = int(os.environ.get("INTERNVL_FAULTS", DEFAULT_INPUTS))
 SECONDS = 20  # that one input may take
-# reader → how its inputs ended: "read" or "refused". Printed at the end of the run.
-OUTCOMES: dict[str, Counter] = {}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # A place, what is wrong, and what to do: "<file>:<line or key>: <what>. <what to do>."
 FORM = re.compile(r"\S.*?: .+[.?)!'\"…] \S.*[.…]", re.DOTALL)

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from typing import NamedTuple
 
 import pytest
@@ -63,8 +62,8 @@ def check_data(tiny_base, capsys):
     return run
 
 
-def test_the_command_line_ends_with_the_same_status(repository, tiny_base, root):
-    command = [sys.executable, repository / "tools" / "check_data.py", root / "meta.json", "--model", tiny_base]
+def test_the_command_line_ends_with_the_same_status(warm_python, repository, tiny_base, root):
+    command = [warm_python, repository / "tools" / "check_data.py", root / "meta.json", "--model", tiny_base]
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
     assert result.returncode == 2 and "4 rows cannot be trained on" in result.stdout
     assert "Traceback" not in result.stderr

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 from convert_annotations import main
@@ -90,8 +89,8 @@ def test_an_input_that_gives_no_row_is_a_mistake(source, tmp_path, capsys, conte
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_the_command_line_runs_by_itself_and_ends_without_traceback(repository, source, tmp_path):
-    command = [sys.executable, repository / "tools" / "convert_annotations.py", source, tmp_path / "out.jsonl"]
+def test_the_command_line_runs_by_itself_and_ends_without_traceback(warm_python, repository, source, tmp_path):
+    command = [warm_python, repository / "tools" / "convert_annotations.py", source, tmp_path / "out.jsonl"]
     bad = subprocess.run([*command, "--from", "llava"], capture_output=True, text=True)
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and "llava.json:item 2" in bad.stderr
     good = subprocess.run([*command, "--from", "llava", "--skip-bad"], capture_output=True, text=True)

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import prepare_coco
 import pytest
@@ -112,11 +111,11 @@ def test_an_empty_caption_gives_no_train_row_and_is_counted(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flag", ["--karpathy", "--train"])
-def test_files_of_another_form_are_named_by_the_command_line(repository, tmp_path, flag):
+def test_files_of_another_form_are_named_by_the_command_line(warm_python, repository, tmp_path, flag):
     file = tmp_path / "captions_train2014.json"
     official = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "A cup."}]}
     file.write_text(json.dumps(official) if flag == "--karpathy" else karpathy(tmp_path).read_text())
-    command = [sys.executable, repository / "tools" / "prepare_coco.py", flag, file, "--root", tmp_path / "coco"]
+    command = [warm_python, repository / "tools" / "prepare_coco.py", flag, file, "--root", tmp_path / "coco"]
     ended = subprocess.run([*command, *(["--test", file] * (flag == "--train"))], capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stderr.startswith(f"error: {file}") and ended.stderr.count("\n") == 1
     assert not (tmp_path / "coco").exists()
