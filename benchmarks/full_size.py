@@ -10,15 +10,13 @@ memory when trained in fp32.
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from measuring import run_measured
+from measuring import run_logged
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from random_checkpoint import write_weights
 
-from internvl.errors import UserError, ends_on_user_error
+from internvl.errors import ends_on_user_error
 from internvl.json_files import write_json
 from internvl.model.checkpoint import ADAPTER_WEIGHTS, Checkpoint
 from internvl.model.loading import load_config
@@ -52,12 +50,7 @@ def run_stage(name: str, command: list[str | Path], log: Path, **settings: str) 
     Raises:
         UserError: it failed; its last lines are in the message.
     """
-    environment = os.environ | {"INTERNVL_SKIP_INSTALL": "1", "VIRTUAL_ENV": sys.prefix} | settings
-    with open(log, "w", encoding="utf-8") as output:
-        measured = run_measured(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    if measured.status:
-        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
-        raise UserError(f"{name}: ended with status {measured.status}. Its last lines ({log}):\n{tail}")
+    measured = run_logged(name, command, log, **settings)
     figures = {"stage": name, "seconds": measured.seconds, "peak_gib": measured.peak_mib / 1024}
     print(f"{name}: {measured.seconds:.0f} s, {figures['peak_gib']:.2f} GiB", flush=True)
     return figures

@@ -2,9 +2,17 @@
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from internvl.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHOWN_LINES = 15  # of the log of a command that failed
 
 
 class Measured(NamedTuple):
@@ -23,3 +31,18 @@ def run_measured(command: list[str | Path], **options) -> Measured:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return Measured(process.returncode, time.perf_counter() - started, usage.ru_maxrss / 1024)
+
+
+def run_logged(name: str, command: list[str | Path], log: Path, **settings: str) -> Measured:
+    """Run a command of the repository with this Python, its output in ``log``; ``settings`` go to its environment.
+
+    Raises:
+        UserError: it failed; its last lines are in the message.
+    """
+    environment = os.environ | {"INTERNVL_SKIP_INSTALL": "1", "VIRTUAL_ENV": sys.prefix} | settings
+    with open(log, "w", encoding="utf-8") as output:
+        measured = run_measured(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    if measured.status:
+        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-SHOWN_LINES:])
+        raise UserError(f"{name}: ended with status {measured.status}. Its last lines ({log}):\n{tail}")
+    return measured

@@ -2,67 +2,63 @@
 
     python benchmarks/scaling.py --json scaling.json
 
-Every run is the habitat launcher on the shipped tiny base, on CPUs; "two nodes" are two launchers on the loopback with
+Every run is the habitat launcher on the shipped tiny base; "two nodes" are two launchers on the loopback with
 NNODES=2. On few cores more processes are not faster: what is compared are the losses, and the time shows what the
 communication of each way adds.
 """
 
 import argparse
 import json
-import os
 import socket
-import subprocess
 import sys
 import tempfile
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
+from measuring import run_logged
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from internvl.device import detect_device
 from internvl.errors import UserError, ends_on_user_error
 from internvl.json_files import write_json
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 LORA = "shell/internvl2.0/habitat_2b_finetune/lora.sh"
 ROWS = 16
 # Sums of gradients in another order, in float32.
 TOLERANCE = 1e-4
 FLAGS = ["--lora_dropout", "0.0", "--learning_rate", "1e-3", "--save_strategy", "no", "--dataloader_num_workers", "0"]
-FSDP = ["--fsdp", "full_shard", "--fsdp_config", "shell/fsdp/fsdp2_config.json"]
+FSDP = ("--fsdp", "True", "--fsdp_config", "shell/fsdp/fsdp2_config.json")
 
 
-def make_ways(counts: list[int]) -> dict[str, tuple[int, int, list[str], str]]:
-    """Return name → (processes, nodes, flags, DeepSpeed file or none)."""
+class Way(NamedTuple):
+    """How a training is divided."""
+
+    processes: int = 1
+    nodes: int = 1
+    flags: tuple[str, ...] = ()
+    deepspeed: str = "none"
+
+
+def make_ways(counts: list[int]) -> dict[str, Way]:
+    """Return name → way. Without GPUs there is no FSDP2: accelerate keeps it for them."""
     ways = {}
     for processes in counts:
-        ways[f"{processes} × DDP"] = (processes, 1, [], "none")
+        ways[f"{processes} × DDP"] = Way(processes)
         for stage in (1, 2, 3):
-            ways[f"{processes} × ZeRO-{stage}"] = (
-                processes, 1, [], f"shell/deepspeed/zero_stage{stage}_config.json",
-            )  # fmt: skip
-    ways["2 × FSDP2"] = (2, 1, FSDP, "none")
-    ways["2 nodes × 1"] = (1, 2, [], "none")
+            config = f"shell/deepspeed/zero_stage{stage}_config.json"
+            ways[f"{processes} × ZeRO-{stage}"] = Way(processes, deepspeed=config)
+    if detect_device()[0] == "cuda":
+        ways["2 × FSDP2"] = Way(2, flags=FSDP)
+    ways["2 nodes × 1"] = Way(nodes=2)
+    ways["2 nodes × 2, ZeRO-1"] = Way(2, nodes=2, deepspeed="shell/deepspeed/zero_stage1_config.json")
     return ways
 
 
-def start(way: tuple[int, int, list[str], str], rank: int, port: int, folder: Path, base: str, steps: int):
-    """Start one node's launcher."""
-    processes, nodes, flags, deepspeed = way
-    environment = os.environ | {
-        "INTERNVL_SKIP_INSTALL": "1", "VIRTUAL_ENV": sys.prefix, "MODEL": base, "OUTPUT_DIR": str(folder),
-        "GPUS": str(processes), "NNODES": str(nodes), "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "BATCH_SIZE": str(ROWS), "PER_DEVICE_BATCH_SIZE": str(ROWS // processes // nodes),
-        "DEEPSPEED": deepspeed, "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    log = open(folder.with_suffix(f".{rank}.log"), "w", encoding="utf-8")  # noqa: SIM115 - the process writes to it
-    command = ["bash", LORA, *FLAGS, "--max_steps", str(steps), *flags]
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT)
-
-
-def train(name: str, way: tuple[int, int, list[str], str], folder: Path, base: str, steps: int) -> dict:
+def train(name: str, way: Way, folder: Path, base: str, steps: int) -> dict:
     """Train in one way; returns its losses and times.
 
     Raises:
@@ -71,19 +67,24 @@ def train(name: str, way: tuple[int, int, list[str], str], folder: Path, base: s
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = time.monotonic()
-    launchers = [start(way, rank, port, folder, base, steps) for rank in range(way[1])]
-    statuses = [launcher.wait() for launcher in launchers]
-    if any(statuses):
-        log = folder.with_suffix(f".{statuses.index(max(statuses))}.log")
-        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
-        raise UserError(f"{name}: ended with status {max(statuses)}. Its last lines ({log}):\n{tail}")
+    settings = {
+        "MODEL": base, "OUTPUT_DIR": str(folder), "GPUS": str(way.processes), "NNODES": str(way.nodes),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "BATCH_SIZE": str(ROWS), "OMP_NUM_THREADS": "1",
+        "PER_DEVICE_BATCH_SIZE": str(ROWS // way.processes // way.nodes), "DEEPSPEED": way.deepspeed,
+    }  # fmt: skip
+    command = ["bash", LORA, *FLAGS, "--max_steps", str(steps), *way.flags]
+    with ThreadPoolExecutor() as pool:
+        nodes = [
+            pool.submit(run_logged, name, command, folder.with_suffix(f".{rank}.log"), **settings, NODE_RANK=str(rank))
+            for rank in range(way.nodes)
+        ]
+        seconds = max(node.result().seconds for node in nodes)
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     trained = next(entry for entry in reversed(history) if "train_runtime" in entry)
     return {
         "losses": [entry["loss"] for entry in history if "loss" in entry],
         "training_seconds": trained["train_runtime"],
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(seconds, 1),
     }
 
 

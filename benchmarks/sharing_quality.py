@@ -9,40 +9,22 @@ means is less than the spread of seeds.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from measuring import run_measured
+from measuring import run_logged
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from internvl.errors import UserError, ends_on_user_error
+from internvl.errors import ends_on_user_error
 from internvl.json_files import write_json
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 LORA = "shell/internvl2.0/habitat_2b_finetune/lora.sh"
 WAYS = {"plain": "False", "shared": "True"}
-
-
-def run(name: str, command: list[str], log: Path, **settings: str) -> float:
-    """Run a command of the repository and return its seconds.
-
-    Raises:
-        UserError: it failed; its last lines are in the message.
-    """
-    environment = os.environ | {"INTERNVL_SKIP_INSTALL": "1", "VIRTUAL_ENV": sys.prefix} | settings
-    with open(log, "w", encoding="utf-8") as output:
-        measured = run_measured(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    if measured.status:
-        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
-        raise UserError(f"{name}: ended with status {measured.status}. Its last lines ({log}):\n{tail}")
-    return measured.seconds
 
 
 def train_and_score(way: str, seed: int, folder: Path, base: str) -> dict:
@@ -50,13 +32,13 @@ def train_and_score(way: str, seed: int, folder: Path, base: str) -> dict:
     adapter, result = folder / "adapter", folder / "result"
     folder.mkdir(parents=True)
     flags = ["--learning_rate", "1e-3", "--lora_dropout", "0.1", "--save_strategy", "no", "--seed", str(seed)]
-    run(
+    run_logged(
         f"training {way}, seed {seed}",
         ["bash", LORA, *flags, "--share_image_prefix", WAYS[way]],
         folder / "train.log",
         **{"MODEL": base, "OUTPUT_DIR": str(adapter), "GPUS": "1", "BATCH_SIZE": "16", "PER_DEVICE_BATCH_SIZE": "16"},
     )
-    run(
+    run_logged(
         f"evaluating {way}, seed {seed}",
         ["bash", "evaluate.sh", str(adapter), "caption-habitat", "--dynamic", "--out-dir", str(result)],
         folder / "evaluate.log",

@@ -20,3 +20,5 @@ def setup_logging() -> None:
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     # peft reads a property that transformers has renamed; the user cannot do anything about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    # DeepSpeed calls what torch has renamed, dozens of times a step with ZeRO-3.
+    warnings.filterwarnings("ignore", message=".*torch.distributed.* is deprecated.*", category=FutureWarning)

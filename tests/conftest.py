@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -108,6 +109,14 @@ def warm_environment(tmp_path_factory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def warm_python(warm_environment) -> Path:
     return warm_environment / "bin" / "python"
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="session", autouse=True)

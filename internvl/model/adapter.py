@@ -8,6 +8,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from internvl.errors import UserError, shorten
 from internvl.model.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EMBEDDED_PREFIX, Checkpoint
@@ -150,9 +151,12 @@ def save_adapter(
         modules_to_save=fully_trained_modules(model) or None,
         base_model_name_or_path=str(base),
         # PEFT keeps this dictionary as it is; the hash lets a merge refuse another base.
-        auto_mapping={"base_model_class": type(model).__name__, "base_model_sha256": base_sha256},
+        auto_mapping={"base_model_class": InternVLChatModel.__name__, "base_model_sha256": base_sha256},
         inference_mode=True,
     )
+    config.target_modules = sorted(
+        config.target_modules
+    )  # PEFT makes a set of it, written in another order every time
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(adapter_state(model, state), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -205,17 +209,26 @@ def load_adapter_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], fol
     Raises:
         UserError: a tensor has no place in the model, or another shape there.
     """
-    names = {stored_name(name): name for name, _ in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    names = {stored_name(name): name for name in parameters}
     unknown = next((name for name in tensors if name not in names), None)
     if unknown is not None:
         raise UserError(
             f"{folder}: {shorten(unknown)} has no place in the base model. Use the base it was trained on."
         )
     try:
-        model.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, strict=False)
+        state = {names[name]: divide_like(parameters[names[name]], tensor) for name, tensor in tensors.items()}
+        model.load_state_dict(state, strict=False)
     except RuntimeError as err:
         reason = str(err).splitlines()[-1].strip()
         raise UserError(f"{folder}: does not fit its base model ({reason}). Use the base it was trained on.") from err
+
+
+def divide_like(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor, which every process has whole, divided over the processes as FSDP divides the parameter."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def lora_scaling(adapter: Checkpoint, part: str) -> float:

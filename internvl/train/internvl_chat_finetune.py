@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from torch import distributed
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import EarlyStoppingCallback, set_seed
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
 
 from internvl.data.check_cache import check_with_cache
@@ -45,6 +44,7 @@ from internvl.train.output import OutputFolder, make_record
 from internvl.train.progress import ProgressLine
 from internvl.train.rows import choose_rows, choose_units, data_report
 from internvl.train.run_record import FINISHED, RECORD, base_identity, clear, describe_data, find_resume_point
+from internvl.train.sharding import divides_weights
 from internvl.train.trainer import FinetuneTrainer
 
 logger = logging.getLogger("internvl.train")
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     if resume.checkpoint:
         logger.info("Continuing from %s (--overwrite_output_dir True starts anew).", resume.checkpoint)
     loaded = load_for_training(model_args, data_args, training_args)
-    cache = open_vision_cache(loaded.model, data_args)
+    cache = open_vision_cache(loaded.model, data_args, training_args)
     dataset = ConversationDataset(
         specs,
         loaded.tokenizer,
@@ -125,6 +125,11 @@ def main(argv: list[str] | None = None) -> None:
         max_bad_fraction=data_args.max_bad_fraction,
         on_nan=training_args.on_nan,
     )
+    if training_args.fsdp and not trainer.is_fsdp_enabled:
+        raise UserError(
+            "--fsdp: accelerate divides weights on GPUs only, and would leave them whole here. Leave it away, or set "
+            "DEEPSPEED=shell/deepspeed/zero_stage3_config.json."
+        )
     plan = plan_training(trainer, check, model_args, data_args)
     logger.info("Memory plan: %s", plan)
     recompute_activations(loaded.model, plan.num_recomputed)
@@ -187,17 +192,20 @@ def main(argv: list[str] | None = None) -> None:
     )
 
 
-def open_vision_cache(model: InternVLChatModel, data_args: DataArguments) -> VisionCache | None:
+def open_vision_cache(
+    model: InternVLChatModel, data_args: DataArguments, training_args: FinetuneArguments
+) -> VisionCache | None:
     """Return the folder of --vision_cache; None without.
 
     Raises:
-        UserError: it cannot be written, or not be used with ZeRO-3.
+        UserError: it cannot be written, or not be used with ZeRO-3 or FSDP.
     """
     if not data_args.vision_cache:
         return None
-    if is_deepspeed_zero3_enabled():
+    if divides_weights(training_args):
         raise UserError(
-            "--vision_cache: with ZeRO-3 no process has the vision encoder whole. Use ZeRO-1 or -2, or leave it away."
+            "--vision_cache: with ZeRO-3 and FSDP no process has the vision encoder whole. Use ZeRO-1 or -2, or leave "
+            "it away."
         )
     return VisionCache(data_args.vision_cache, model, max_bytes=round(data_args.vision_cache_gb * 1e9))
 
@@ -249,10 +257,10 @@ def make_evaluator(
         raise UserError(f"{training_args.eval_meta_path}: all rows are longer than --max_seq_length. Raise it.")
     captions = None
     if training_args.eval_caption_steps:
-        if is_deepspeed_zero3_enabled():
+        if divides_weights(training_args):
             raise UserError(
-                "--eval_caption_steps: with ZeRO-3 no process has the weights to answer with. Use ZeRO-1 or -2, or "
-                "leave it away."
+                "--eval_caption_steps: with ZeRO-3 and FSDP no process has the weights to answer with. Use ZeRO-1 or "
+                "-2, or leave it away."
             )
         check_scorers()
         captions = read_caption_sample(

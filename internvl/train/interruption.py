@@ -1,7 +1,9 @@
 """Signals and silence during a training: it stops with a checkpoint, and says which process the others wait for."""
 
 import logging
+import os
 import signal
+import time
 from datetime import timedelta
 
 import torch
@@ -11,24 +13,31 @@ from transformers import TrainerCallback
 logger = logging.getLogger(__name__)
 # A batch system's warning before it takes the machine (Slurm: --signal=USR1@300) is answered as a request to stop is.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# Slurm and a terminal signal every process, and the launcher and torchrun pass theirs on: one wish, several signals.
+SAME_SECONDS = 5.0
 
 
 class StopOnSignal(TrainerCallback):
     """Stops a training after the step in which a signal came, on whichever process, with a checkpoint.
 
-    ``caught`` is the signal's number then, else 0. A second signal of the same kind ends the process at once.
+    ``caught`` is the signal's number then, else 0. Another one after ``SAME_SECONDS`` ends the process at once.
     """
 
     def __init__(self):
         self.caught = 0
+        self._first: float | None = None  # when this process got one
         self._before: dict[int, object] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def _note(self, number: int, frame) -> None:
+        if self._first is None:
+            self._first = time.monotonic()
+        elif time.monotonic() - self._first > SAME_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.caught = number
-        signal.signal(number, signal.SIG_DFL)
 
     def on_step_end(self, args, state, control, **kwargs):
         if distributed.is_initialized():

@@ -16,6 +16,7 @@ from internvl.model.internvl_chat.configuration_internvl_chat import InternVLCha
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.loading import LoadedModel, load_config, load_model
 from internvl.train.arguments import PUBLISHED_IMAGE_SIZE, DataArguments, FinetuneArguments, ModelArguments
+from internvl.train.sharding import undivided_weights
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +43,15 @@ def load_for_training(
     config.vision_config.drop_path_rate = model_args.drop_path_rate
     dtype = training_dtype(training_args)
     check_embedded_lora(model_args, config)
-    loaded = load_model(
-        checkpoint.folder,
-        config=config,
-        dtype=dtype,
-        device="cpu",  # the trainer moves it
-        attn_implementation=model_args.attn_implementation,
-        quantization_config=four_bit_config(dtype) if model_args.load_in_4bit else None,
-    )
+    with undivided_weights(training_args):
+        loaded = load_model(
+            checkpoint.folder,
+            config=config,
+            dtype=dtype,
+            device="cpu",  # the trainer moves it
+            attn_implementation=model_args.attn_implementation,
+            quantization_config=four_bit_config(dtype) if model_args.load_in_4bit else None,
+        )
     model = loaded.model
     resize_tiles(model, choose_image_size(data_args, config))
     config.dynamic_image_size = data_args.dynamic_image_size

@@ -47,8 +47,7 @@ class OutputFolder:
         """Write the trained model, its tokenizer and config; ``state`` as in ``save_adapter``."""
         folder = Path(folder or self.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        has_lora = bool(model.config.use_llm_lora or model.config.use_backbone_lora)
-        if has_lora and not self.save_full_model:
+        if self.writes_adapter(model):
             if self._base_sha256 is None:
                 self._base_sha256 = self.base.sha256()
             save_adapter(
@@ -68,6 +67,10 @@ class OutputFolder:
             model.save_pretrained(folder, state_dict=state)
             write_model_files(folder, model.config)
         self.tokenizer.save_pretrained(folder)
+
+    def writes_adapter(self, model: InternVLChatModel) -> bool:
+        """Return whether a model is written as an adapter."""
+        return bool(model.config.use_llm_lora or model.config.use_backbone_lora) and not self.save_full_model
 
     def as_stored(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return a trained tensor in the dtype the base has it in: float32 training does not double a checkpoint."""

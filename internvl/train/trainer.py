@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from torch import distributed
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
-from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
@@ -22,6 +21,7 @@ from internvl.model.vision_cache import VisionCache, picture_features
 from internvl.train.checkpointing import PREFIX, staged_checkpoint
 from internvl.train.evaluation import Evaluator
 from internvl.train.output import OutputFolder
+from internvl.train.sharding import load_zero_checkpoint, save_fsdp_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class FinetuneTrainer(Trainer):
         best = self.state.best_model_checkpoint
         logger.info("Taking the best checkpoint: %s (%s).", best, self.state.best_metric)
         if self.is_deepspeed_enabled:
-            deepspeed_load_checkpoint(self.model_wrapped, best, load_module_strict=False)
+            load_zero_checkpoint(self.model_wrapped, best)
         else:
             self._load_from_checkpoint(best)
 
@@ -247,8 +247,7 @@ class FinetuneTrainer(Trainer):
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        # Its checkpoints hold what trains; transformers would ask for all other weights, too.
-        deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
+        load_zero_checkpoint(self.model_wrapped, resume_from_checkpoint)
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         self._load_scaler(resume_from_checkpoint)
         return prepared
@@ -262,6 +261,8 @@ class FinetuneTrainer(Trainer):
                 super()._save_optimizer_and_scheduler(output_dir)
             finally:
                 del self.model_wrapped.save_checkpoint
+        elif self.is_fsdp_enabled and self.output.writes_adapter(self.accelerator.unwrap_model(self.model)):
+            save_fsdp_checkpoint(self, output_dir)
         else:
             super()._save_optimizer_and_scheduler(output_dir)
 

@@ -5,7 +5,8 @@
 FAULT is JSON; ``{}`` is none. ``{"batch": N, "signal": S}`` sends the process signal S (SIGKILL without it) before its
 N-th micro-batch; ``{"write": N, "below": FOLDER}`` sends SIGKILL the N-th time a file below the folder is opened for
 writing, renamed or removed; ``{"nan": N}`` makes the losses of the N-th optimizer step no numbers; ``{"remove": FILE,
-"batch": N}`` removes a file before the N-th micro-batch.
+"batch": N}`` removes a file before the N-th micro-batch. ``{"fsdp": true}`` is no fault: accelerate keeps FSDP for
+GPUs, and this lets it divide weights over CPUs.
 """
 
 import json
@@ -13,6 +14,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 
 from internvl.train import internvl_chat_finetune
 from internvl.train.trainer import FinetuneTrainer
@@ -66,8 +70,24 @@ def die_at_write(number: int, folder: str) -> None:
     sys.addaudithook(note)
 
 
+def allow_fsdp() -> None:
+    """Let accelerate divide weights over CPUs."""
+    initialize = AcceleratorState.__init__
+
+    def initialize_with_fsdp(self, *args, fsdp_plugin=None, **kwargs) -> None:
+        initialize(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = initialize_with_fsdp
+
+
 def prepare(fault: dict) -> None:
     """Make this process go wrong as ``fault`` says."""
+    if "fsdp" in fault:
+        allow_fsdp()
     if "remove" in fault:
         at_batch(fault["batch"], lambda: os.unlink(fault["remove"]))
     elif "batch" in fault:

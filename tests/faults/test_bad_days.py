@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from internvl.train.checkpointing import find_fault, list_checkpoints, seal
+from tests.faults.runs import BATCHES
 from tests.faults.test_kills import digest
 
 
@@ -99,17 +100,29 @@ def test_a_hung_process_ends_all_in_time_and_is_named(train, tmp_path):
     assert "process 1 is behind" in said, said[-3000:]
 
 
-def test_weights_of_a_training_are_never_unpickled(train, tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ((), "optimizer.pt"),
+        (("--deepspeed", "shell/deepspeed/zero_stage1_config.json"), "zero_pp_rank_0_mp_rank_00_optim_states.pt"),
+        (("--deepspeed", "shell/deepspeed/zero_stage3_config.json"), "zero_pp_rank_0_mp_rank_00_model_states.pt"),
+    ],
+    ids=["plain", "ZeRO-1", "ZeRO-3"],
+)
+def test_checkpoints_of_a_training_are_never_unpickled(train, tmp_path, flags, name):
     folder, log = tmp_path / "run", tmp_path / "log.txt"
-    assert train(folder, 1, {"batch": 12}) == -signal.SIGKILL
+    processes = 2 if flags else 1
+    assert train(folder, processes, {"batch": BATCHES}, flags) == -signal.SIGKILL
     newest = list_checkpoints(folder)[0]
+    [file] = newest.rglob(name)
 
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "pwned"), "w"))
 
-    torch.save({"state": Evil()}, newest / "optimizer.pt")
+    content = torch.load(file, weights_only=False)
+    torch.save({**content, "state": Evil()}, file)
     (newest / "complete.json").unlink()
     seal(newest)
-    assert train(folder) != 0
+    assert train(folder, processes, flags=flags) != 0
     assert not (tmp_path / "pwned").exists() and "weights_only" in log.read_text()

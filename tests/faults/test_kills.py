@@ -12,7 +12,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from internvl.model.loading import load_model
 from internvl.train.checkpointing import MANIFEST, find_fault, list_checkpoints
@@ -59,6 +61,30 @@ def test_a_training_killed_at_random_steps_ends_as_an_uninterrupted_one(train, t
         finish_and_compare(train, folder, expected, processes, tmp_path / "log.txt")
         shutil.rmtree(folder)
     print(f"{killed} kills over training with {processes} processes, {number} trainings, all bit-equal")
+
+
+DIVIDED = {
+    **{f"ZeRO-{n}": ("--deepspeed", f"shell/deepspeed/zero_stage{n}_config.json") for n in (1, 2, 3)},
+    "FSDP2": ("--fsdp", "True", "--fsdp_config", "shell/fsdp/fsdp2_config.json"),
+}
+
+
+@pytest.mark.parametrize("flags", DIVIDED.values(), ids=DIVIDED)
+def test_a_killed_training_whose_weights_are_divided_ends_as_an_uninterrupted_one(train, tmp_path, flags):
+    plain, whole, folder, log = (tmp_path / name for name in ("plain", "whole", "killed", "log.txt"))
+    fsdp = {"fsdp": True} if "--fsdp" in flags else {}
+    assert train(plain, 2) == 0
+    assert train(whole, 2, flags=flags, everywhere=fsdp) == 0, log.read_text()[-3000:]
+    assert train(folder, 2, {"batch": BATCHES - 1}, flags, everywhere=fsdp) == -9, log.read_text()[-3000:]
+    check_folder(folder)
+    assert train(folder, 2, flags=flags, everywhere=fsdp) == 0, log.read_text()[-3000:]
+    assert "Continuing from " in log.read_text()
+    assert digest(folder) == digest(whole)
+    divided, undivided = (load_file(run / "adapter_model.safetensors") for run in (whole, plain))
+    assert divided.keys() == undivided.keys()
+    assert all(torch.allclose(divided[name], undivided[name], atol=1e-4, rtol=0) for name in divided)
+    sizes = {run: sum(file.stat().st_size for file in run.rglob("checkpoint-*/**/*")) for run in (whole, plain)}
+    assert sizes[whole] < 2 * sizes[plain], "frozen weights are not written"
 
 
 def test_a_kill_inside_the_writing_of_a_checkpoint_leaves_no_torn_one(train, tmp_path):
