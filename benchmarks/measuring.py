@@ -39,7 +39,8 @@ def run_logged(name: str, command: list[str | Path], log: Path, **settings: str)
     Raises:
         UserError: it failed; its last lines are in the message.
     """
-    environment = os.environ | {"INTERNVL_SKIP_INSTALL": "1", "VIRTUAL_ENV": sys.prefix} | settings
+    own = str(Path(sys.executable).parent.parent)
+    environment = os.environ | {"INTERNVL_SKIP_INSTALL": "1", "VIRTUAL_ENV": own} | settings
     with open(log, "w", encoding="utf-8") as output:
         measured = run_measured(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
     if measured.status:
