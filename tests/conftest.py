@@ -20,6 +20,8 @@ from tests.faults.outcomes import OUTCOMES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tools"))
+# As in an activated environment: with another ninja than its own, DeepSpeed's parts would be built again each time.
+os.environ["PATH"] = os.pathsep.join([f"{sys.prefix}/bin", os.environ["PATH"]])
 # What AutoModel copies of a checkpoint's code: not into the user's cache, and for each of several workers its own.
 # Read when transformers is imported, so a fixture would be too late.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="internvl-tests-modules-")

@@ -196,6 +196,9 @@ class FinetuneArguments(TrainingArguments):
             self.eval_steps = self.eval_steps or self.save_steps
         # The progress line is ours (progress.py); transformers' own bar is switched off.
         self.disable_tqdm = True
+        # transformers wants a bool now, and its parser still gives it a text.
+        if str(self.fsdp).lower() in ("true", "false"):
+            self.fsdp = str(self.fsdp).lower() == "true"
         super().__post_init__()
 
 
