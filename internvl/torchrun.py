@@ -22,8 +22,9 @@ def exit_status(code: int) -> int:
 
 
 def keep_log_record(record: logging.LogRecord) -> bool:
-    """Whether to show torchrun's log line: not one on a process that has itself said what is wrong."""
-    return f"failed (exitcode: {USER_MISTAKE})" not in record.getMessage()
+    """Whether to show a log line of torchrun: not of a process that has said what is wrong, nor of ending others."""
+    message = record.getMessage()
+    return f"failed (exitcode: {USER_MISTAKE})" not in message and "closing signal" not in message
 
 
 def main(argv: list[str] | None = None) -> int:
