@@ -2,20 +2,24 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 
 
-def run_benchmark(script, json_file, *arguments) -> dict:
-    """Run a benchmark as a user does and return the figures it wrote."""
-    command = [sys.executable, script, "--json", json_file, *arguments]
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return json.loads(json_file.read_text())
+@pytest.fixture
+def run_benchmark(warm_python):
+    """``run_benchmark(script, json_file, argument, …)`` runs a benchmark and returns the figures it wrote."""
+
+    def run(script, json_file, *arguments) -> dict:
+        command = [warm_python, script, "--json", json_file, *arguments]
+        result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return json.loads(json_file.read_text())
+
+    return run
 
 
-def test_tokenizer_benchmark_runs(repository, tiny_base, tmp_path):
+def test_tokenizer_benchmark_runs(run_benchmark, repository, tiny_base, tmp_path):
     script = repository / "benchmarks" / "tokenizer.py"
     figures = run_benchmark(script, tmp_path / "figures.json", "--tokenizer", tiny_base, "--texts", 20, "--rounds", 1)
     assert figures["texts"] == 20 and figures["texts_with_other_ids"] == 0
@@ -23,7 +27,7 @@ def test_tokenizer_benchmark_runs(repository, tiny_base, tmp_path):
     assert figures["slow_over_fast"].keys() == {"load", "encode", "encode_one_by_one", "decode"}
 
 
-def test_full_size_rehearsal_runs_every_stage_on_a_small_shape(repository, tiny_base, tmp_path):
+def test_full_size_rehearsal_runs_every_stage_on_a_small_shape(run_benchmark, repository, tiny_base, tmp_path):
     script = repository / "benchmarks" / "full_size.py"
     figures = run_benchmark(script, tmp_path / "figures.json", "--published", tiny_base, "--steps", 2)
     assert len(figures["stages"]) == 5 and len(figures["losses"]) == 2
@@ -32,26 +36,26 @@ def test_full_size_rehearsal_runs_every_stage_on_a_small_shape(repository, tiny_
     assert isinstance(figures["caption"], str)
 
 
-def test_full_size_rehearsal_refuses_a_folder_without_config(repository, tmp_path):
-    command = [sys.executable, repository / "benchmarks" / "full_size.py", "--published", tmp_path]
+def test_full_size_rehearsal_refuses_a_folder_without_config(warm_python, repository, tmp_path):
+    command = [warm_python, repository / "benchmarks" / "full_size.py", "--published", tmp_path]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2 and "holds neither config.json" in result.stderr
 
 
-def test_check_data_benchmark_runs(repository, tiny_base, tmp_path):
+def test_check_data_benchmark_runs(run_benchmark, repository, tiny_base, tmp_path):
     script = repository / "benchmarks" / "check_data.py"
     figures = run_benchmark(script, tmp_path / "figures.json", "--rows", 50, "--pictures", 5, "--tokenizer", tiny_base)
     assert figures["ways"].keys() == {"one process", "all cores", "kept result"}
     assert all((way["rows"], way["errors"]) == (50, 0) for way in figures["ways"].values())
 
 
-def test_convert_annotations_benchmark_runs(repository, tmp_path):
+def test_convert_annotations_benchmark_runs(run_benchmark, repository, tmp_path):
     script = repository / "benchmarks" / "convert_annotations.py"
     figures = run_benchmark(script, tmp_path / "figures.json", "--rows", 100)
     assert figures["array"]["rows"] == figures["lines"]["rows"] == 100
 
 
-def test_evaluation_benchmark_runs(repository, tiny_base, tmp_path):
+def test_evaluation_benchmark_runs(run_benchmark, repository, tiny_base, tmp_path):
     script = repository / "benchmarks" / "evaluation.py"
     arguments = ["--checkpoint", tiny_base, "--limit", 6, "--batch-size", 3, "--rounds", 1, "--images", 20]
     figures = run_benchmark(script, tmp_path / "figures.json", *arguments)
@@ -63,7 +67,7 @@ TINY = ("--size", "tiny", "--tiles", 2, "--rounds", 1, "--threads", 1)
 
 
 @pytest.mark.slow
-def test_training_benchmark_runs_and_all_ways_train_the_same(repository, tmp_path):
+def test_training_benchmark_runs_and_all_ways_train_the_same(run_benchmark, repository, tmp_path):
     script, file = repository / "benchmarks" / "train.py", tmp_path / "figures.json"
     arguments = [*TINY, "--captions", 2, "--folder", tmp_path / "checkpoints", "--plot", tmp_path / "figures.png"]
     run_benchmark(script, file, *arguments, "--profile", tmp_path / "trace.json")
@@ -82,7 +86,7 @@ def test_training_benchmark_runs_and_all_ways_train_the_same(repository, tmp_pat
 
 
 @pytest.mark.slow
-def test_training_benchmark_packs_texts(repository, tmp_path):
+def test_training_benchmark_packs_texts(run_benchmark, repository, tmp_path):
     script = repository / "benchmarks" / "train.py"
     figures = run_benchmark(script, tmp_path / "figures.json", *TINY, "--scenario", "mixed")["mixed"]
     packed, padded, _ = figures["points"][0]["ways"].values()
@@ -90,15 +94,15 @@ def test_training_benchmark_packs_texts(repository, tmp_path):
     assert packed["peak_mib"] < padded["peak_mib"]
 
 
-def test_training_benchmark_refuses_a_folder_without_config(repository, tmp_path):
+def test_training_benchmark_refuses_a_folder_without_config(warm_python, repository, tmp_path):
     script = repository / "benchmarks" / "train.py"
-    command = [sys.executable, script, "--size", "full", "--published", tmp_path]
+    command = [warm_python, script, "--size", "full", "--published", tmp_path]
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert result.returncode == 2 and "holds neither config.json" in result.stderr
 
 
 @pytest.mark.slow
-def test_generation_benchmark_runs(repository, tmp_path):
+def test_generation_benchmark_runs(run_benchmark, repository, tmp_path):
     script = repository / "benchmarks" / "generate.py"
     figures = run_benchmark(script, tmp_path / "figures.json", *TINY, "--pictures", 3, "--batch-size", 2)
     assert figures["beams"].keys() == {"1", "3"}
