@@ -13,17 +13,20 @@ from collections.abc import Callable
 HOLD_BACK_SECONDS = 8
 # What a terminal would obey instead of showing it, but for the layout of messages of several lines.
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Longer than any path that Linux knows (PATH_MAX is 4,096): its beginning and its end.
+ENDLESS_WORD = re.compile(r"(\S{200})\S{4096,}(\S{100})")
 
 
 class UserError(ValueError):
     """Something the person at the terminal can put right.
 
     The message reads ``<file>:<line or key>: <what is wrong, with the value found>. <what to do>.`` It may quote what
-    stood in a file: characters that cannot be printed, or that a terminal would obey, are shown as escapes.
+    stood in a file: characters that cannot be printed, or that a terminal would obey, are shown as escapes, and words
+    longer than any path are cut.
     """
 
     def __init__(self, message: str):
-        super().__init__(printable(message))
+        super().__init__(ENDLESS_WORD.sub(r"\1…\2", printable(message)))
 
 
 def printable(text: str) -> str:
