@@ -1,5 +1,6 @@
 """The trainer: transformers' own, with this project's row order, skipped rows, evaluation and output folder."""
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 from internvl.data.sampling import MicroBatchSampler
 from internvl.data.sharing import EpochUnits
 from internvl.errors import UserError
+from internvl.json_files import write_json
 from internvl.model.adapter import load_adapter_tensors
 from internvl.model.checkpoint import ADAPTER_WEIGHTS
 from internvl.model.vision_cache import VisionCache, picture_features
@@ -24,6 +26,7 @@ from internvl.train.output import OutputFolder
 from internvl.train.sharding import load_zero_checkpoint, save_fsdp_checkpoint
 
 logger = logging.getLogger(__name__)
+SKIPPED = "skipped.json"  # in a checkpoint: rows and steps left out so far
 
 
 class EpochLoader(DataLoader):
@@ -66,7 +69,8 @@ class FinetuneTrainer(Trainer):
         self.output = output
         self.units = units
         self.capacity = capacity
-        self.skipped: list[dict] = []
+        self.skipped: list[dict] = []  # by this process
+        self.skipped_before: list[dict] = []  # by all, up to the checkpoint that this training continues from
         self.on_nan = on_nan
         self.skipped_steps: list[int] = []
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []  # of this step's micro-batches, with their rows
@@ -222,7 +226,7 @@ class FinetuneTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         # As transformers' own, but written beside and renamed, so that what is there is whole.
-        state, step = self.state, self.state.global_step
+        state, step, skipped = self.state, self.state.global_step, self.gather_skipped()
         if state.best_global_step == step:
             state.best_model_checkpoint = str(Path(self.args.output_dir) / f"{PREFIX}{step}")
         with staged_checkpoint(
@@ -242,8 +246,12 @@ class FinetuneTrainer(Trainer):
                     if isinstance(callback, ExportableState):
                         state.stateful_callbacks[type(callback).__name__] = callback.state()
                 state.save_to_json(str(folder / TRAINER_STATE_NAME))
+                write_json(folder / SKIPPED, {"rows": skipped, "steps": self.skipped_steps})
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        if resume_from_checkpoint is not None and (file := Path(resume_from_checkpoint) / SKIPPED).is_file():
+            before = json.loads(file.read_text(encoding="utf-8"))
+            self.skipped_before, self.skipped_steps = before["rows"], before["steps"]
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -267,8 +275,8 @@ class FinetuneTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
 
     def gather_skipped(self) -> list[dict]:
-        """Return the rows skipped on all processes."""
-        return gather_lists(self.skipped, self.args)
+        """Return the rows skipped on all processes since the training began."""
+        return self.skipped_before + gather_lists(self.skipped, self.args)
 
 
 def everywhere(condition: torch.Tensor, args: TrainingArguments) -> bool:

@@ -88,14 +88,14 @@ def prepare(fault: dict) -> None:
     """Make this process go wrong as ``fault`` says."""
     if "fsdp" in fault:
         allow_fsdp()
+    if "nan" in fault:
+        spoil_loss(fault["nan"])
     if "remove" in fault:
         at_batch(fault["batch"], lambda: os.unlink(fault["remove"]))
     elif "batch" in fault:
         at_batch(fault["batch"], lambda: os.kill(os.getpid(), fault.get("signal", signal.SIGKILL)))
     elif "write" in fault:
         die_at_write(fault["write"], fault["below"])
-    elif "nan" in fault:
-        spoil_loss(fault["nan"])
 
 
 if __name__ == "__main__":

@@ -80,6 +80,14 @@ def test_such_a_step_can_be_left_out(train, tmp_path, processes):
     assert digest(folder) != digest(whole)
 
 
+def test_what_was_left_out_before_a_kill_is_reported_at_the_end(train, tmp_path):
+    folder, flags = tmp_path / "run", ("--on_nan", "skip")
+    assert train(folder, 1, {"nan": 1, "batch": BATCHES - 1}, flags) == -signal.SIGKILL
+    assert train(folder, 1, flags=flags) == 0
+    assert "Continuing from" in (tmp_path / "log.txt").read_text()
+    assert json.loads((folder / "data_report.json").read_text())["skipped_steps"] == [1]
+
+
 def test_a_picture_that_vanishes_is_skipped_and_named(train, rows_folder, tmp_path):
     rows = tmp_path / "rows"
     shutil.copytree(rows_folder, rows)
