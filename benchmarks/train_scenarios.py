@@ -35,7 +35,7 @@ def scenarios(captions: int, tiles: int) -> dict[str, Scenario]:
     coco = replace(COCO, captions=captions, tiles=tiles)
 
     def vary(name: str, values: tuple[int, ...]) -> tuple[Point, ...]:
-        return tuple(Point(value, replace(coco, **{name: value})) for value in values)
+        return tuple(Point(value, replace(coco, pictures=2, **{name: value}), per_device=2) for value in values)
 
     mixed = RowShape(texts=16)
     return {
@@ -62,7 +62,7 @@ def scenarios(captions: int, tiles: int) -> dict[str, Scenario]:
         "tiles": Scenario("tiles a picture", vary("tiles", (1, 7, 13))),
         "batch": Scenario(
             "rows a device takes at once",
-            tuple(Point(rows, replace(coco, pictures=8), per_device=rows) for rows in (1, 2, 4, 8)),
+            tuple(Point(rows, replace(coco, pictures=2), per_device=rows) for rows in (1, 2, captions, 2 * captions)),
         ),
         "length": Scenario("tokens of a caption", vary("caption_tokens", (22, 100, 400))),
     }

@@ -42,9 +42,9 @@ plural() {
     if (($1 == 1)); then printf '%s %s' "$1" "$2"; else printf '%s %s' "$1" "$3"; fi
 }
 
-# cpu_cores: the number of cores this process may use.
+# cpu_cores: the number of cores this process may use. nproc would answer with OMP_NUM_THREADS where that is set.
 cpu_cores() {
-    nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1
+    env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1
 }
 
 # ---- settings -------------------------------------------------------------------------------------------------------
