@@ -1,6 +1,8 @@
 """The two modules behind the launchers: what the device can do, and torchrun with an honest exit status."""
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -24,6 +26,11 @@ def test_device_line(repo):
     )
     assert done.returncode == 0
     assert re.fullmatch(r"(cpu fp32 0|cuda (bf16|fp16) [1-9]\d*)\n", done.stdout)
+
+
+def test_the_number_of_cores_is_not_that_of_threads(repo, run, tmp_path):
+    (tmp_path / "cores.sh").write_text(f"source {shlex.quote(str(repo))}/shell/lib/common.sh; cpu_cores")
+    assert int(run(tmp_path / "cores.sh", OMP_NUM_THREADS="1").stdout) == len(os.sched_getaffinity(0))
 
 
 def test_importing_them_costs_nothing(repo):
