@@ -113,9 +113,8 @@ def warm_python(warm_environment) -> Path:
     return warm_environment / "bin" / "python"
 
 
-@pytest.fixture
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
+    """Return a TCP port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

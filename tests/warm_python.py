@@ -11,6 +11,7 @@ and ``python [-u] FILE`` goes to the real Python.
 
 import array
 import atexit
+import contextlib
 import json
 import os
 import runpy
@@ -155,10 +156,8 @@ class Server:
         os.close(ended)
         if client in self.selector.get_map():
             self.selector.unregister(client)
-        try:
+        with contextlib.suppress(OSError):  # it was killed itself
             client.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
-        except OSError:
-            pass  # it was killed itself
         client.close()
 
     def kill(self, client: socket.socket, pid: int) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from internvl.model.loading import load_model
+from tests.conftest import free_port
 from tests.end_to_end.launching import losses
 
 EXACT = ["--lora_dropout", "0.0", "--seed", "3", "--save_strategy", "no", "--learning_rate", "1e-3"]
@@ -52,11 +53,11 @@ def test_a_batch_gives_the_same_losses_however_it_is_split(finetune):
         assert torch.allclose(curve, curves["8x1"], atol=1e-5, rtol=0), (name, curves)
 
 
-def test_two_nodes_train_like_one(finetune, free_port):
+def test_two_nodes_train_like_one(finetune):
     flags = [*EXACT, "--max_steps", "3"]
     one, process = finetune("one", *flags)
     assert process.returncode == 0, process.stderr
-    node = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "PER_DEVICE_BATCH_SIZE": "2"}
+    node = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PER_DEVICE_BATCH_SIZE": "2"}
     with ThreadPoolExecutor() as pool:
         nodes = [pool.submit(finetune, "two", *flags, **node, NODE_RANK=str(rank)) for rank in range(2)]
         ended = [done.result() for done in nodes]

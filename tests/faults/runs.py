@@ -4,13 +4,12 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, free_port
 
 BATCHES = 12  # micro-batches of a training: 6 steps of 2
 FLAGS = [
@@ -62,9 +61,7 @@ def train(runs, tiny_base, rows_folder, tmp_path):
         argv = ["--model_name_or_path", str(tiny_base), "--meta_path", str(rows_folder / "meta.json")]
         argv += ["--output_dir", str(folder), "--per_device_train_batch_size", str(4 // processes), *FLAGS]
         argv += ["--gradient_accumulation_steps", "2", *flags]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = str(free_port())
         if victim is None:
             victim = random.randrange(processes) if fault else 0
         started = []
