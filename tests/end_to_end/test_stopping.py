@@ -17,12 +17,12 @@ from tests.conftest import REPOSITORY
 from tests.end_to_end.launching import ENVIRONMENT, LORA, launcher_environment
 
 STEPS = 300  # about twenty seconds of training
-FLAGS = ["--max_steps", str(STEPS), "--save_strategy", "steps", "--save_steps", "200", "--learning_rate", "1e-3"]
+FLAGS = ["--max_steps", str(STEPS), "--save_strategy", "steps", "--save_steps", "10", "--learning_rate", "1e-3"]
 
 
 @pytest.fixture
 def begin(tiny_base, rows_folder, tmp_path):
-    """``begin(command, NAME=value, …)`` starts a training and returns it after its first steps, with its log."""
+    """``begin(command, NAME=value, …)`` starts a training and returns it after its first checkpoint, with its log."""
     started = []
 
     def run(command: list[str], **settings: str) -> tuple[subprocess.Popen, Path]:
@@ -35,10 +35,10 @@ def begin(tiny_base, rows_folder, tmp_path):
             process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output)
         started.append(process)
         limit = time.monotonic() + 120
-        while f"/{STEPS} steps" not in log.read_text():
+        # A checkpoint is there: every process has trained, and so listens to signals.
+        while not list_checkpoints(tmp_path / "run"):
             assert process.poll() is None and time.monotonic() < limit, log.read_text()[-3000:]
             time.sleep(0.1)
-        time.sleep(2)
         return process, log
 
     yield run
