@@ -24,7 +24,7 @@ from internvl.model.internvl_chat.configuration_internvl_chat import InternVLCha
 from internvl.model.internvl_chat.conversation import TEMPLATES
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.internvl_chat.tokenization_internlm2 import build_tokenizer
-from internvl.model.packaging import write_model_files
+from internvl.model.packaging import write_chat_tokenizer, write_model_files
 
 TEMPLATE = "internlm2-chat"
 # The Chinese system message heads every prompt. Seen this often by the vocabulary trainer it becomes a few long
@@ -121,13 +121,13 @@ def make_tiny_base(
     """Write the checkpoint folder ``out`` and return the model."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(train_vocabulary(out, corpus, vocab_size))
-    tokenizer.save_pretrained(out)
     torch.manual_seed(seed)
     config = tiny_config(len(tokenizer), image_size=image_size, patch_size=patch_size, width=width, layers=layers)
     model = InternVLChatModel(config)
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|im_start|>")]
     model.generation_config.update(eos_token_id=ends, bos_token_id=1, pad_token_id=2)
     model.save_pretrained(out)
+    write_chat_tokenizer(out, tokenizer, config.template)
     write_model_files(out, config)
     return model
 

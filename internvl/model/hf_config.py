@@ -7,7 +7,6 @@ conversation template, is kept in ``config.json`` under :data:`ORIGINAL` (the pu
 """
 
 import json
-import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -22,7 +21,8 @@ from transformers import (
 )
 
 from internvl.errors import UserError, shorten
-from internvl.json_files import read_object, write_json
+from internvl.json_files import write_json
+from internvl.model.chat_template import chat_template
 from internvl.model.config_check import check_config, check_shapes
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import (
@@ -30,12 +30,11 @@ from internvl.model.internvl_chat.conversation import (
     IMG_END_TOKEN,
     IMG_START_TOKEN,
     TEMPLATES,
-    ConversationTemplate,
 )
 from internvl.model.internvl_chat.image_processing_internvl_chat import IMAGENET_MEAN, IMAGENET_STD
 from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
 from internvl.model.loading import one_line
-from internvl.model.packaging import write_model_files
+from internvl.model.packaging import read_generation, write_chat_tokenizer, write_model_files, write_tokenizer
 
 ORIGINAL = "internvl_chat"
 # transformers' processor looks its tokens up under these names. Its placeholder of a video never reaches the model,
@@ -148,7 +147,8 @@ def hf_config(config: InternVLChatConfig, original: dict, *, image_token_id: int
         architectures=["InternVLForConditionalGeneration"],
         **{theirs: getattr(config, ours) for ours, theirs in CHAT_FIELDS.items()},
     )
-    return {**json.loads(whole.to_json_string()), "dtype": dtype, ORIGINAL: original}
+    # torch_dtype is its name before transformers 4.56.
+    return {**json.loads(whole.to_json_string()), "dtype": dtype, "torch_dtype": dtype, ORIGINAL: original}
 
 
 def parse_config(content: dict, file: Path = Path("config.json")) -> InternVLChatConfig:
@@ -224,42 +224,6 @@ def original_config(content: dict, file: Path) -> dict:
     return original
 
 
-def chat_template(template: ConversationTemplate) -> str:
-    """Return ``template`` in Jinja, as ``apply_chat_template`` takes it; it renders what ``render_turns`` does.
-
-    A message's content is text, or a list of ``{"type": "text" | "image" | "video", …}``. A picture becomes one image
-    token and a newline; the processor puts the right number and their brackets in place. ``<s>`` is part of it,
-    because ``apply_chat_template`` adds none.
-    """
-
-    def quoted(text: str) -> str:
-        return json.dumps(text, ensure_ascii=False)
-
-    before_system, after_system = template.system_template.split("{system_message}")
-    return "".join(
-        [
-            "{%- macro flat(content) -%}{%- if content is string -%}{{ content }}{%- else -%}",
-            "{%- for part in content -%}",
-            f"{{%- if part['type'] == 'image' -%}}{{{{ {quoted(IMG_CONTEXT_TOKEN)} + '\\n' }}}}",
-            f"{{%- elif part['type'] == 'video' -%}}{{{{ {quoted(PROCESSOR_TOKENS['video_token'])} + '\\n' }}}}",
-            "{%- else -%}{{ part['text'] }}{%- endif -%}",
-            "{%- endfor -%}{%- endif -%}{%- endmacro -%}",
-            "{%- if messages[0]['role'] == 'system' -%}",
-            "{%- set system, turns = flat(messages[0]['content']) | trim, messages[1:] -%}{%- else -%}",
-            f"{{%- set system, turns = {quoted(template.system_message)}, messages -%}}{{%- endif -%}}",
-            f"{{{{ bos_token + {quoted(before_system)} + system + {quoted(after_system + template.sep)} }}}}",
-            "{%- for turn in turns -%}{%- set text = flat(turn['content']) | trim -%}",
-            "{%- if turn['role'] == 'user' -%}",
-            f"{{{{ {quoted(template.user_prefix)} + text + {quoted(template.sep)} }}}}",
-            "{%- elif turn['role'] == 'assistant' -%}",
-            f"{{{{ {quoted(template.assistant_prefix)} + text + {quoted(template.sep)} }}}}",
-            "{%- else -%}{{ raise_exception('Roles are user and assistant, and system in front, not '",
-            " + turn['role']) }}{%- endif -%}{%- endfor -%}",
-            f"{{%- if add_generation_prompt -%}}{{{{ {quoted(template.assistant_prefix)} }}}}{{%- endif -%}}",
-        ]
-    )
-
-
 def write_hf_surroundings(
     folder: Path, generation: dict, config: InternVLChatConfig, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -269,13 +233,10 @@ def write_hf_surroundings(
     a model without tiling has a limit of one tile. ``AutoImageProcessor`` resizes with torchvision where that is
     installed, and no file can change that; its pixels differ by rounding. Its ``backend="pil"`` gives exactly ours.
     """
-    tokenizer.save_pretrained(folder)
-    tokenizer_file = folder / "tokenizer_config.json"
-    content = json.loads(tokenizer_file.read_text(encoding="utf-8"))
-    write_json(tokenizer_file, {**content, "model_specific_special_tokens": PROCESSOR_TOKENS})
-    template = chat_template(TEMPLATES[config.template])
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-
+    template = chat_template(
+        TEMPLATES[config.template], image=f"{IMG_CONTEXT_TOKEN}\n", video=f"{PROCESSOR_TOKENS['video_token']}\n"
+    )
+    write_tokenizer(folder, tokenizer, template, named_tokens=PROCESSOR_TOKENS)
     limit = config.max_dynamic_patch if config.dynamic_image_size else 1
     pixels = {
         "size": {"height": config.image_size, "width": config.image_size},
@@ -294,16 +255,6 @@ def write_hf_surroundings(
     processor.to_json_file(folder / "processor_config.json")
 
     write_json(folder / "generation_config.json", hf_generation(generation, config.template, tokenizer))
-
-
-def read_generation(folder: Path) -> dict:
-    """Return the generation settings of a checkpoint folder, which may have none.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    file = folder / "generation_config.json"
-    return read_object(file, "Restore the file, or remove it") if file.is_file() else {}
 
 
 def hf_generation(published: dict, template: str, tokenizer: PreTrainedTokenizerFast) -> dict:
@@ -329,8 +280,5 @@ def write_published_surroundings(folder: Path, source: Path, original: dict, pub
     changed = {key: value for key, value in read_generation(source).items() if value != written.get(key)}
     if published_generation or changed:
         write_json(folder / "generation_config.json", {**published_generation, **changed})
-    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
-    content = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
-    added = ("model_specific_special_tokens", "processor_class", "is_local", "local_files_only", *PROCESSOR_TOKENS)
-    write_json(folder / "tokenizer_config.json", {name: value for name, value in content.items() if name not in added})
+    write_chat_tokenizer(folder, load_tokenizer(source), original["template"])
     write_model_files(folder, parse_config(original, folder / "config.json"))

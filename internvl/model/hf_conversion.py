@@ -22,7 +22,6 @@ from internvl.model.hf_config import (
     hf_config,
     original_config,
     parse_config,
-    read_generation,
     write_hf_surroundings,
     write_published_surroundings,
 )
@@ -30,7 +29,9 @@ from internvl.model.internvl_chat.configuration_internvl_chat import InternVLCha
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import load_checkpoint_tokenizer, one_line
+from internvl.model.packaging import read_generation
 from internvl.model.safetensors_stream import TensorPlan
+from internvl.model.tiling import read_tiling
 
 # Published module or parameter → transformers' name; # stands for the number of a layer. Several names are the parts
 # of one matrix, in the order in which they lie in it.
@@ -171,7 +172,8 @@ def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = 
     out = Path(out)
     check_free(out, overwrite=overwrite)
     check_whole(checkpoint, "internvl_chat")
-    config = parse_config(checkpoint.config, checkpoint.folder / "config.json")
+    original = {**checkpoint.config, **read_tiling(checkpoint.folder)}
+    config = parse_config(original, checkpoint.folder / "config.json")
     check_expressible(config, checkpoint.folder / "config.json")
     wanted = {name: tuple(tensor.shape) for name, tensor in published_tensors(config).items()}
     check_tensors(checkpoint, wanted, OUTPUT if config.llm_config.tie_word_embeddings else None)
@@ -192,7 +194,7 @@ def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = 
     try:
         content = hf_config(
             config,
-            {"config": checkpoint.config, "generation_config": generation},
+            {"config": original, "generation_config": generation},
             image_token_id=tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN),
             dtype=named_dtype or stored_dtype,
         )

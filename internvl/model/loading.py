@@ -17,6 +17,7 @@ from internvl.model.internvl_chat.configuration_internvl_chat import InternVLCha
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
+from internvl.model.tiling import read_tiling
 
 # The small files beside a tokenizer's vocabulary; transformers writes their content again when it saves one.
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -36,7 +37,7 @@ def choose_attention(dtype: torch.dtype, device: str = "cuda") -> str:
 
 
 def load_config(checkpoint: Checkpoint) -> InternVLChatConfig:
-    """Return the model configuration of a checkpoint; an adapter's is its base's.
+    """Return the model configuration of a checkpoint; an adapter's is its base's, but for how pictures are cut.
 
     Raises:
         UserError: config.json does not describe an InternVL-Chat model.
@@ -53,6 +54,8 @@ def load_config(checkpoint: Checkpoint) -> InternVLChatConfig:
         config = InternVLChatConfig.from_pretrained(source.folder)
     except Exception as err:  # transformers' classes raise whatever a value of theirs makes them stumble over
         raise UserError(f"{file}: describes no model ({one_line(err)}). Restore the file.") from err
+    for name, value in read_tiling(checkpoint.folder).items():
+        setattr(config, name, value)
     check_shapes(config, file)
     return config
 

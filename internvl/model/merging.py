@@ -1,6 +1,5 @@
 """Merge LoRA into the weights it belongs to: tensor by tensor, in float32, without building a model."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from internvl.model.atomic_folder import atomic_folder, check_free
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.loading import load_checkpoint_tokenizer, load_config
-from internvl.model.packaging import write_model_files
+from internvl.model.packaging import read_generation, write_chat_tokenizer, write_generation, write_model_files
 from internvl.model.safetensors_stream import DTYPE_OF_SPELLING, SPELLING, TensorPlan
+from internvl.model.tiling import FIELDS as TILING_FIELDS
 
 CHOICES_OF_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -173,13 +173,11 @@ def write_surroundings(
     content = dict(base.config)
     content["use_llm_lora"] = content["use_backbone_lora"] = 0
     names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-    content.pop("torch_dtype", None)
+    content.update({own: getattr(config, own) for own in TILING_FIELDS.values()})
     content["dtype"] = next((names[dtype] for _, dtype in plan.tensors.values() if dtype in names), "float32")
     write_json(folder / "config.json", content)
-    generation = base.folder / "generation_config.json"
-    if generation.is_file():
-        shutil.copyfile(generation, folder / generation.name)
-    tokenizer.save_pretrained(folder)
+    write_generation(folder, read_generation(base.folder), tokenizer, config.template)
+    write_chat_tokenizer(folder, tokenizer, config.template)
     write_model_files(folder, config)
 
 

@@ -1,6 +1,5 @@
 """The output folder of a finetune: what is in it, and how each file is written."""
 
-import shutil
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
@@ -9,11 +8,19 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from internvl.json_files import write_json
 from internvl.model.adapter import base_name, save_adapter
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
-from internvl.model.packaging import write_model_files
+from internvl.model.packaging import (
+    read_generation,
+    write_chat_tokenizer,
+    write_generation,
+    write_model_files,
+    write_processor_files,
+)
 from internvl.model.safetensors_stream import DTYPE_OF_SPELLING
+from internvl.model.tiling import FIELDS as TILING_FIELDS
 
 RECORDED_PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "peft", "accelerate", "deepspeed", "pillow")
 
@@ -58,7 +65,10 @@ class OutputFolder:
                 lora_dropout=self.lora_dropout,
                 state=state,
             )
-            shutil.copyfile(self.base.folder / "config.json", folder / "config.json")
+            # The base's config, which describes no LoRA, with the tiles of this training.
+            tiling = {own: getattr(model.config, own) for own in TILING_FIELDS.values()}
+            write_json(folder / "config.json", {**self.base.config, **tiling})
+            write_processor_files(folder, model.config)
         else:
             state = state if state is not None else model.state_dict()
             state = {name: self.as_stored(name, tensor) for name, tensor in state.items()}
@@ -66,7 +76,8 @@ class OutputFolder:
                 config.dtype = state["mlp1.1.weight"].dtype
             model.save_pretrained(folder, state_dict=state)
             write_model_files(folder, model.config)
-        self.tokenizer.save_pretrained(folder)
+        write_generation(folder, read_generation(self.base.folder), self.tokenizer, model.config.template)
+        write_chat_tokenizer(folder, self.tokenizer, model.config.template)
 
     def writes_adapter(self, model: InternVLChatModel) -> bool:
         """Return whether a model is written as an adapter."""

@@ -35,7 +35,7 @@ def test_attention_and_its_gradients_equal_a_plain_masked_one(layout):
     inputs = [torch.randn(1, heads, tokens, 8, requires_grad=True) for heads in (4, 2, 2)]
     weights = torch.randn(1, tokens, 4, 8)
     bias = torch.zeros(tokens, tokens).masked_fill(~slow_mask(layout), float("-inf"))
-    expected, _ = eager_attention(torch.nn.Identity(), *inputs, bias, scaling=8**-0.5)
+    expected, _ = eager_attention(torch.nn.Identity(), *inputs, bias)
     gradients = torch.autograd.grad((expected * weights).sum(), inputs)
     got = attend_in_groups(*inputs, layout)
     assert torch.allclose(got, expected, atol=1e-6)

@@ -1,5 +1,7 @@
 """Configuration of the whole chat model: vision encoder, projector and language model."""
 
+import inspect
+
 from transformers import PretrainedConfig
 
 from .configuration_intern_vit import InternVisionConfig
@@ -18,23 +20,65 @@ class InternVLChatConfig(PretrainedConfig):
     """
 
     model_type = "internvl_chat"
-    sub_configs_defaults = {"vision_config": InternVisionConfig, "llm_config": InternLM2Config}
+    sub_configs = {"vision_config": InternVisionConfig, "llm_config": InternLM2Config}
 
-    vision_config: dict | PretrainedConfig | None = None
-    llm_config: dict | PretrainedConfig | None = None
-    use_backbone_lora: int = 0
-    use_llm_lora: int = 0
-    select_layer: int = -1
-    force_image_size: int | None = None
-    downsample_ratio: float = 0.5
-    template: str | None = None
-    dynamic_image_size: bool = False
-    use_thumbnail: bool = False
-    ps_version: str = "v1"
-    min_dynamic_patch: int = 1
-    max_dynamic_patch: int = 6
-    pad2square: bool = False
-    tie_word_embeddings: bool = False
+    def __init__(
+        self,
+        vision_config: dict | PretrainedConfig | None = None,
+        llm_config: dict | PretrainedConfig | None = None,
+        use_backbone_lora: int = 0,
+        use_llm_lora: int = 0,
+        select_layer: int = -1,
+        force_image_size: int | None = None,
+        downsample_ratio: float = 0.5,
+        template: str | None = None,
+        dynamic_image_size: bool = False,
+        use_thumbnail: bool = False,
+        ps_version: str = "v1",
+        min_dynamic_patch: int = 1,
+        max_dynamic_patch: int = 6,
+        pad2square: bool = False,
+        tie_word_embeddings: bool = False,
+        **kwargs,
+    ):
+        # Before the rest: transformers hands the attention implementation of the whole on to its parts.
+        self.vision_config = as_config(vision_config, InternVisionConfig)
+        self.llm_config = as_config(llm_config, InternLM2Config)
+        super().__init__(**kwargs)
+        self.use_backbone_lora = use_backbone_lora
+        self.use_llm_lora = use_llm_lora
+        self.select_layer = select_layer
+        self.force_image_size = force_image_size
+        self.downsample_ratio = downsample_ratio
+        self.template = template
+        self.dynamic_image_size = dynamic_image_size
+        self.use_thumbnail = use_thumbnail
+        self.ps_version = ps_version
+        self.min_dynamic_patch = min_dynamic_patch
+        self.max_dynamic_patch = max_dynamic_patch
+        self.pad2square = pad2square
+        self.tie_word_embeddings = tie_word_embeddings
+
+    def get_text_config(self, *args, **kwargs) -> PretrainedConfig:
+        """Return the language model's part, which transformers asks about vocabulary, heads and layers.
+
+        The library finds it by itself under the name ``text_config`` only.
+        """
+        return self.llm_config
+
+    def to_diff_dict(self) -> dict:
+        """Return what ``config.json`` holds: of the parts, the fields of their classes and what else was set."""
+        values = super().to_diff_dict()
+        library = PretrainedConfig().to_dict()  # differs between versions, and says nothing about the model
+        for name in self.sub_configs:
+            part = getattr(self, name)
+            fields = inspect.signature(type(part).__init__).parameters
+            values[name] = {
+                key: value
+                for key, value in part.to_dict().items()
+                if key in fields or key not in library or value != library[key]
+            }
+        return values
 
     @property
     def image_size(self) -> int:
@@ -45,3 +89,8 @@ class InternVLChatConfig(PretrainedConfig):
     def num_image_token(self) -> int:
         """Language model tokens one tile takes: 256 for 448 px tiles of 14 px patches."""
         return int((self.image_size // self.vision_config.patch_size) ** 2 * self.downsample_ratio**2)
+
+
+def as_config(values: dict | PretrainedConfig | None, config_class: type[PretrainedConfig]) -> PretrainedConfig:
+    """Return a part of the configuration as an object, whatever form it came in."""
+    return values if isinstance(values, PretrainedConfig) else config_class(**(values or {}))

@@ -6,12 +6,13 @@ Axis letters: T tiles, P patches of a tile, N = P + 1 with the class token in fr
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, initialization
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .attention import attend
+from .compat import fill_unless_loaded
 from .configuration_intern_vit import InternVisionConfig
 
 
@@ -172,7 +173,6 @@ class InternVisionModel(PreTrainedModel):
     _no_split_modules = ["InternVisionEncoderLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
-    _supports_flex_attn = True
 
     def __init__(self, config: InternVisionConfig):
         super().__init__(config)
@@ -183,11 +183,11 @@ class InternVisionModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, InternVisionEmbeddings):
-            initialization.normal_(module.class_embedding, std=self.config.initializer_range)
-            initialization.normal_(module.position_embedding, std=self.config.initializer_range)
+            fill_unless_loaded(module.class_embedding, std=self.config.initializer_range)
+            fill_unless_loaded(module.position_embedding, std=self.config.initializer_range)
         elif isinstance(module, InternVisionEncoderLayer):
-            initialization.constant_(module.ls1, self.config.initializer_factor)
-            initialization.constant_(module.ls2, self.config.initializer_factor)
+            fill_unless_loaded(module.ls1, mean=self.config.initializer_factor)
+            fill_unless_loaded(module.ls2, mean=self.config.initializer_factor)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embedding

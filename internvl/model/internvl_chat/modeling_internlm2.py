@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from .attention import attend
+from .attention import attend, causal_mask
+from .compat import CACHE_NAME
 from .configuration_internlm2 import InternLM2Config
 from .rotary import rotary_cos_sin, rotate_half
 from .sequence_layout import SequenceLayout, attend_in_groups
@@ -76,10 +76,9 @@ class InternLM2Attention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         layout: SequenceLayout | None = None,
-        **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, N, C) → (B, N, C) and the attention weights, when the kernel gives them."""
         query, key, value = split_wqkv(
@@ -89,11 +88,14 @@ class InternLM2Attention(nn.Module):
         query = query * cos + rotate_half(query) * sin
         key = key * cos + rotate_half(key) * sin
         if past_key_values is not None:
+            total_length = past_key_values.get_seq_length(self.layer_idx) + query.shape[2]
             key, value = past_key_values.update(key, value, self.layer_idx)
+            # A cache of fixed size gives all its slots; those behind the last token hold nothing yet.
+            key, value = key[:, :, :total_length], value[:, :, :total_length]
         if layout is not None:
             output, weights = attend_in_groups(query, key, value, layout), None
         else:
-            output, weights = attend(self, query, key, value, attention_mask, **kwargs)
+            output, weights = attend(self, query, key, value, mask)
         return self.wo(output.flatten(2)), weights
 
 
@@ -135,11 +137,9 @@ class InternLM2PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["InternLM2DecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
 
 
 class InternLM2Model(InternLM2PreTrainedModel):
@@ -170,13 +170,14 @@ class InternLM2Model(InternLM2PreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         layout: SequenceLayout | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Run the decoder on ``input_ids`` int64 (B, N) or ``inputs_embeds`` (B, N, C).
 
         ``attention_mask`` is (B, M), 1 where a token is, or a prepared (B, 1, N, M) mask. ``position_ids`` is
-        (B, N); without it positions count on from the cache. Packed rows are one sequence (B = 1) with a ``layout``
-        and neither attention_mask nor cache.
+        (B, N); without it positions count on from the cache: ``past_key_values``, or ``cache`` as transformers calls
+        it from 5.24 on. Packed rows are one sequence (B = 1) with a ``layout`` and neither attention_mask nor cache.
 
         Raises:
             ValueError: both or neither of ``input_ids`` and ``inputs_embeds`` are given.
@@ -186,23 +187,20 @@ class InternLM2Model(InternLM2PreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.tok_embeddings(input_ids)
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        past_key_values = past_key_values if past_key_values is not None else cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
         num_new = inputs_embeds.shape[1]
         device, total_length = inputs_embeds.device, num_cached + num_new
         if layout is not None:
-            position_ids, total_length, causal_mask = layout.position_ids(device), layout.longest, None
+            position_ids, total_length, mask = layout.position_ids(device), layout.longest, None
         else:
             if position_ids is None:
                 position_ids = torch.arange(num_cached, total_length, device=device)[None]
-            causal_mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-            )
+            mask = attention_mask
+            if self.config._attn_implementation in (None, "eager", "sdpa"):
+                mask = causal_mask(attention_mask, num_new, num_cached, device)
         position_embeddings = rotary_cos_sin(self.config, position_ids, total_length, inputs_embeds.dtype)
         hidden_states, all_states, all_weights = inputs_embeds, [], []
         for layer in self.layers:
@@ -210,18 +208,17 @@ class InternLM2Model(InternLM2PreTrainedModel):
             hidden_states, weights = layer(
                 hidden_states,
                 position_embeddings=position_embeddings,
-                attention_mask=causal_mask,
+                mask=mask,
                 past_key_values=past_key_values,
                 layout=layout,
-                **kwargs,
             )
             all_weights.append(weights)
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
-            past_key_values=past_key_values if use_cache else None,
             hidden_states=(*all_states, hidden_states) if output_hidden_states else None,
             attentions=tuple(all_weights) if output_attentions else None,
+            **{CACHE_NAME: past_key_values if use_cache else None},
         )
 
 
@@ -291,10 +288,54 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> dict:
+        """Return the arguments of :meth:`forward` for the next step of ``generate``: what the cache does not hold yet.
+
+        Args:
+            input_ids: int64 (B, n), the whole sequence so far, or its generated part where the prompt came embedded.
+            past_key_values: the cache, up to transformers 5.23.
+            attention_mask: (B, M), 1 where a token is, of prompt and generated tokens together.
+            inputs_embeds: (B, P, C), the prompt, where it came embedded.
+            cache: the cache, from transformers 5.24 on.
+            use_cache: whether there is to be one.
+            kwargs: what transformers' versions pass besides, of which this needs nothing.
+        """
+        cache = cache if cache is not None else past_key_values
+        num_cached = cache.get_seq_length() if cache is not None else 0
+        if inputs_embeds is None:
+            inputs = {"input_ids": input_ids[:, num_cached:]}
+        else:
+            num_prompt = inputs_embeds.shape[1]
+            inputs = {"inputs_embeds": inputs_embeds[:, num_cached:]}
+            if num_cached >= num_prompt:
+                inputs = {"input_ids": input_ids[:, num_cached - num_prompt :]}
+            elif input_ids.shape[1]:  # without a cache, every step reads everything
+                generated = self.get_input_embeddings()(input_ids).to(inputs_embeds)
+                inputs = {"inputs_embeds": torch.cat([inputs["inputs_embeds"], generated], dim=1)}
+        if attention_mask is not None:
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            inputs["position_ids"] = positions[:, num_cached:]
+        return {
+            **{name: value.contiguous() for name, value in inputs.items()},
+            "attention_mask": attention_mask,
+            "use_cache": use_cache,
+            "logits_to_keep": 1,
+            CACHE_NAME: cache,
+        }
 
     def supervised_loss(
         self,

@@ -11,18 +11,25 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+# transformers before 5.6 copies of a checkpoint's files those that this one names, so it names all: attention, rotary
+# and sequence_layout for the others.
+from .attention import attend as attend
 from .chatting import ChatMixin
+from .compat import CACHE_NAME, warn_if_untested
 from .configuration_internvl_chat import InternVLChatConfig
 from .conversation import IMG_CONTEXT_TOKEN, get_conv_template
 from .image_processing_internvl_chat import normalize_pixels
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
+from .rotary import rotary_cos_sin as rotary_cos_sin
+from .sequence_layout import SequenceLayout as SequenceLayout
 
 try:
     from peft import LoraConfig, get_peft_model
 except ImportError:
     get_peft_model = None
 
+warn_if_untested()
 LLM_LORA_TARGETS = ["attention.wqkv", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
 # Tiles a frozen encoder takes at once: enough to fill a GPU, and 0.3 GB of one layer's activations of InternViT-300M.
 VISION_BATCH = 32
@@ -59,7 +66,6 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
     _no_split_modules = ["InternVisionEncoderLayer", "InternLM2DecoderLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
-    _supports_flex_attn = True
     # transformers' Trainer asks: `num_items_in_batch` is honoured, so losses are means over the whole optimizer step.
     accepts_loss_kwargs = True
 
@@ -239,7 +245,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         if answers_per_prompt > 1 and embeddings.shape[1] > 1 and config.use_cache is not False:
             cache = self.read_prompts(embeddings, attention_mask)
             cache.batch_repeat_interleave(answers_per_prompt)
-            not_settings["past_key_values"] = cache
+            not_settings[CACHE_NAME] = cache
         return self.language_model.generate(
             inputs_embeds=embeddings, attention_mask=attention_mask, generation_config=config, **not_settings
         )
@@ -252,10 +258,11 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
         position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        return self.language_model(
+        outputs = self.language_model(
             inputs_embeds=embeddings[:, :-1],
             attention_mask=attention_mask[:, :-1],
             position_ids=position_ids[:, :-1],
             use_cache=True,
             return_logits=False,
-        ).past_key_values
+        )
+        return getattr(outputs, CACHE_NAME)

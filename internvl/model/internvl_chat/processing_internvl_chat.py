@@ -2,6 +2,7 @@
 
 from transformers import BatchFeature, ProcessorMixin
 
+from .compat import IS_TRANSFORMERS_4
 from .conversation import Turn, get_conv_template, join_segments, place_pictures, render_turns
 
 
@@ -11,6 +12,11 @@ class InternVLChatProcessor(ProcessorMixin):
     ``num_image_token`` is the number of language model tokens a tile takes; ``template`` names the conversation
     template. Both come from the checkpoint's config.
     """
+
+    if IS_TRANSFORMERS_4:  # its successor reads the constructor's signature, and warns of these
+        attributes = ["image_processor", "tokenizer"]
+        image_processor_class = "AutoImageProcessor"
+        tokenizer_class = "AutoTokenizer"
 
     def __init__(self, image_processor=None, tokenizer=None, num_image_token=256, template="internlm2-chat", **kwargs):
         super().__init__(image_processor, tokenizer)
