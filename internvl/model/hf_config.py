@@ -7,6 +7,7 @@ conversation template, is kept in ``config.json`` under :data:`ORIGINAL` (the pu
 """
 
 import json
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -147,8 +148,13 @@ def hf_config(config: InternVLChatConfig, original: dict, *, image_token_id: int
         architectures=["InternVLForConditionalGeneration"],
         **{theirs: getattr(config, ours) for ours, theirs in CHAT_FIELDS.items()},
     )
-    # torch_dtype is its name before transformers 4.56.
-    return {**json.loads(whole.to_json_string()), "dtype": dtype, "torch_dtype": dtype, ORIGINAL: original}
+    content = json.loads(whole.to_json_string())
+    # The names that transformers 4 reads, beside those of its successor.
+    content["torch_dtype"] = dtype
+    content["text_config"]["rope_theta"] = rope["rope_theta"]
+    if rope["rope_type"] != "default":
+        content["text_config"]["rope_scaling"] = {"rope_type": rope["rope_type"], "factor": rope["factor"]}
+    return {**content, "dtype": dtype, ORIGINAL: original}
 
 
 def parse_config(content: dict, file: Path = Path("config.json")) -> InternVLChatConfig:
@@ -281,4 +287,6 @@ def write_published_surroundings(folder: Path, source: Path, original: dict, pub
     if published_generation or changed:
         write_json(folder / "generation_config.json", {**published_generation, **changed})
     write_chat_tokenizer(folder, load_tokenizer(source), original["template"])
+    # As it was: a tokenizer loaded from the other layout has made special what the processor asks for by name.
+    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
     write_model_files(folder, parse_config(original, folder / "config.json"))

@@ -100,7 +100,8 @@ def write_tokenizer(
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     content = json.loads(file.read_text(encoding="utf-8"))
-    content = {name: value for name, value in content.items() if name not in NOT_SETTINGS}
+    of_a_processor = content.get("model_specific_special_tokens") or {}
+    content = {name: value for name, value in content.items() if name not in (*NOT_SETTINGS, *of_a_processor)}
     # TokenizersBackend, and a list called extra_special_tokens, exist in transformers 5 only.
     content["tokenizer_class"] = "PreTrainedTokenizerFast"
     named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token}

@@ -1,11 +1,14 @@
 """How a checkpoint's pictures are cut into tiles: the settings of its training, which travel in its files."""
 
+import logging
 from pathlib import Path
 
 from internvl.json_files import read_object
 from internvl.model.config_check import CHAT, check_fields
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 
+logger = logging.getLogger(__name__)
+_WARNED: set[Path] = set()
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
 # Field of the image processor's file → field of config.json. A finetune may change each of them.
 FIELDS = {
@@ -38,7 +41,27 @@ def read_tiling(folder: Path) -> dict:
     if content.get("image_processor_type") != "InternVLChatImageProcessor":
         return {}  # the published one, of CLIP, says nothing about tiles
     check_fields(content, {name: CHAT[own] for name, own in FIELDS.items()}, f"{file}:")
-    return {own: content[name] for name, own in FIELDS.items() if name in content}
+    tiling = {own: content[name] for name, own in FIELDS.items() if name in content}
+    if (folder / "config.json").is_file():
+        warn_of_another(tiling, read_object(folder / "config.json", "Restore the file"), file)
+    return tiling
+
+
+def warn_of_another(tiling: dict, config: dict, file: Path) -> None:
+    """Say once for each folder where its ``config.json`` names other tiles than the image processor's ``file``."""
+    differing = [
+        f"{own} {config[own]} there, {value} here"
+        for own, value in tiling.items()
+        if config.get(own) is not None and config[own] != value
+    ]
+    if differing and file not in _WARNED:
+        _WARNED.add(file)
+        logger.warning(
+            "%s: differs from config.json beside it (%s). What is here is used; a server may use the other. Make them "
+            "equal.",
+            file,
+            "; ".join(differing),
+        )
 
 
 def most_tiles(config: InternVLChatConfig) -> int:

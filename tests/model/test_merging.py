@@ -59,8 +59,8 @@ def test_documented_cp_lines_keep_the_merged_folder_loadable(tiny_base, trained_
 def test_merged_folder_has_exactly_the_expected_files(trained_adapter, tmp_path):
     merge_checkpoint(Checkpoint(trained_adapter), tmp_path / "merged")
     assert {file.name for file in (tmp_path / "merged").iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json",
-        "processor_config.json", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
+        "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
         *(file.name for file in model_code_files()),
     }  # fmt: skip
 
