@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", help="merged model folder; its model files are run, so use one you trust")
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--json", type=Path, help="write the captions here instead of printing them")
-    parser.add_argument("--max-num", type=int, default=1, help="most tiles of a picture (default %(default)s)")
+    parser.add_argument("--max-num", type=int, help="most tiles of a picture (default: the model's)")
     args = parser.parse_args(argv)
     model = AutoModel.from_pretrained(args.model, trust_remote_code=True, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)

@@ -38,9 +38,12 @@ from internvl.inference.engine import DTYPES, Engine
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER
+from internvl.model.loading import load_config
+from internvl.model.tiling import most_tiles
 from internvl.model.vision_cache import VISION_CACHE_GB, VisionCache
 
 logger = logging.getLogger("internvl.evaluation")
+PUBLISHED_TILES = 6  # of the original's evaluation with --dynamic
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -64,7 +67,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--num-frames", type=int, default=NUM_FRAMES, help="frames of a video (default %(default)s)")
     parser.add_argument("--dynamic", action="store_true", help="cut pictures into tiles")
-    parser.add_argument("--max-num", type=int, default=6, help="most tiles with --dynamic (default %(default)s)")
+    parser.add_argument(
+        "--max-num",
+        type=int,
+        help="most tiles of a picture with --dynamic (default: the checkpoint's, as it was trained)",
+    )
     parser.add_argument("--num-beams", type=int, default=1, help="beams; 1 is greedy (default %(default)s)")
     parser.add_argument("--min-new-tokens", type=int, help="of an answer (default: 8 of caption sets, 1 of rows)")
     parser.add_argument("--max-new-tokens", type=int, help="of an answer (default: 30 of caption sets, 128 of rows)")
@@ -100,6 +107,21 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--root: goes with --annotation: the folder that the paths in its rows start from.")
     if args.prompt and not args.datasets:
         raise UserError("--prompt: rows bring their own questions. Leave it away, or use it with --datasets.")
+
+
+def choose_tile_limit(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
+    """Return the most tiles of a picture: ``--max-num``, or what the checkpoint was trained with."""
+    if not args.dynamic:
+        return 1
+    if args.max_num is not None:
+        return args.max_num
+    limit = most_tiles(load_config(checkpoint))
+    if limit != PUBLISHED_TILES:
+        logger.info(
+            "Images are cut into at most %d tiles, as in the training of %s. Published scores use %d (--max-num %d).",
+            *(limit, checkpoint.folder, PUBLISHED_TILES, PUBLISHED_TILES),
+        )
+    return limit
 
 
 def read_sets(args: argparse.Namespace) -> list[CaptionSet]:
@@ -202,7 +224,7 @@ def evaluate_set(
         "prompt": args.prompt or describe_prompt(data),
         **generation,
         "dynamic": args.dynamic,
-        "max_num": args.max_num if args.dynamic else 1,
+        "max_num": args.max_num,
         "num_frames": args.num_frames,
         "precision": detect_device()[1] if args.precision == "auto" else args.precision,
         "vision_cache": args.vision_cache is not None,  # its features are rounded to bfloat16
@@ -261,6 +283,7 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging()
     check_arguments(args)
     checkpoint = Checkpoint(args.checkpoint)
+    args.max_num = choose_tile_limit(args, checkpoint)
     sets = read_sets(args)
     for data in sets:
         check_output(result_folder(args, data).parent)
@@ -274,9 +297,7 @@ def main(argv: list[str] | None = None) -> None:
     check_scorers()
     first = start_processes()
     torch.manual_seed(args.seed)
-    engine = Engine.load(
-        args.checkpoint, precision=args.precision, auto=args.auto, max_tiles=args.max_num if args.dynamic else 1
-    )
+    engine = Engine.load(args.checkpoint, precision=args.precision, auto=args.auto, max_tiles=args.max_num)
     if args.vision_cache:
         engine.vision_cache = VisionCache(args.vision_cache, engine.model, max_bytes=round(args.vision_cache_gb * 1e9))
     sha256 = from_first(checkpoint.sha256 if first else None)
