@@ -1,9 +1,10 @@
 """Do with a checkpoint folder all that ``AutoModel`` and its kin offer, and write down what came out.
 
-    python use_folder.py FOLDER OUT.json PICTURE…
+    python use_folder.py FOLDER HF_FOLDER OUT.json PICTURE…
 
 Runs on every transformers that ``run.sh`` names, with nothing of this repository on the import path. OUT.json holds
-the greedy ids of each picture's caption, a text chat, and logits; an operation that fails ends the program.
+the greedy ids of each picture's caption, a text chat, and logits; an operation that fails ends the program. HF_FOLDER
+is the same model in transformers' own layout, or ``-``.
 """
 
 import importlib.util
@@ -17,7 +18,14 @@ from pathlib import Path
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, TextIteratorStreamer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    TextIteratorStreamer,
+)
 
 QUESTION = "Provide a one-sentence caption for the provided image."
 GREEDY = {"max_new_tokens": 24, "do_sample": False}
@@ -92,8 +100,22 @@ def use_names(folder: Path) -> None:
             os.chdir(here)
 
 
+def use_hf_folder(folder: str, path: str) -> list[int]:
+    """Return the greedy ids of a picture's caption by transformers' own classes."""
+    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert config.model_type == "internvl" and tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    content = [{"type": "image", "image": Image.open(path)}, {"type": "text", "text": QUESTION}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    return model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :].tolist()
+
+
 def main() -> None:
-    folder, out, *paths = sys.argv[1:]
+    folder, hf_folder, out, *paths = sys.argv[1:]
     assert importlib.util.find_spec("internvl") is None, "the repository is importable"
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
@@ -121,6 +143,8 @@ def main() -> None:
     encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     result["template"] = tokenizer(encoded, add_special_tokens=False)["input_ids"]
     assert result["template"] == tokenizer(model.build_prompt([("Hello.", None)], []))["input_ids"]
+    if hf_folder != "-":
+        result["hf"] = [use_hf_folder(hf_folder, path) for path in paths[:2]]
     Path(out).write_text(json.dumps(result), encoding="utf-8")
 
 

@@ -11,11 +11,13 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-# transformers before 5.6 copies of a checkpoint's files those that this one names, so it names all: attention, rotary
-# and sequence_layout for the others.
+# transformers before 5.6 copies of a checkpoint's files those that this one names, and none that they name in turn.
+# So those are named here, too; `as` marks what is imported for that alone.
 from .attention import attend as attend
 from .chatting import ChatMixin
 from .compat import CACHE_NAME, warn_if_untested
+from .configuration_intern_vit import InternVisionConfig as InternVisionConfig
+from .configuration_internlm2 import InternLM2Config as InternLM2Config
 from .configuration_internvl_chat import InternVLChatConfig
 from .conversation import IMG_CONTEXT_TOKEN, get_conv_template
 from .image_processing_internvl_chat import normalize_pixels

@@ -5,6 +5,8 @@ from transformers import BatchFeature, ProcessorMixin
 from .compat import IS_TRANSFORMERS_4
 from .conversation import Turn, get_conv_template, join_segments, place_pictures, render_turns
 
+ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
+
 
 class InternVLChatProcessor(ProcessorMixin):
     """Tiles the pictures, renders the template and tokenizes, as ``model.chat`` does.
@@ -30,23 +32,61 @@ class InternVLChatProcessor(ProcessorMixin):
         single question without markers gets one per picture in front.
         """
         questions = [text] if isinstance(text, str) else list(text)
-        features = BatchFeature()
-        counts = []
-        if images is not None:
+        if images is not None and len(questions) == 1 and "<image>" not in questions[0]:
+            num_pictures = len(images) if isinstance(images, (list, tuple)) else 1
+            questions[0] = "<image>\n" * num_pictures + questions[0]
+        return self.encode([[Turn("human", question)] for question in questions], images, **kwargs)
+
+    def encode(self, conversations: list[list[Turn]], images=None, *, add_generation_prompt: bool = True, **kwargs):
+        """Return the model inputs of conversations, as :meth:`__call__` does of questions.
+
+        Args:
+            conversations: the turns of each, with an ``<image>`` marker for each picture.
+            images: the pictures of all, in the order of the markers.
+            add_generation_prompt: end with an open answer.
+            kwargs: settings of the image processor.
+
+        Raises:
+            ValueError: markers and pictures differ in number.
+        """
+        features, counts = BatchFeature(), []
+        if images is not None and not (isinstance(images, (list, tuple)) and not images):
             features = self.image_processor(images, **kwargs)
             counts = [tiles * self.num_image_token for tiles in features.pop("num_patches_list")]
-            if len(questions) == 1 and "<image>" not in questions[0]:
-                questions[0] = "<image>\n" * len(counts) + questions[0]
         prompts = []
-        for question in questions:
-            num_pictures = question.count("<image>")
-            turns = place_pictures([Turn("human", question)], counts[:num_pictures])
+        for turns in conversations:
+            num_pictures = sum(turn.value.count("<image>") for turn in turns if turn.role == "human")
+            placed = place_pictures(turns, counts[:num_pictures])
             counts = counts[num_pictures:]
             template = get_conv_template(self.template)
-            prompts.append(join_segments(render_turns(template, turns, add_generation_prompt=True)))
+            segments = render_turns(template, placed, add_generation_prompt=add_generation_prompt)
+            prompts.append(join_segments(segments))
         if counts:
             raise ValueError(
                 f"{len(counts)} pictures have no <image> marker in the text. Give one marker per picture."
             )
         features.update(self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left"))
         return features
+
+    def apply_chat_template(
+        self, conversation: list[dict], *, add_generation_prompt: bool = False, tokenize: bool = False, **kwargs
+    ) -> str | BatchFeature:
+        """Render a conversation of ``{"role", "content"}`` messages as training does.
+
+        A content is text, or a list of ``{"type": "text", "text"}`` and ``{"type": "image", "image" | "path"}`` parts.
+        Returns the prompt with ``<image>`` markers, or with ``tokenize`` the model inputs, pictures and all.
+        """
+        turns, images = [], []
+        for message in conversation:
+            if message["role"] not in ROLES:
+                raise ValueError(f"Roles are {', '.join(ROLES)}, not {message['role']!r}. Rename it.")
+            parts = message["content"]
+            parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
+            images += [part.get("image", part.get("path")) for part in parts if part["type"] == "image"]
+            texts = ("<image>\n" if part["type"] == "image" else part["text"] for part in parts)
+            turns.append(Turn(ROLES[message["role"]], "".join(texts)))
+        if tokenize:
+            return self.encode([turns], images, add_generation_prompt=add_generation_prompt)
+        template = get_conv_template(self.template)
+        segments = render_turns(template, turns, add_generation_prompt=add_generation_prompt)
+        return self.tokenizer.bos_token + join_segments(segments)
