@@ -9,7 +9,7 @@ from internvl.errors import UserError
 
 
 def read_json(file: Path, todo: str = "Correct the file") -> object:
-    """Parse a JSON file; ``todo`` ends the messages.
+    """Parse a JSON file, with or without a byte order mark in front; ``todo`` ends the messages.
 
     Raises:
         UserError: it cannot be read, is not JSON in UTF-8, or is JSON that readers would understand differently: a
@@ -17,7 +17,7 @@ def read_json(file: Path, todo: str = "Correct the file") -> object:
     """
     try:
         return json.loads(
-            file.read_text(encoding="utf-8"), object_pairs_hook=unique_keys, parse_constant=refuse_constant
+            file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys, parse_constant=refuse_constant
         )
     except OSError as err:
         raise UserError(f"{file}: cannot be read: {err.strerror}. Check the path.") from err

@@ -9,6 +9,7 @@ import numpy as np
 # Annotations nest to a depth of about six. ijson keeps the whole path of each value, so that a megabyte of brackets
 # would take more memory than there is.
 MAX_DEPTH = 500
+UTF8_MARK = b"\xef\xbb\xbf"
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -17,16 +18,23 @@ class BrokenJsonError(ValueError):
 
 
 class ShallowStream:
-    """A stream of JSON that is not nested deeper than :data:`MAX_DEPTH`; ``read`` raises BrokenJsonError if it is."""
+    """A stream of JSON that is not nested deeper than :data:`MAX_DEPTH`; ``read`` raises BrokenJsonError if it is.
+
+    A byte order mark in front, as editors on Windows put it there, is no part of it.
+    """
 
     def __init__(self, stream: BinaryIO):
         self.stream = stream
+        self.begun = False
         self.depth = 0
         self.in_string = False
         self.held = b""  # a backslash at the end of the last block, which belongs to what follows
 
     def read(self, size: int = -1) -> bytes:
         block = self.stream.read(size)
+        if not self.begun and block:
+            self.begun = True
+            block = block.removeprefix(UTF8_MARK) or self.stream.read(size)
         text = (self.held + block).replace(b"\\\\", b"").replace(b'\\"', b"")
         self.held = b"\\" if text.endswith(b"\\") else b""
         parts = text.split(b'"')

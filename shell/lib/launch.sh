@@ -276,7 +276,7 @@ def refuse(where, message):
 
 
 try:
-    with open(meta_path, encoding="utf-8") as file:
+    with open(meta_path, encoding="utf-8-sig") as file:
         meta = json.load(file)
 except json.JSONDecodeError as error:
     refuse(f":{error.lineno}", f"not valid JSON ({error.msg}, column {error.colno}). Correct that line.")
