@@ -1,33 +1,75 @@
 """Videos: which frames of them are used, and reading those, from a file or from a folder of frames."""
 
+import math
 import random
 import re
-from collections.abc import Sequence
-from fractions import Fraction
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from internvl.data.image_files import UNREADABLE_SUFFIXES, image_suffixes
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Turn
 from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
 
 # A picture or frame of more pixels is not decoded: half a gigabyte as RGB, and what a file of some bytes can claim. It
 # is where Pillow refuses by itself, fixed here so that no library that lifts Pillow's limit lifts ours.
 MAX_PIXELS = 178_956_970
-FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+TIME_TOLERANCE = 1e-6  # seconds; times come from whole numbers of a fraction of a second
 
 
 class VideoError(ValueError):
     """A video that cannot be used; the message is a whole one, with what to do."""
 
 
-class VideoInfo(NamedTuple):
-    """Number of frames of a video, and how many of them make a second (1 for a folder of frames)."""
+@dataclass(frozen=True)
+class VideoInfo:
+    """When each frame of a video is shown.
 
-    num_frames: int
+    ``times`` are the frames' in seconds, float64 (frames,), from 0 on in order; ``frames_per_second`` is the rate that
+    the file names, an average where it varies (1 for a folder of frames).
+    """
+
+    times: np.ndarray
     frames_per_second: float
+
+    @classmethod
+    def at_rate(cls, num_frames: int, frames_per_second: float) -> "VideoInfo":
+        """Return a video of a constant rate."""
+        return cls(np.arange(num_frames) / frames_per_second, frames_per_second)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.times)
+
+    @cached_property
+    def has_constant_rate(self) -> bool:
+        """Whether every frame is shown within half a frame of where the rate puts it."""
+        expected = np.arange(self.num_frames) / self.frames_per_second
+        return bool(np.all(np.abs(self.times - expected) < 0.5 / self.frames_per_second))
+
+    def frame_at(self, seconds: float) -> int:
+        """Return which frame is shown at a time, as if the last one were shown for ever."""
+        if self.has_constant_rate:
+            return int(seconds * self.frames_per_second)
+        return max(0, int(np.searchsorted(self.times, seconds + TIME_TOLERANCE, side="right")) - 1)
+
+    def frames_before(self, seconds: float) -> int:
+        """Return how many frames are shown before a time."""
+        if self.has_constant_rate:
+            return min(math.ceil(seconds * self.frames_per_second), self.num_frames)
+        return int(np.searchsorted(self.times, seconds - TIME_TOLERANCE, side="left"))
+
+
+class FewerFramesError(VideoError):
+    """Decoding shows fewer frames than the packets of a video promise; ``info`` is about those that came."""
+
+    def __init__(self, message: str, info: VideoInfo):
+        super().__init__(message)
+        self.info = info
 
 
 def choose_frames(
@@ -37,6 +79,7 @@ def choose_frames(
     sample: str = "rand",
     fix_start: int | None = None,
     input_fps: float = 1,
+    times: np.ndarray | None = None,
     max_num_frames: int = -1,
     chance=random,
     permutation=np.random.permutation,
@@ -45,7 +88,8 @@ def choose_frames(
 
     The video is cut into ``num_frames`` equal parts; "rand" takes one frame at random of each, "middle" the one in the
     middle, and with ``fix_start`` the one so many behind each part's first. A video of fewer frames has its last one
-    repeated. "fps1", "fps0.5", … take frames at that rate instead, at most ``max_num_frames`` if that is above 0.
+    repeated. "fps1", "fps0.5", … take frames at that rate instead, at most ``max_num_frames`` if that is above 0: by
+    ``input_fps``, or where the rate varies by ``times``, (video_length,) seconds from the start of what is used.
     ``chance`` and ``permutation`` draw the random numbers. The choice is that of the original's training code.
 
     Raises:
@@ -53,11 +97,16 @@ def choose_frames(
     """
     if sample.startswith("fps"):
         step = 1 / float(sample.removeprefix("fps"))
-        end = video_length / input_fps + step / 2
+        duration = video_length / input_fps if times is None else times[-1] + 1 / input_fps
+        end = duration + step / 2
         if max_num_frames > 0:  # a video that claims to take years has no more frames for it
             end = min(end, (max_num_frames + 1) * step)
         seconds = np.arange(step / 2, end, step)
-        indices = [index for index in np.around(seconds * input_fps).astype(int).tolist() if index < video_length]
+        if times is None:
+            indices = np.around(seconds * input_fps).astype(int).tolist()
+        else:
+            indices = (np.searchsorted(times, seconds[seconds < duration], side="right") - 1).clip(0).tolist()
+        indices = [index for index in indices if index < video_length]
         return indices[:max_num_frames] if max_num_frames > 0 else indices
     if sample not in ("rand", "middle"):
         raise ValueError(f"There is no way {sample!r} to choose frames: use rand, middle, or fps with a number.")
@@ -96,12 +145,19 @@ def list_frames(folder: Path) -> list[Path]:
     """Return the pictures of a folder of frames in their order; frame_10 comes after frame_9.
 
     Raises:
-        VideoError: one of them is no file: reading a pipe or a device would not end.
+        VideoError: one of them is no file, since reading a pipe or a device would not end; or is a picture of a kind
+            that cannot be read, which would be left out of the video.
     """
-    frames = [file for file in folder.iterdir() if file.suffix.lower() in FRAME_SUFFIXES]
+    files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    frames = [file for file in files if file.suffix.lower() in image_suffixes()]
     other = next((file for file in frames if not file.is_file()), None)
     if other:
         raise VideoError(f"{other}: is no file. Replace it or remove it from the frames.")
+    unreadable = next((file for file in sorted(files) if file.suffix.lower() in UNREADABLE_SUFFIXES), None)
+    if unreadable:
+        raise VideoError(
+            f"{unreadable}: is a picture of a kind that Pillow does not read. Convert the frames to JPEG."
+        )
 
     def numbers_by_value(file: Path) -> list[tuple[int, str]]:
         text_and_numbers = re.split(r"([0-9]{1,18})", file.name)  # other digits, and longer numbers, are text
@@ -111,22 +167,21 @@ def list_frames(folder: Path) -> list[Path]:
 
 
 def read_video_info(path: Path) -> VideoInfo:
-    """Return number and rate of a video's frames, counted in its packets, without decoding them.
+    """Return when a video's frames are shown, from the times of its packets, without decoding them.
 
     Raises:
         VideoError: it is no video, has no frames, or too large ones.
     """
     if path.is_dir():
-        info = VideoInfo(len(list_frames(path)), 1)
+        info = VideoInfo.at_rate(len(list_frames(path)), 1)
     else:
         import av  # slow to import, and most data sets have no video
 
         try:
             with av.open(str(path)) as container:
-                stream = container.streams.video[0]
+                stream = best_stream(container)
                 check_frame_size(path, stream.width, stream.height)
-                rate = stream.average_rate or stream.guessed_rate or Fraction(1)
-                info = VideoInfo(sum(packet.size > 0 for packet in container.demux(stream)), float(rate))
+                info = frame_times(packet_times(container, stream), stream)
         except (av.FFmpegError, IndexError) as err:
             raise VideoError(f"{path}: cannot be read as a video ({describe(err)}). Replace it or its row.") from err
     if info.num_frames == 0:
@@ -134,11 +189,43 @@ def read_video_info(path: Path) -> VideoInfo:
     return info
 
 
+def best_stream(container):
+    """Return the video stream a player would show: not the cover picture of a file, where there is another.
+
+    Raises:
+        IndexError: there is none.
+    """
+    return container.streams.best("video") or container.streams.video[0]
+
+
+def packet_times(container, stream) -> list:
+    """Return the time stamp of each frame that decoding shows, in the stream's units, None where there is none.
+
+    A file that was cut without encoding it again keeps packets before the cut, which its edit list hides; and what
+    stands before the first key frame cannot be decoded.
+    """
+    times, decodable = [], False
+    for packet in container.demux(stream):
+        decodable |= packet.is_keyframe
+        if packet.size > 0 and decodable and not packet.is_discard:
+            times.append(packet.pts)
+    return times
+
+
+def frame_times(stamps: list, stream) -> VideoInfo:
+    """Return when frames with these time stamps are shown; at the stream's rate where they have none."""
+    rate = float(stream.average_rate or stream.guessed_rate or 1)
+    if not stamps or any(stamp is None for stamp in stamps):
+        return VideoInfo.at_rate(len(stamps), rate)
+    ordered = np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base)
+    return VideoInfo(ordered - ordered[0], rate)
+
+
 def read_frames(path: Path, indices: Sequence[int]) -> list[Image.Image]:
     """Read frames of a video file or folder, as RGB, upright.
 
     Raises:
-        VideoError: it cannot be read, has too large frames, or ends before the last of them.
+        VideoError: it cannot be read, has too large frames, or (FewerFramesError) ends before the last of them.
     """
     if path.is_dir():
         files = list_frames(path)
@@ -148,14 +235,15 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[Image.Image]:
             raise VideoError(str(err)) from err
     import av
 
-    wanted, frames = set(indices), {}
+    wanted, frames, stamps = set(indices), {}, []
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
+            stream = best_stream(container)
             check_frame_size(path, stream.width, stream.height)
             stream.thread_type = "AUTO"
             for number, frame in enumerate(container.decode(stream)):
                 check_frame_size(path, frame.width, frame.height)  # it may change on the way
+                stamps.append(frame.pts)
                 if number in wanted:
                     image = frame.to_image()
                     frames[number] = image.rotate(frame.rotation, expand=True) if frame.rotation else image
@@ -165,8 +253,22 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[Image.Image]:
         raise VideoError(f"{path}: cannot be read as a video ({describe(err)}). Replace it or its row.") from err
     missing = sorted(wanted - frames.keys())
     if missing:
-        raise VideoError(f"{path}: ends before frame {missing[0]}. Copy the complete video there.")
+        message = f"{path}: ends before frame {missing[0]}. Copy the complete video there."
+        raise FewerFramesError(message, frame_times(stamps, stream))
     return [frames[index] for index in indices]
+
+
+def read_chosen_frames(path: Path, choose: Callable[[VideoInfo], Sequence[int]]) -> list[Image.Image]:
+    """Read the frames that ``choose`` picks of a video; errors as above.
+
+    Where decoding shows fewer than the packets promise, ``choose`` picks again of those that came.
+    """
+    try:
+        return read_frames(path, choose(read_video_info(path)))
+    except FewerFramesError as err:
+        if err.info.num_frames == 0:
+            raise VideoError(f"{path}: has no frames. Replace the video or remove its row.") from err
+        return read_frames(path, choose(err.info))
 
 
 def check_frame_size(path: Path, width: int, height: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from internvl.data.media import choose_clip, read_info, read_picture, read_picture_size, read_video
 from internvl.data.problems import RowError, raise_first
 from internvl.data.rendering import count_text_tokens
-from internvl.data.video import choose_frames, place_frames
+from internvl.data.video import VideoInfo, choose_frames, place_frames
 from internvl.inference.engine import Engine, Request
 from internvl.model.internvl_chat.conversation import Turn, get_conv_template
 from internvl.model.vision_cache import Picture
@@ -38,9 +38,8 @@ class Question:
         return {"image": names[0] if len(names) == 1 else names} if names else {}
 
 
-def middle_frames(question: Question, num_frames: int) -> list[int]:
+def middle_frames(question: Question, info: VideoInfo, num_frames: int) -> list[int]:
     """Return the frames of a question's video: the middle ones of ``num_frames`` equal parts of it or of its clip."""
-    info = read_info(question.video, question.where)
     start, length = choose_clip(question.clip, info, question.video, question.where)
     return [start + index for index in choose_frames(num_frames, length, sample="middle")]
 
@@ -84,7 +83,9 @@ def count_tokens(
     texts, tiles = [], []
     for question in questions:
         turns, limit = list(question.turns), tile_limit(engine, question)
-        frames = len(middle_frames(question, num_frames)) if question.video else 0
+        frames = 0
+        if question.video:
+            frames = len(middle_frames(question, read_info(question.video, question.where), num_frames))
         texts.append(place_frames(turns, frames))
         tiles.append(frames + sum(engine.count_tiles(sizes[path], limit) for path in question.images))
     template = get_conv_template(engine.model.template)
@@ -100,8 +101,7 @@ def read_request(engine: Engine, question: Question, num_frames: int) -> Request
     """
     turns = list(question.turns)
     if question.video:
-        indices = middle_frames(question, num_frames)
-        frames = read_video(question.video, indices, question.where)
+        frames = read_video(question.video, lambda info: middle_frames(question, info, num_frames), question.where)
         return Request([engine.tiles(frame, 1) for frame in frames], place_frames(turns, len(frames)))
     limit = tile_limit(engine, question)
     pictures = []

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from internvl.data.media import read_info, read_picture, read_video
+from internvl.data.media import read_picture, read_video
 from internvl.errors import UserError
 
 THUMBNAIL_PX = 320
@@ -197,7 +197,7 @@ def _picture(thumbnail: Image.Image) -> _Picture:
 
 
 def _middle_frame(video: Path, where: str) -> Image.Image:
-    return read_video(video, [read_info(video, where).num_frames // 2], where)[0]
+    return read_video(video, lambda info: [info.num_frames // 2], where)[0]
 
 
 def _read_thumbnail(path: Path, where: str) -> Image.Image:

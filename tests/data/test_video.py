@@ -7,11 +7,15 @@ import av
 import numpy as np
 import pytest
 
+from internvl.data import video
+from internvl.data.media import choose_clip
 from internvl.data.video import (
+    VideoInfo,
     choose_frames,
     is_frame_sampling,
     list_frames,
     place_frames,
+    read_chosen_frames,
     read_frames,
     read_video_info,
 )
@@ -36,7 +40,9 @@ def clip(tmp_path_factory) -> Path:
 
 
 def test_a_video_is_measured_without_decoding_it(clip):
-    assert read_video_info(clip) == (40, 10.0)
+    info = read_video_info(clip)
+    assert info.num_frames == 40 and info.frames_per_second == 10.0 and info.has_constant_rate
+    assert info.times == pytest.approx(np.arange(40) / 10)
 
 
 def test_exactly_the_wanted_frames_are_read_and_repeated_ones_too(clip):
@@ -44,6 +50,81 @@ def test_exactly_the_wanted_frames_are_read_and_repeated_ones_too(clip):
     levels = [np.asarray(frame).mean() for frame in frames]
     assert levels == pytest.approx([0, 42, 126, 234, 234], abs=4)
     assert {frame.mode for frame in frames} == {"RGB"}
+
+
+CASES = Path(__file__).parents[1] / "cases"
+
+
+@pytest.mark.parametrize(
+    ("name", "num_frames"),
+    [("02/cut_at_3.mp4", 25), ("02/joined.ts", 25), ("02/whole.mp4", 100), ("15/screen.mp4", 50)],
+)
+def test_as_many_frames_are_counted_as_decoding_shows(name, num_frames):
+    """Edit lists hide packets before a cut; nothing before the first key frame can be decoded."""
+    file = CASES / name
+    with av.open(str(file)) as container:
+        decoded = [float(frame.pts * frame.time_base) for frame in container.decode(video=0)]
+    assert len(decoded) == num_frames
+    assert read_video_info(file).times == pytest.approx(np.array(decoded) - decoded[0])
+    assert len(read_chosen_frames(file, lambda info: [0, info.num_frames - 1])) == 2
+
+
+@pytest.mark.parametrize("name", ["screen.mp4", "screen.webm"])
+@pytest.mark.parametrize(("clip", "red"), [((0, 8), True), ((8, 10), False), ((5, 7), True), ((7.9, 8.0), True)])
+def test_a_clip_of_a_video_of_variable_rate_takes_what_is_shown_in_its_seconds(name, clip, red):
+    """Two red frames in 8 s, then 48 blue ones in 2 s; the average rate says something else."""
+    file = CASES / "15" / name
+
+    def choose(info):
+        start, length = choose_clip(clip, info, file, "rows.jsonl:1")
+        return range(start, start + length)
+
+    colours = [np.asarray(frame)[32, 32] for frame in read_chosen_frames(file, choose)]
+    assert colours and all((colour[0] > 120) == red for colour in colours)
+
+
+def test_a_rate_of_a_video_of_variable_rate_goes_by_its_times():
+    info = read_video_info(CASES / "15" / "screen.mp4")
+    assert not info.has_constant_rate
+    chosen = choose_frames(0, 50, sample="fps1", input_fps=info.frames_per_second, times=info.times)
+    # Shown at 0.5, 1.5, … 9.5 s: four times each red frame, then two blue ones.
+    assert chosen == [0, 0, 0, 0, 1, 1, 1, 1, 14, 38]
+
+
+def test_where_decoding_shows_fewer_frames_than_promised_others_are_chosen(clip, monkeypatch):
+    monkeypatch.setattr(video, "read_video_info", lambda path: VideoInfo.at_rate(60, 10.0))
+    asked = []
+
+    def choose(info):
+        asked.append(info.num_frames)
+        return [0, info.num_frames - 1]
+
+    frames = read_chosen_frames(clip, choose)
+    assert asked == [60, 40] and np.asarray(frames[1]).mean() == pytest.approx(234, abs=4)
+
+
+def test_the_cover_picture_of_a_video_is_not_its_stream(tmp_path):
+    """A file with an attached picture in front of its film, as shops and phones write them."""
+    file = tmp_path / "covered.mkv"
+    with av.open(str(file), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        film = container.add_stream("mpeg4", rate=10)
+        film.width, film.height, film.pix_fmt = 64, 64, "yuv420p"
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        for _ in range(5):
+            container.mux(film.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        for stream in (cover, film):
+            container.mux(stream.encode())
+    assert read_video_info(file).num_frames == 5
+    assert read_chosen_frames(file, lambda info: [4])[0].size == (64, 64)
+
+
+def test_frames_that_pillow_does_not_read_are_not_left_out_in_silence(tmp_path):
+    picture(20, 20, 1).save(tmp_path / "frame_1.png")
+    (tmp_path / "frame_2.heic").touch()
+    with pytest.raises(ValueError, match=r"frame_2\.heic: is a picture of a kind that Pillow does not read"):
+        list_frames(tmp_path)
 
 
 def test_a_video_that_ends_early_names_the_missing_frame(clip):
@@ -111,9 +192,9 @@ def test_frames_are_told_as_the_model_card_does():
 
 
 def test_a_real_video_is_read(shared):
-    video = shared / "media" / "red-panda.mp4"
-    info = read_video_info(video)
+    file = shared / "media" / "red-panda.mp4"
+    info = read_video_info(file)
     assert info.num_frames == 895 and info.frames_per_second == pytest.approx(30, abs=0.1)
-    frames = read_frames(video, [0, 447, 894])
+    frames = read_frames(file, [0, 447, 894])
     assert {frame.size for frame in frames} == {(360, 640)} or {frame.size for frame in frames} == {(640, 360)}
     assert np.asarray(frames[0]).std() > 20
