@@ -99,6 +99,8 @@ def print_summary(console: Console, report: dict) -> None:
         ("cannot be trained on", lambda one: f"{one['errors']:,}"),
     ):
         table.add_row(title, *map(value, sets))
+    for note in dict.fromkeys(note for one in sets for note in one["notes"]):
+        table.add_row(escape(note), *(f"{one['notes'].get(note, 0):,}" for one in sets))
     console.print(table)
     for name, one in report["datasets"].items():
         if one["declared"] not in (None, one["rows"]):

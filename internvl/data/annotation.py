@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from internvl.data.boxes import check_boxes
+from internvl.data.json_stream import UTF8_MARK
 from internvl.data.problems import RowError
+from internvl.data.row_keys import FOREIGN_MARKS, check_meaningful, system_message, unread_keys
 from internvl.errors import UserError, shorten
 from internvl.json_files import DuplicateKeyError, unique_keys
 from internvl.model.internvl_chat.conversation import (
@@ -28,7 +30,6 @@ RESERVED_TOKENS = [IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN, "<s>", "</
 assert set(RESERVED_TOKENS[:3]) < set(ADDED_SPECIAL_TOKENS)
 # A conversation is some kilobytes; a line beyond this is another file's content, or one with its newlines lost.
 MAX_LINE_BYTES = 16 << 20
-UTF8_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 KINDS = ("text", "image", "images", "video")
 
@@ -40,7 +41,8 @@ class Row:
     ``turns`` start with an optional system turn and then alternate human, gpt. ``images`` are paths relative to the
     data set's root, one per ``<image>`` in the human turns, and ``sizes`` their declared (width, height) in px or
     None. A row with a ``video`` has one ``<video>`` instead; ``clip`` is the part of it to use, (start, end) in
-    seconds. ``where`` is ``file:line`` for messages.
+    seconds. ``where`` is ``file:line`` for messages. ``notes`` name what of the row is not used, for the check to
+    count.
     """
 
     turns: tuple[Turn, ...]
@@ -49,6 +51,7 @@ class Row:
     where: str
     video: str | None = None
     clip: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -165,19 +168,27 @@ def parse_row(record: object, where: str) -> Row:
     if not isinstance(record, dict):
         what = f"holds {type(record).__name__}, not an object"
         raise RowError(where, "not an object", what, "Write one JSON object per line")
+    check_meaningful(record, where)
     turns = parse_turns(record.get("conversations"), where)
+    system = system_message(record, where)
+    if system is not None:
+        turns = add_system_turn(turns, system, where)
     images = record.get("image") or []
-    single = isinstance(images, str)
-    images = [images] if single else images
+    single = not isinstance(images, list)
+    images = [path_of(image) for image in ([images] if single else images)]
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         what = f"image is {shorten(record['image'])}"
         raise RowError(where, "picture path", what, "Give a path or a list of paths")
-    video = record.get("video") or None
+    video = path_of(record.get("video") or None)
+    if isinstance(video, list) and len(video) == 1:
+        video = path_of(video[0])
     if video is not None and not isinstance(video, str):
         raise RowError(where, "video path", f"video is {shorten(video)}", "Give the path of one video")
     if video and images:
         what = f"has pictures ({shorten(images)}) and a video ({shorten(video)})"
         raise RowError(where, "pictures and video", what, "Give one row either pictures or a video")
+    if video:
+        check_video_mark(turns, where)
     place_mark(turns, VIDEO_PLACEHOLDER, "videos", int(video is not None), where)
     place_mark(turns, IMAGE_PLACEHOLDER, "pictures", len(images), where)
     return Row(
@@ -187,7 +198,31 @@ def parse_row(record: object, where: str) -> Row:
         where=where,
         video=video,
         clip=parse_clip(record, where) if video else None,
+        notes=tuple(unread_keys(record)),
     )
+
+
+def path_of(reference: object) -> object:
+    """Return the path of an image or video, which exports of `datasets` wrap as ``{"path": …, "bytes": null}``."""
+    if isinstance(reference, dict) and not reference.get("bytes") and isinstance(reference.get("path"), str):
+        return reference["path"]
+    return reference
+
+
+def add_system_turn(turns: list[Turn], message: str, where: str) -> list[Turn]:
+    """Return turns with a system message in front, which a row had in a key of its own.
+
+    Raises:
+        RowError: there is a system turn that says something else, or the message may not be in a prompt.
+    """
+    turn = Turn("system", message)
+    check_value(turn, 0, where)
+    if turns[0].role != "system":
+        return [turn, *turns]
+    if turns[0].value.strip() != message.strip():
+        what = "has a system turn and another message in the key 'system' or 'system_prompt'"
+        raise RowError(where, "system message", what, "Keep one of them")
+    return turns
 
 
 def place_mark(turns: list[Turn], mark: str, noun: str, count: int, where: str) -> None:
@@ -205,6 +240,19 @@ def place_mark(turns: list[Turn], mark: str, noun: str, count: int, where: str) 
         )
 
 
+def check_video_mark(turns: list[Turn], where: str) -> None:
+    """Refuse a row with a video and no image whose questions mark it as an image, as LLaVA's video sets do.
+
+    Raises:
+        RowError: says which mark it is to be.
+    """
+    found = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
+    if found:
+        what = f"has a video and no image, and {found} {IMAGE_PLACEHOLDER} in the human turns"
+        todo = f"Mark the video with {VIDEO_PLACEHOLDER}; tools/convert_annotations.py --from llava does"
+        raise RowError(where, "mark of a video", what, todo)
+
+
 def parse_turns(conversations: object, where: str) -> list[Turn]:
     """Check a ``conversations`` list: an optional system turn, then human and gpt in turn, gpt last."""
     if not isinstance(conversations, list) or not conversations:
@@ -219,6 +267,8 @@ def parse_turns(conversations: object, where: str) -> list[Turn]:
         if not isinstance(value, str):
             what = f"turn {number} has the value {shorten(value)}"
             raise RowError(where, "turn without text", what, "Give its text as 'value'")
+        if len(turn) > 2:
+            check_meaningful(turn, where, of=f"turn {number} ")
         turns.append(Turn(role, value))
         check_value(turns[-1], number, where)
     check_order(turns, where)
@@ -231,6 +281,9 @@ def check_order(turns: list[Turn], where: str) -> None:
     for number, turn in enumerate(turns, 1):
         if number == 1 and turn.role == "system":
             continue
+        if turn.role == "gpt" and all(earlier.role == "system" for earlier in turns[: number - 1]):
+            what = f"turn {number}, the first, is an answer (some loaders drop it)"
+            raise RowError(where, "order of turns", what, "Remove it, or put its question in front")
         if turn.role != expected:
             what = f"turn {number} is from {turn.role!r} where {expected!r} is due"
             raise RowError(where, "order of turns", what, "Alternate them")
@@ -257,6 +310,11 @@ def check_value(turn: Turn, number: int, where: str) -> None:
 
 def check_marks(turn: Turn, number: int, where: str) -> None:
     """Refuse reserved tokens, picture and video marks outside human turns, and boxes that are none."""
+    found = next((mark for mark in FOREIGN_MARKS if mark in turn.value), None)
+    if found:
+        what = f"turn {number} contains {found}, a mark that another tool fills in and that would be taught as text"
+        todo = "Fill it in (tools/convert_annotations.py --from messages does, for boxes), or remove it"
+        raise RowError(where, f"mark {found}", what, todo)
     found = next((token for token in RESERVED_TOKENS if token in turn.value), None)
     if found:
         what = f"turn {number} contains the reserved token {found}"

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,8 @@ def key(data: ConversationDataset, number: int, shared: str) -> str:
 def save(file: Path, check: FileCheck) -> None:
     """Write a result beside its place and rename it, so that a reader finds all of it or nothing."""
     beside = file.with_suffix(f".{os.getpid()}.tmp")
-    text = json.dumps({"problems": check.problems, "media": check.media}).encode()
+    content = {"problems": check.problems, "media": check.media, "notes": check.notes}
+    text = json.dumps(content).encode()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as stream:
@@ -91,4 +93,5 @@ def load(file: Path, data: ConversationDataset, number: int) -> FileCheck | None
     # A missing picture may have been put there since; only a result without errors is final.
     if not unchanged or any(not left_out for *_, left_out in text["problems"]):
         return None
-    return FileCheck(facts, [Problem(*problem) for problem in text["problems"]], dict(text["media"]))
+    problems = [Problem(*problem) for problem in text["problems"]]
+    return FileCheck(facts, problems, dict(text["media"]), Counter(text["notes"]))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from internvl.data.annotation import KINDS, Row
 from internvl.data.dataset import ConversationDataset
-from internvl.data.media import read_info, read_picture, read_picture_size, read_video
+from internvl.data.media import count_frames, read_info, read_picture, read_picture_size, read_video
 from internvl.data.problems import LongRowError, RowError
 from internvl.data.sharing import shared_part
 from internvl.data.video import place_frames
@@ -49,13 +49,38 @@ class Problem(NamedTuple):
     left_out: bool
 
 
+class Look(NamedTuple):
+    """What is known of an image: (width, height) in px, whether it is one plain colour, whether it is animated."""
+
+    size: tuple[int, int]
+    is_plain: bool = False
+    is_animated: bool = False
+
+
 @dataclass
 class FileCheck:
-    """What is known of an annotation file's rows: ``facts`` (rows,), and name → (bytes, mtime in ns) of its media."""
+    """What is known of an annotation file's rows: ``facts`` (rows,), and name → (bytes, mtime in ns) of its media.
+
+    ``notes`` counts what is not used of the rows; ``plain`` and ``animated`` are the names of images that are one
+    plain colour, and that have several frames of which the first is used (both known where they were decoded).
+    """
 
     facts: np.ndarray
     problems: list[Problem] = field(default_factory=list)
     media: dict[str, tuple[int, int]] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+    plain: set[str] = field(default_factory=set)
+    animated: set[str] = field(default_factory=set)
+
+    def all_notes(self) -> Counter[str]:
+        """Return what is not used, and how often."""
+        images = Counter(
+            {
+                "images of one plain colour": len(self.plain),
+                "images of several frames, the first used": len(self.animated),
+            }
+        )
+        return self.notes + images
 
 
 @dataclass
@@ -128,6 +153,9 @@ def check_dataset(
             check.facts[start:stop] = part.facts
             check.problems += part.problems
             check.media |= part.media
+            check.notes += part.notes
+            check.plain |= part.plain
+            check.animated |= part.animated
             progress.update(stop - start)
     return DatasetCheck(checks, dataset.settings.max_seq_length)
 
@@ -188,6 +216,7 @@ class Checker:
         for position in range(start, stop):
             try:
                 row = file.row(position)
+                check.notes.update(row.notes)
                 hashes = stable_hash(row.turns, row.images, row.video, row.clip), stable_hash(*shared_part(row))
                 facts[position - start] = (KINDS.index(row.kind), GOOD, len(row.turns), 0, 0, 0, *hashes)
                 readable.append((position - start, row, *self.read_headers(row, (number, position), check)))
@@ -207,16 +236,24 @@ class Checker:
             info = self.look_up(path, row.video, row.where, check, read_info)
             frames = self.dataset.choose_frames(row, item, info)
             if self.deep:
-                read_video(path, frames, row.where)
+                frames = read_video(path, lambda info: self.dataset.choose_frames(row, item, info), row.where)
             return place_frames(row.turns, len(frames)), [(1, 1)] * len(frames)
         sizes = []
         for name in row.images:
             path = self.dataset.path(spec, name, row.where)
-            sizes.append(self.look_up(path, name, row.where, check, self.read_size))
+            look = self.look_up(path, name, row.where, check, self.look_at)
+            sizes.append(look.size)
+            check.plain.update([name] if look.is_plain else [])
+            check.animated.update([name] if look.is_animated else [])
         return list(row.turns), sizes
 
-    def read_size(self, path: Path, where: str) -> tuple[int, int]:
-        return read_picture(path, where).size if self.deep else read_picture_size(path, where)
+    def look_at(self, path: Path, where: str) -> Look:
+        """Return what the check wants to know of an image; without ``deep`` from its header alone."""
+        if not self.deep:
+            return Look(read_picture_size(path, where))
+        image = read_picture(path, where)
+        is_plain = all(least == greatest for least, greatest in image.getextrema())
+        return Look(image.size, is_plain, count_frames(path) > 1)
 
     def look_up(self, path: Path, name: str, where: str, check: FileCheck, reader):
         """Return what ``reader`` says of a file, asked once; note the file's size and time."""

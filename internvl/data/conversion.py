@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from internvl.data.annotation import MAX_LINE_BYTES, parse_line, parse_row
-from internvl.data.json_stream import BrokenJsonError, stream_json
+from internvl.data.json_stream import UTF8_MARK, BrokenJsonError, stream_json
 from internvl.data.problems import RowError
 from internvl.errors import UserError, shorten
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
@@ -36,12 +36,12 @@ def read_objects(path: Path) -> Iterator[tuple[str, object | RowError]]:
         UserError: the file is missing, or an array breaks off: nothing behind that point can be read.
     """
     with open_input(path) as stream:
-        start = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        start = stream.read(4096).removeprefix(UTF8_MARK).lstrip()
         stream.seek(0)
         if start.startswith(b"["):
             number = 0
             try:
-                for number, item in enumerate(stream_json(skip_mark(stream), "item"), 1):
+                for number, item in enumerate(stream_json(stream, "item"), 1):
                     yield f"{path}:item {number}", item
             except BrokenJsonError as err:
                 raise UserError(f"{path}:item {number + 1}: {err}. Correct the file.") from err
@@ -63,7 +63,7 @@ def open_input(path: Path):
 
 def skip_mark(stream):
     """Move a stream behind the mark that some editors put before UTF-8 text."""
-    if stream.read(3) != b"\xef\xbb\xbf":
+    if stream.read(3) != UTF8_MARK:
         stream.seek(0)
     return stream
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from internvl.data.annotation import AnnotationFile, Row
-from internvl.data.media import choose_clip, media_path, read_info, read_picture, read_picture_size, read_video
+from internvl.data.media import choose_clip, media_path, read_picture, read_picture_size, read_video
 from internvl.data.meta import DatasetSpec
 from internvl.data.problems import LongRowError, RowError
 from internvl.data.rendering import TOO_LONG_ADVICE, Sample, count_text_tokens, render_sample, truncate_sample
@@ -161,6 +161,7 @@ class ConversationDataset(Dataset):
             length,
             sample=settings.sampling_method,
             input_fps=info.frames_per_second,
+            times=None if info.has_constant_rate else info.times[start : start + length] - info.times[start],
             max_num_frames=settings.max_num_frame,
             chance=random.Random(int(random_state.randint(2**31))),
             permutation=random_state.permutation,
@@ -255,9 +256,8 @@ class ConversationDataset(Dataset):
         conversations = [list(row.turns) for row in rows]
         if rows[0].video:
             path = self.path(spec, rows[0].video, rows[0].where)
-            indices = self.choose_frames(rows[0], items[0], read_info(path, rows[0].where))
-            frames = read_video(path, indices, rows[0].where)
-            conversations = [place_frames(turns, len(indices)) for turns in conversations]
+            frames = read_video(path, lambda info: self.choose_frames(rows[0], items[0], info), rows[0].where)
+            conversations = [place_frames(turns, len(frames)) for turns in conversations]
             pictures = [self.cut(frame, 1) for frame in frames]
         else:
             # A picture differs from epoch to epoch if it is augmented, and is the same in a run that was resumed.

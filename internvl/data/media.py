@@ -1,6 +1,5 @@
 """Media references of a row → pictures, with their place in messages."""
 
-import math
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -10,8 +9,9 @@ from typing import TypeVar
 
 from PIL import Image
 
+from internvl.data.missing_files import find_similar
 from internvl.data.problems import RowError
-from internvl.data.video import MAX_PIXELS, VideoError, VideoInfo, read_frames, read_video_info
+from internvl.data.video import MAX_PIXELS, VideoError, VideoInfo, read_chosen_frames, read_video_info
 from internvl.errors import printable, shorten
 from internvl.model.internvl_chat.image_processing_internvl_chat import read_orientation, to_upright_rgb
 
@@ -101,6 +101,12 @@ def read_picture_size(path: Path, where: str) -> tuple[int, int]:
     return found
 
 
+def count_frames(path: Path) -> int:
+    """Return how many frames an image file has; the second picture of a phone's JPEG (MPO) is none."""
+    with Image.open(path) as image:
+        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return (width, height) in px as seen with the camera held upright."""
     lies_on_its_side = read_orientation(image) >= 5
@@ -118,7 +124,7 @@ def check_size(size: tuple[int, int], path: Path, where: str) -> None:
 
 
 def read_info(path: Path, where: str) -> VideoInfo:
-    """Return number and rate of a video's frames.
+    """Return when a video's frames are shown.
 
     Raises:
         RowError: it is missing or no video.
@@ -134,17 +140,19 @@ def choose_clip(clip: tuple[float, float] | None, info: VideoInfo, video: str | 
     """
     if clip is None:
         return 0, info.num_frames
-    start = int(clip[0] * info.frames_per_second)
-    length = min(math.ceil(clip[1] * info.frames_per_second), info.num_frames) - start
-    if length <= 0:
-        what = f"clip starts at {clip[0]} s, and the video {str(video)!r} has {info.num_frames} frames at "
-        raise RowError(where, "clip", f"{what}{info.frames_per_second:g} a second", "Correct the clip")
+    start, end = info.frame_at(clip[0]), info.times[-1] + 1 / info.frames_per_second
+    length = info.frames_before(clip[1]) - start
+    if length <= 0 or clip[0] >= end:
+        what = (
+            f"clip starts at {clip[0]} s, and the video {str(video)!r} ends at {end:.3g} s ({info.num_frames} frames)"
+        )
+        raise RowError(where, "clip", what, "Correct the clip")
     return start, length
 
 
-def read_video(path: Path, indices: Sequence[int], where: str) -> list[Image.Image]:
-    """Read frames of a video; errors as above."""
-    return read(lambda path: read_frames(path, indices), path, "video", where)
+def read_video(path: Path, choose: Callable[[VideoInfo], Sequence[int]], where: str) -> list[Image.Image]:
+    """Read the frames of a video that ``choose`` picks; errors as above."""
+    return read(lambda path: read_chosen_frames(path, choose), path, "video", where)
 
 
 def read(reader: Callable[[Path], Result], path: Path, noun: str, where: str) -> Result:
@@ -155,8 +163,11 @@ def read(reader: Callable[[Path], Result], path: Path, noun: str, where: str) ->
             raise RowError(where, f"unreadable {noun}", f"{path}: is no file", "Replace it or remove its row")
         return reader(path)
     except FileNotFoundError as err:
-        what = f"{path}: there is no such {noun}"
-        raise RowError(where, f"missing {noun}", what, "Check the path and the data set's root") from err
+        what, todo = f"{path}: there is no such {noun}", "Check the path and the data set's root"
+        similar = find_similar(path)
+        if similar:
+            what, todo = f"{what}, but {similar.path} is there: {similar.difference}", similar.todo
+        raise RowError(where, f"missing {noun}", what, todo) from err
     except Image.DecompressionBombError as err:
         what = f"{path}: has more than {MAX_PIXELS:,} pixels"
         raise RowError(where, f"{noun} too large", what, "Shrink it, or remove its row") from err

@@ -1,5 +1,7 @@
 """What a check found, in numbers: per data set and row by row, as report.json holds it."""
 
+from collections import Counter
+
 import numpy as np
 
 from internvl.data.annotation import KINDS
@@ -19,6 +21,7 @@ def summarize(dataset: ConversationDataset, check: DatasetCheck) -> dict:
             "declared": spec.length,
             "rows_in_epoch": int(in_epoch[numbers].sum()),
             **summarize_facts(facts),
+            "notes": dict(sum((check.files[number].all_notes() for number in numbers), Counter()).most_common()),
         }
     return {
         "max_seq_length": check.max_seq_length,

@@ -1,6 +1,7 @@
 """Which rows of the data sets train, in which groups, and what data_report.json says of them."""
 
 import logging
+from collections import Counter
 
 import numpy as np
 
@@ -43,6 +44,9 @@ def choose_rows(
         (status == CUT).sum(),
         (status == LONG).sum(),
     )
+    notes = sum((file.all_notes() for file in check.files), Counter())
+    if notes:
+        logger.info("Not used: %s", "; ".join(f"{note}: {count:,}" for note, count in notes.most_common(10)))
     return lengths
 
 

@@ -10,13 +10,11 @@ from PIL import Image, ImageOps
 from internvl.data import check_cache
 from internvl.data.check_cache import check_with_cache
 from internvl.data.checking import BAD, CUT, GOOD, LONG, check_dataset
-from internvl.data.dataset import ConversationDataset, RenderSettings
-from internvl.data.meta import DatasetSpec
 from internvl.data.video import VideoInfo
 from internvl.errors import UserError
-from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
 from tests.conftest import num_tiles, picture, pixels
+from tests.data.opening import open_rows
 
 ANSWER = {"from": "gpt", "value": "A cup."}
 
@@ -46,12 +44,6 @@ def root(tmp_path):
     picture(60, 60, 1).save(tmp_path / "square.png")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in MIXED))
     return tmp_path
-
-
-def open_rows(root, tokenizer, **settings) -> ConversationDataset:
-    settings = {"max_seq_length": 700, "template": get_conv_template("internlm2-chat"), **settings}
-    spec = DatasetSpec("rows", root, (root / "rows.jsonl",))
-    return ConversationDataset([spec], tokenizer, RenderSettings(image_size=56, num_image_token=4, **settings))
 
 
 def statuses(dataset) -> list[int]:
@@ -116,7 +108,7 @@ def test_paths_out_of_the_root_are_allowed_when_asked(root, tiny_model):
 def test_a_clip_takes_frames_of_its_seconds_only(root, tiny_model):
     (root / "rows.jsonl").write_text(json.dumps(row("<video>", video="frames", clip=[2, 5])) + "\n")
     data = open_rows(root, tiny_model.tokenizer)
-    frames = data.choose_frames(data.files[0][1].row(0), (0, 0), VideoInfo(9, 1))
+    frames = data.choose_frames(data.files[0][1].row(0), (0, 0), VideoInfo.at_rate(9, 1))
     assert set(frames) == {2, 3, 4} and statuses(data) == [GOOD]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 # Channel means and standard deviations for pixels in 0..1: torchvision's ImageNet statistics (InternViT), OpenAI
@@ -23,6 +23,8 @@ NORMALIZATIONS = {
 }
 IMAGENET_MEAN, IMAGENET_STD = NORMALIZATIONS["imagenet"]
 ORIENTATION_TAG = 0x0112
+# A picture may carry its editing history in its text: of no use here, and no reason to refuse the picture.
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 64 << 20)
 # EXIF orientation → the turn that undoes it.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -160,18 +162,43 @@ def read_orientation(image: Image.Image) -> int:
         return 1
 
 
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """Return greys of 16 or 32 bits, or of float, as 8 bits; Pillow's own conversion cuts off what lies above 255.
+
+    Values are scaled by the power of two that their greatest needs, so that 16-bit photos keep their upper 8 bits,
+    12-bit ones theirs, depths in millimetres or metres are seen, and floats from 0 to 1 are black to white. What is
+    within 8 bits already stays as it is.
+
+    Raises:
+        ValueError: some values are negative, infinite or not a number, which no grey is.
+    """
+    values = np.asarray(image)
+    least, greatest = (float(bound) for bound in (values.min(), values.max()))
+    if not (0 <= least and greatest < float("inf")):  # not a number fails the first comparison
+        raise ValueError(f"its greys are from {least:g} to {greatest:g}; save them as 0 and above, finite")
+    if values.dtype.kind == "f":
+        bits = int(np.ceil(np.log2(greatest))) if greatest > 0 else 0
+        scaled = values if 128 < greatest <= 255 else np.minimum(values * (255 / 2.0**bits), 255)
+    else:
+        scaled = values >> max(0, int(greatest).bit_length() - 8)
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
 def to_upright_rgb(image: Image.Image, *, least_size: tuple[int, int] | None = None) -> Image.Image:
     """Return a picture as RGB, turned the way its camera was held.
 
     With ``least_size``, (width, height) in px, a JPEG that was not decoded yet may come at a half, a quarter or an
     eighth of its size if that is no less: its decoder leaves the finest frequencies out, several times faster.
-    16-bit greys are scaled to 8 bits; Pillow's own conversion would make all but the darkest white.
+    Greys of more than 8 bits are scaled (:func:`to_eight_bits`), and alpha is dropped, as in the original.
+
+    Raises:
+        ValueError: greys with negative or infinite values.
     """
     orientation = read_orientation(image)
     if least_size is not None and image.format == "JPEG":
         image.draft("RGB", least_size if orientation < 5 else least_size[::-1])
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = to_eight_bits(image)
     image = image.convert("RGB")
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 

@@ -1,0 +1,73 @@
+"""Keys of an annotation row: those that are read, those that other tools read and that must not be lost, and the rest.
+
+A key that is not read is counted and shown by the check; one that would change what is asked or taught is honoured or
+refused.
+"""
+
+from collections.abc import Iterator
+
+from internvl.data.problems import RowError
+from internvl.errors import shorten
+
+ROW_KEYS = {"id", "conversations", "image", "video", "clip", "width", "height", "width_list", "height_list"}
+SYSTEM_KEYS = ("system", "system_prompt")  # of LLaMA-Factory and ms-swift, and of lmms-finetune
+TURN_KEYS = {"from", "value"}
+# Key of another tool → the values that change nothing, what it means there, and what to do here.
+MEANINGFUL_KEYS = {
+    "tools": (
+        (None, [], ""),
+        "tools that the prompt would list",
+        "Write them into the system turn, or remove the key",
+    ),
+    "history": ((None, []), "turns before the first", "Put them in front of the turns in 'conversations'"),
+    "objects": (
+        (None, {}, []),
+        "boxes for marks in the text",
+        "Fill them in: python tools/convert_annotations.py FILE OUT.jsonl --from messages",
+    ),
+    "loss": ((None, True, 1), "that some answers are not learnt", "Remove what is not to be learnt, or the key"),
+    "weight": ((None, 1, 1.0), "that an answer counts more or less", "Remove the key: all answers count alike"),
+    "channel": ((None,), "that losses are told apart by it", "Remove the key, or make a data set of each channel"),
+}
+# Marks that other tools replace by something; here they would be taught as the letters they are.
+FOREIGN_MARKS = ("<bbox>", "<ref-object>", "<audio>")
+
+
+def check_meaningful(record: dict, where: str, of: str = "") -> None:
+    """Refuse keys that change in another tool what is asked or taught; ``of`` names the turn they are of.
+
+    Raises:
+        RowError: names the key, its value and what it means there.
+    """
+    for key, (neutral, meaning, todo) in MEANINGFUL_KEYS.items():
+        if key in record and not any(record[key] is value or record[key] == value for value in neutral):
+            what = f"{of}has the key {key!r} ({shorten(record[key], 60)}): {meaning}"
+            raise RowError(where, f"key {key!r}", what, todo)
+
+
+def unread_keys(record: dict) -> Iterator[str]:
+    """Yield a note for each key of a row and its turns that nothing reads."""
+    known = ROW_KEYS.union(SYSTEM_KEYS, MEANINGFUL_KEYS)
+    yield from (f"key {shorten(key, 40)}, not read" for key in record if key not in known)
+    for turn in record["conversations"]:
+        yield from (
+            f"key {shorten(key, 40)} of turns, not read"
+            for key in turn
+            if key not in TURN_KEYS and key not in MEANINGFUL_KEYS
+        )
+
+
+def system_message(record: dict, where: str) -> str | None:
+    """Return the system message that a row has in a key of its own, None without one.
+
+    Raises:
+        RowError: it is not text, or two keys have different ones.
+    """
+    found = {key: record[key] for key in SYSTEM_KEYS if record.get(key)}
+    for key, value in found.items():
+        if not isinstance(value, str):
+            raise RowError(where, "system message", f"{key} is {shorten(value, 60)}", "Give its text, or remove it")
+    if len(set(found.values())) > 1:
+        what = f"has two system messages, in {' and '.join(found)}"
+        raise RowError(where, "system message", what, "Keep one of them")
+    return next(iter(found.values()), None)
