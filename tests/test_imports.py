@@ -44,7 +44,7 @@ def test_each_part_imports_only_what_comes_before_it(part):
 def test_the_closed_folder_is_closed(file):
     libraries = {
         "torch", "transformers", "tokenizers", "PIL", "numpy", "sentencepiece", "peft",
-        "io", "json", "copy", "dataclasses",
+        "io", "json", "copy", "dataclasses", "inspect", "logging",
         "functools", "struct", "pathlib", "typing", "collections.abc", "importlib", "math",
     }  # fmt: skip
     for level, module in imported(file):

@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", default=CAPTION_PROMPT, help="question about pictures that come with a caption")
     parser.add_argument("--delimiter", default=",", help="between columns (default: a comma)")
     parser.add_argument("--meta", type=Path, help="write a meta file for a training on OUT, too")
-    parser.add_argument("--root", default="", help="folder below which the pictures are, for --meta")
+    parser.add_argument("--root", default="", help="folder where the paths of pictures start")
     parser.add_argument("--skip-bad", action="store_true", help="leave out rows that could not be trained on")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT and the meta file if they are there")
     return parser
@@ -69,7 +69,7 @@ def convert(args: argparse.Namespace, kinds: Counter, left_out: Counter) -> Iter
         RowError: a row could not be trained on, and none is to be left out.
         UserError: no row is left, as with an input of another format.
     """
-    options = Options(prompt=args.prompt, delimiter=args.delimiter)
+    options = Options(prompt=args.prompt, delimiter=args.delimiter, root=Path(args.root) if args.root else None)
     for where, row in tqdm(read_rows(args.source, args.input, options), unit=" rows", delay=2):
         if isinstance(row, RowError):
             if not args.skip_bad:

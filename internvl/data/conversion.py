@@ -2,31 +2,39 @@
 
 import csv
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from internvl.data.annotation import MAX_LINE_BYTES, parse_line, parse_row
+from internvl.data.conversation_formats import CONVERTERS, check_shape, kept_fields
+from internvl.data.grounding_marks import fill_in_marks
+from internvl.data.image_files import image_suffixes
 from internvl.data.json_stream import UTF8_MARK, BrokenJsonError, stream_json
 from internvl.data.problems import RowError
 from internvl.errors import UserError, shorten
-from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER
 
+logger = logging.getLogger(__name__)
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
-ROLES = {"user": "human", "assistant": "gpt", "human": "human", "gpt": "gpt", "system": "system"}
 MESSAGE_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-# What conversion changes; all other fields of a row are kept as they are.
-CONVERTED_FIELDS = {"conversations", "messages", "system", "image", "images", "video", "videos"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What some formats need: the question about every picture, and what separates the columns of a table."""
+    """What some formats need.
+
+    ``prompt`` is the question about every picture that comes with a caption, ``delimiter`` separates the columns of a
+    table, and ``root`` is where the paths of pictures start, whose sizes boxes in pixels are relative to.
+    """
 
     prompt: str = CAPTION_PROMPT
     delimiter: str = ","
+    root: Path | None = None
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, object | RowError]]:
@@ -68,115 +76,9 @@ def skip_mark(stream):
     return stream
 
 
-def kept_fields(record: dict) -> dict:
-    return {key: value for key, value in record.items() if key not in CONVERTED_FIELDS}
-
-
-def media_fields(images: list, videos: list, record: dict) -> dict:
-    """Return image and video as our rows have them: one path, or a list of several or of declared sizes."""
-    fields = {}
-    if images:
-        fields["image"] = images[0] if len(images) == 1 and "width_list" not in record else images
-    if videos:
-        fields["video"] = videos[0] if len(videos) == 1 else videos
-    return fields
-
-
-def one_list(where: str, noun: str, *places: object) -> list:
-    """Return the paths of a row, which may be one or a list, and stand at several places if they are the same."""
-    lists = [place if isinstance(place, list) else [place] for place in places if place]
-    for other in lists[1:]:
-        if other != lists[0]:
-            what = f"lists {shorten(lists[0], 100)} and {shorten(other, 100)} as its {noun}"
-            raise RowError(where, f"{noun} at two places", what, "Keep one of the lists")
-    return list(lists[0]) if lists else []
-
-
-def refuse_other_fields(record: dict, known: set[str], where: str) -> None:
-    """Refuse fields of another format, which conversion would lose."""
-    other = next((key for key in sorted(CONVERTED_FIELDS - known) if record.get(key)), None)
-    if other:
-        what = f"has the key {other!r} ({shorten(record[other], 60)}), which is not of this format"
-        raise RowError(where, "key of another format", what, "Name the right format with --from, or remove the key")
-
-
-def from_llava(record: dict, where: str) -> dict:
-    """LLaVA's rows have our form."""
-    refuse_other_fields(record, {"conversations", "image", "video"}, where)
-    return record
-
-
-def from_messages(record: dict, where: str) -> dict:
-    """ms-swift and OpenAI: ``messages`` of role and content (text or parts), ``system``, ``images``, ``videos``."""
-    messages = record.get("messages")
-    if not isinstance(messages, list):
-        todo = "Name the right format with --from"
-        raise RowError(where, "messages", f"messages is {shorten(messages, 100)}", todo)
-    refuse_other_fields(record, CONVERTED_FIELDS - {"conversations"}, where)
-    in_parts = {IMAGE_PLACEHOLDER: [], VIDEO_PLACEHOLDER: []}
-    turns = [{"from": "system", "value": record["system"]}] if record.get("system") else []
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict):
-            raise RowError(where, "messages", f"message {number} is {shorten(message, 100)}", "Give role and content")
-        role, content = message.get("role"), message.get("content")
-        if isinstance(content, list):
-            content = join_parts(content, in_parts, number, where)
-        turns.append({"from": ROLES.get(role, role) if isinstance(role, str) else role, "value": content})
-    images = one_list(where, "pictures", record.get("images"), record.get("image"), in_parts[IMAGE_PLACEHOLDER])
-    videos = one_list(where, "videos", record.get("videos"), record.get("video"), in_parts[VIDEO_PLACEHOLDER])
-    place_missing_marks(turns, images, videos)
-    return {**kept_fields(record), **media_fields(images, videos, record), "conversations": turns}
-
-
-def join_parts(parts: list, found: dict[str, list], number: int, where: str) -> str:
-    """Return the text of a message given in parts, with marks; paths are added to ``found`` by mark."""
-    text = ""
-    for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            text += part["text"]
-        elif kind in ("image", "image_url", "video", "video_url"):
-            mark = IMAGE_PLACEHOLDER if kind.startswith("image") else VIDEO_PLACEHOLDER
-            path = part.get(kind) or part.get("url") or part.get("path")
-            if path:  # without one, it is in the row's own list
-                found[mark].append(path["url"] if isinstance(path, dict) and "url" in path else path)
-            text += mark
-        else:
-            what = f"message {number} has a part of type {shorten(kind, 30)} ({shorten(part, 100)})"
-            raise RowError(where, "part of a message", what, "Use text, image and video parts")
-    return text
-
-
-def place_missing_marks(turns: list[dict], images: list, videos: list) -> None:
-    """Put marks before the first question when there are none at all, as ms-swift does."""
-    for mark, paths in ((IMAGE_PLACEHOLDER, images), (VIDEO_PLACEHOLDER, videos)):
-        texts = [turn["value"] for turn in turns if isinstance(turn["value"], str)]
-        first = next((turn for turn in turns if turn["from"] == "human" and isinstance(turn["value"], str)), None)
-        if paths and first and not any(mark in text for text in texts):
-            first["value"] = f"{mark}\n" * len(paths) + first["value"]
-
-
-def from_sharegpt(record: dict, where: str) -> dict:
-    """LLaMA-Factory: ``conversations`` of from and value, ``system``, ``images``, ``videos``."""
-    conversations = record.get("conversations")
-    if not isinstance(conversations, list) or not all(isinstance(turn, dict) for turn in conversations):
-        todo = "Name the right format with --from"
-        raise RowError(where, "conversations", f"conversations is {shorten(conversations, 100)}", todo)
-    refuse_other_fields(record, CONVERTED_FIELDS - {"messages"}, where)
-    turns = [
-        {"from": ROLES.get(str(turn.get("from")), turn.get("from")), "value": turn.get("value")}
-        for turn in conversations
-    ]
-    if record.get("system"):
-        turns.insert(0, {"from": "system", "value": record["system"]})
-    images = one_list(where, "pictures", record.get("images"), record.get("image"))
-    videos = one_list(where, "videos", record.get("videos"), record.get("video"))
-    place_missing_marks(turns, images, videos)
-    return {**kept_fields(record), **media_fields(images, videos, record), "conversations": turns}
-
-
-def read_json_rows(convert, path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
-    """Yield (where, row) of a file of JSON objects."""
+def read_json_rows(name: str, path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
+    """Yield (where, row) of a file of JSON objects in the format called ``name``."""
+    convert = CONVERTERS[name]
     for where, record in read_objects(path):
         if isinstance(record, RowError):
             yield where, record
@@ -184,9 +86,34 @@ def read_json_rows(convert, path: Path, options: Options) -> Iterator[tuple[str,
             yield where, RowError(where, "not an object", f"is {shorten(record, 100)}", "Give an object per row")
         else:
             try:
-                yield where, convert(record, where)
+                check_shape(record, name, where)
+                row = convert(record, where)
+                yield where, fill_in_marks(row, where, options.root or path.parent)
             except RowError as err:
                 yield where, err
+
+
+def read_captions(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
+    """Yield a row per caption of a list of ``{"image", "caption"}``, as BLIP and LAVIS have them."""
+    for where, record in read_objects(path):
+        if not isinstance(record, dict):
+            is_error = isinstance(record, RowError)
+            what = f"is {shorten(record, 100)}"
+            yield where, record if is_error else RowError(where, "not an object", what, "Give an object per row")
+            continue
+        try:
+            check_shape(record, "captions", where)
+        except RowError as err:
+            yield where, err
+            continue
+        captions = record["caption"] if isinstance(record["caption"], list) else [record["caption"]]
+        fields = {key: value for key, value in record.items() if key not in ("image", "caption")}
+        for caption in captions:
+            if isinstance(record["image"], str) and isinstance(caption, str):
+                yield where, ask(record["image"], options.prompt, one_line(caption), **fields)
+            else:
+                what = f"has the image {shorten(record['image'], 60)} and the caption {shorten(caption, 60)}"
+                yield where, RowError(where, "caption", what, "Give a path and a text, or a list of texts")
 
 
 def ask(image: str, question: str, answer: str, **fields) -> dict:
@@ -205,6 +132,7 @@ def one_line(caption: str) -> str:
 
 def read_coco(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
     """Yield a row per caption of a COCO captions file; only the pictures' names are held in memory."""
+    refuse_list(path)
     try:
         with open_input(path) as stream:
             names = {image["id"]: image["file_name"] for image in stream_json(stream, "images.item")}
@@ -217,6 +145,20 @@ def read_coco(path: Path, options: Options) -> Iterator[tuple[str, dict | RowErr
         raise UserError(f"{path}: {err}. Copy the file again.") from err
     except (KeyError, TypeError) as err:
         raise UserError(f"{path}: is no COCO captions file (lacks {err}). Name the right format with --from.") from err
+
+
+def refuse_list(path: Path) -> None:
+    """Refuse a list of objects, or lines of them, where one object with lists is due.
+
+    Raises:
+        UserError: names the format that the first object is of.
+    """
+    with open_input(path) as stream:
+        start = stream.read(1 << 16).removeprefix(UTF8_MARK).lstrip()
+    is_list, is_lines = start.startswith(b"["), b"}\n{" in start.replace(b"\r", b"")
+    if is_list or is_lines:
+        where, first = next(read_objects(path), (f"{path}:1", None))
+        check_shape(first if isinstance(first, dict) else {}, "coco", where)
 
 
 def coco_row(note: object, names: dict, where: str, prompt: str) -> tuple[str, dict | RowError]:
@@ -289,11 +231,20 @@ def read_imagefolder(path: Path, options: Options) -> Iterator[tuple[str, dict |
         for where, record in records:
             yield (where, record) if isinstance(record, RowError) else caption_of(record, where, options)
         return
+    left_out = Counter()
     for folder, subfolders, names in os.walk(path):
         subfolders.sort()
         for name in sorted(names):  # names alone: paths of a million pictures would take some hundred MB
-            if Path(name).suffix.lower() in PICTURE_SUFFIXES:
+            suffix = Path(name).suffix.lower()
+            if suffix in image_suffixes():
                 yield text_beside(Path(folder, name), path, options)
+            elif suffix != ".txt" and not name.startswith("."):
+                left_out[suffix or "no suffix"] += 1
+    if left_out:
+        logger.warning(
+            "%s: %d files left out: %s.",
+            *(path, left_out.total(), ", ".join(f"{suffix} {count}" for suffix, count in left_out.most_common(8))),
+        )
 
 
 def text_beside(file: Path, folder: Path, options: Options) -> tuple[str, dict | RowError]:
@@ -320,10 +271,8 @@ def caption_of(record: object, where: str, options: Options) -> tuple[str, dict 
 
 
 FORMATS = {
-    "internvl": lambda path, options: read_json_rows(from_llava, path, options),
-    "llava": lambda path, options: read_json_rows(from_llava, path, options),
-    "messages": lambda path, options: read_json_rows(from_messages, path, options),
-    "sharegpt": lambda path, options: read_json_rows(from_sharegpt, path, options),
+    **{name: partial(read_json_rows, name) for name in CONVERTERS},
+    "captions": read_captions,
     "coco": read_coco,
     "csv": read_csv,
     "imagefolder": read_imagefolder,

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from internvl.data.conversion import Options, from_messages, read_rows, to_messages, write_lines
+from internvl.data.conversation_formats import from_messages
+from internvl.data.conversion import Options, read_rows, to_messages, write_lines
 from internvl.data.problems import RowError
 from internvl.errors import UserError
 
@@ -182,7 +183,7 @@ def test_a_picture_without_caption_is_named(tmp_path):
         ("csv", "image,caption,caption\na,b,c\n", r"in:1: has the columns .* each once"),
         ("csv", 'image,caption\na.jpg,x\nb.jpg,"A cup\nc.jpg,B\n', r"in:3: is no line of a table"),
         ("csv", b"image,caption\na.jpg,caf\xe9\n", r"in:2: is not UTF-8"),
-        ("coco", json.dumps(LLAVA), r"has no images"),
+        ("coco", json.dumps(LLAVA), r"not the form of coco. Pass --from llava"),
         ("imagefolder", "", r"is not a folder"),
     ],
 )
@@ -195,7 +196,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     ("name", "record", "message"),
     [
-        ("messages", LLAVA[0], "messages is None"),
+        ("messages", LLAVA[0], "not the form of messages. Pass --from llava"),
         ("messages", {"messages": ["Hi"]}, "message 1 is 'Hi'"),
         ("messages", {"messages": [{"role": "tool", "content": "x"}]}, "turn 1 is from 'tool'"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "part of type 'audio'"),
@@ -210,12 +211,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
             {"messages": [{"role": "user", "content": [{"type": "image", "image": "b.jpg"}]}], "images": ["a.jpg"]},
             "as its pictures. Keep one",
         ),
-        ("sharegpt", {"messages": []}, "conversations is None"),
+        ("sharegpt", {"messages": []}, "Pass --from messages"),
+        ("sharegpt", {"text": ""}, "conversations is None; .* which no --from is for"),
         ("sharegpt", {**LLAVA[0], "images": ["b.jpg"]}, "as its pictures. Keep one"),
-        ("sharegpt", {**LLAVA[0], "messages": [1]}, "has the key 'messages'"),
-        ("llava", {**LLAVA[1], "images": ["a.jpg"]}, "has the key 'images'"),
-        ("internvl", {**LLAVA[1], "system": "Short."}, "has the key 'system'"),
-        ("llava", {"messages": []}, "conversations is None"),
+        ("sharegpt", {**LLAVA[0], "messages": [1]}, "Pass --from messages"),
+        ("llava", {**LLAVA[1], "images": ["a.jpg"]}, "Pass --from sharegpt"),
+        ("llava", {"messages": []}, "Pass --from messages"),
         ("llava", [1], "is \\[1\\]|holds list"),
     ],
 )

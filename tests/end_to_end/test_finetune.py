@@ -23,6 +23,7 @@ def test_lora_writes_the_promised_folder_and_learns(finetune, tiny_base):
     assert process.returncode == 0, process.stderr
     assert {path.name for path in folder.iterdir()} == {
         "adapter_model.safetensors", "adapter_config.json", "config.json", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja", "generation_config.json", "preprocessor_config.json", "processor_config.json",
         "trainer_state.json", "training_args.json", "training_log.txt", "loss.png", "runs", "data_report.json",
         "checkpoint-12",
     }  # fmt: skip

@@ -41,7 +41,7 @@ def test_merged_folder_loads_with_automodel_from_another_directory(trained_adapt
     unmerged, tokenizer = load_model(trained_adapter)
     from internvl.model.internvl_chat.image_processing_internvl_chat import load_image
 
-    pixels = load_image(picture, input_size=56, max_num=1)
+    pixels = load_image(picture, input_size=56, max_num=12)  # as its config says
     question = "Provide a one-sentence caption for the provided image."
     expected = unmerged.chat(tokenizer, pixels, question, {"min_new_tokens": 8, "max_new_tokens": 30})
     assert result.stdout.strip() == f"{picture.name}: {expected}".strip()

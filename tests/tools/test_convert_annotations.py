@@ -27,7 +27,7 @@ def test_bad_rows_are_left_out_and_counted_when_asked(source, tmp_path, capsys):
     out, meta = tmp_path / "out.jsonl", tmp_path / "meta.json"
     main([str(source), str(out), "--from", "llava", "--skip-bad", "--meta", str(meta), "--root", "data/x/"])
     printed = capsys.readouterr()
-    assert "llava.json:item 2" in printed.err and "Left out 1: conversations" in printed.out
+    assert "llava.json:item 2" in printed.err and "Left out 1: unknown format" in printed.out
     assert [json.loads(line) for line in out.read_text().splitlines()] == [GOOD, GOOD]
     entry = json.loads(meta.read_text())["out"]
     assert (entry["length"], entry["root"], entry["annotation"]) == (2, "data/x/", str(out))
