@@ -11,7 +11,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from internvl.errors import UserError, shorten
-from internvl.model.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EMBEDDED_PREFIX, Checkpoint
+from internvl.model.adapter_names import PEFT_PREFIX
+from internvl.model.checkpoint import ADAPTER_WEIGHTS, EMBEDDED_PREFIX
 from internvl.model.internvl_chat.modeling_internvl_chat import (
     BACKBONE_LORA_TARGETS,
     LLM_LORA_TARGETS,
@@ -19,8 +20,6 @@ from internvl.model.internvl_chat.modeling_internvl_chat import (
 )
 
 logger = logging.getLogger(__name__)
-PEFT_PREFIX = "base_model.model."
-MAX_RANK = 8192  # the width of the largest language model: a higher rank is a damaged file
 
 
 def choose_trainable(
@@ -163,46 +162,6 @@ def save_adapter(
     config.save_pretrained(folder)
 
 
-def add_adapter(model: InternVLChatModel, adapter: Checkpoint) -> None:
-    """Add an adapter folder's LoRA and fully trained modules to its base model.
-
-    Of a base with LoRA inside, the adapter's replaces it: that was its start.
-
-    Raises:
-        UserError: the adapter does not fit this model.
-    """
-    config = model.config
-    parts = {
-        "language_model": (model.wrap_llm_lora, config.use_llm_lora),
-        "vision_model": (model.wrap_backbone_lora, config.use_backbone_lora),
-    }
-    for part, (wrap, present_rank) in parts.items():
-        rank = stored_rank(adapter, part)
-        if rank and not present_rank:
-            wrap(rank, lora_scaling(adapter, part) * rank, 0.0)
-    load_adapter_tensors(model, {name: adapter.tensor(name) for name in adapter.tensors}, adapter.folder)
-
-
-def stored_rank(adapter: Checkpoint, part: str) -> int | None:
-    """Return the rank of an adapter's LoRA on a half of the model, None without one.
-
-    Raises:
-        UserError: it has several, or one that no LoRA has.
-    """
-    shapes = {
-        name: info.shape
-        for name, info in adapter.tensors.items()
-        if name.startswith(f"{PEFT_PREFIX}{part}.") and ".lora_A." in name
-    }
-    for name, shape in shapes.items():
-        if len(shape) != 2 or not 1 <= shape[0] <= MAX_RANK:
-            raise UserError(f"{adapter.folder}: {name} has shape {shape}, of no LoRA. Copy the adapter again.")
-    ranks = sorted({shape[0] for shape in shapes.values()})
-    if len(ranks) > 1:
-        raise UserError(f"{adapter.folder}: {part} has LoRA of ranks {ranks}. One rank a part is supported.")
-    return ranks[0] if ranks else None
-
-
 def load_adapter_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: str | Path) -> None:
     """Put the tensors of an adapter file into a model that has its LoRA layers already; ``folder`` is for messages.
 
@@ -229,28 +188,6 @@ def divide_like(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
     if not isinstance(parameter, DTensor):
         return tensor
     return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
-
-
-def lora_scaling(adapter: Checkpoint, part: str) -> float:
-    """Return alpha / rank of a half of the model, ``language_model`` or ``vision_model``.
-
-    Raises:
-        UserError: the adapter's config lacks them, or scales LoRA in another way.
-    """
-    config = adapter.config
-    target = (LLM_LORA_TARGETS if part == "language_model" else BACKBONE_LORA_TARGETS)[0]
-    file = adapter.folder / ADAPTER_CONFIG
-    found = []
-    for key, patterns in (("lora_alpha", "alpha_pattern"), ("r", "rank_pattern")):
-        own = config.get(patterns) or {}
-        value = own.get(target, config.get(key)) if isinstance(own, dict) else None
-        if type(value) not in (int, float) or not 0 < value <= 1e6:
-            raise UserError(f"{file}:{key}: is {shorten(value)}. Give the number it was trained with, above 0.")
-        found.append(value)
-    other = next((key for key in ("use_rslora", "use_dora") if config.get(key)), None)
-    if other:
-        raise UserError(f"{file}:{other}: is {shorten(config[other])}. Only plain LoRA is supported.")
-    return found[0] / found[1]
 
 
 def describe_trainable(model: nn.Module) -> str:

@@ -16,6 +16,7 @@ from internvl.model.safetensors_stream import DTYPE_OF_SPELLING, SPELLING
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+OLDER_ADAPTER_WEIGHTS = "adapter_model.bin"
 # The original trainer wrapped each half of the model on its own, so its LoRA names hold PEFT's prefix in the middle.
 EMBEDDED_PREFIX = re.compile(r"^(vision_model|language_model)\.base_model\.model\.")
 
@@ -34,8 +35,11 @@ class Checkpoint:
 
     Tensors are read one at a time and never with pickle. ``base`` is where an adapter's base is, if not where the
     adapter says. Raises:
-        UserError: the folder is missing, incomplete or of no known kind.
+        UserError: the folder is missing, incomplete or of no known kind, or a whole model with a ``base``.
     """
+
+    # Whether the folder's files hold the tensors under these names.
+    is_published = True
 
     def __init__(self, folder: str | Path, *, base: str | Path | None = None):
         self.folder = Path(folder)
@@ -50,6 +54,8 @@ class Checkpoint:
             raise UserError(
                 f"{self.folder}: holds neither config.json nor {ADAPTER_CONFIG}. Name a folder with a checkpoint."
             )
+        if base is not None and not self.is_adapter:
+            raise UserError(f"--base: {self.folder} is a whole model, not an adapter. Remove the flag.")
 
     @cached_property
     def config(self) -> dict:
@@ -61,6 +67,9 @@ class Checkpoint:
         """The files that hold tensors, in order of their names."""
         if self.is_adapter:
             files = [self.folder / ADAPTER_WEIGHTS]
+            older = self.folder / OLDER_ADAPTER_WEIGHTS
+            if older.is_file() and not files[0].is_file():
+                return [older]
         else:
             files = sorted(self.folder.glob("model*.safetensors")) or sorted(self.folder.glob("pytorch_model*.bin"))
         index = next(iter(self.folder.glob("*.safetensors.index.json")), None)
@@ -138,15 +147,21 @@ class Checkpoint:
         A relative path is looked for from the working directory, then from the repository root.
         """
         recorded = str(self._base) if self._base else self.config.get("base_model_name_or_path")
+        key = "--base" if self._base else f"{self.folder / ADAPTER_CONFIG}:base_model_name_or_path"
         repository = Path(__file__).resolve().parents[2]
-        where = f"{self.folder / ADAPTER_CONFIG}: base_model_name_or_path is {shorten(recorded)}"
         for candidate in (recorded, repository / recorded) if isinstance(recorded, str) and recorded else ():
             if os.path.isdir(candidate):
                 base = Checkpoint(candidate)
                 if base.is_adapter:
-                    raise UserError(f"{where}, an adapter itself. Name the whole model that it was trained on.")
+                    raise UserError(
+                        f"{key}: is {shorten(recorded)}, an adapter itself. Name the whole model that it was trained "
+                        "on, with --base."
+                    )
                 return base
-        raise UserError(f"{where}, which is not there. Put the base model at that path, or correct the entry.")
+        raise UserError(
+            f"{key}: is {shorten(recorded)}, which is not there. Name the folder of the base model with --base"
+            f"{'.' if self._base else ', or correct the entry.'}"
+        )
 
     @property
     def recorded_base_sha256(self) -> str | None:

@@ -16,56 +16,21 @@ from internvl.json_files import write_json
 from internvl.model.atomic_folder import atomic_folder, check_free
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.hf_config import (
-    ORIGINAL,
     check_expressible,
     hf_config,
-    original_config,
     parse_config,
     write_hf_surroundings,
     write_published_surroundings,
 )
-from internvl.model.hf_names import OUTPUT, hf_names, join, split
-from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.hf_names import OUTPUT, hf_names, split
+from internvl.model.hf_view import PublishedView, check_tensors, published_tensors
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
-from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import load_checkpoint_tokenizer, one_line
 from internvl.model.packaging import read_generation
 from internvl.model.safetensors_stream import TensorPlan
 from internvl.model.tiling import read_tiling
 
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-
-
-def published_tensors(config: InternVLChatConfig) -> dict[str, torch.Tensor]:
-    """Return the tensors a published checkpoint of this configuration holds, on the meta device: shapes only."""
-    with torch.device("meta"):
-        return dict(InternVLChatModel(config).state_dict())
-
-
-def check_tensors(checkpoint: Checkpoint, wanted: dict[str, tuple[int, ...]], optional: str | None) -> None:
-    """Refuse a checkpoint that lacks a tensor, has one without a place, or one of another shape.
-
-    Raises:
-        UserError: names the first such tensor.
-    """
-    stored = checkpoint.tensors
-    missing = [name for name in wanted if name not in stored and name != optional]
-    if missing:
-        raise UserError(
-            f"{checkpoint.folder}: lacks {len(missing)} of the model's {len(wanted)} tensors, first {missing[0]}. "
-            "Copy the complete checkpoint there."
-        )
-    for name, info in stored.items():
-        if name not in wanted:
-            raise UserError(
-                f"{checkpoint.folder}: holds {name}, which the other layout has no place for. Remove it, or keep the "
-                "checkpoint in this layout."
-            )
-        if info.shape != wanted[name]:
-            raise UserError(
-                f"{checkpoint.folder}: {name} has shape {info.shape}, and config.json makes it {wanted[name]}. Put "
-                "the weights and the config of one checkpoint there."
-            )
 
 
 def check_whole(checkpoint: Checkpoint, model_type: str) -> None:
@@ -150,28 +115,14 @@ def convert_from_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool 
     out = Path(out)
     check_free(out, overwrite=overwrite)
     check_whole(checkpoint, "internvl")
-    original = original_config(checkpoint.config, checkpoint.folder / "config.json")
-    config = parse_config(original, checkpoint.folder / "config.json")
-    published = published_tensors(config)
-    wanted = {}
-    for name, tensor in published.items():
-        parts = split(name, tensor, config)
-        wanted.update({new: tuple(p.shape) for new, p in zip(hf_names(name), parts, strict=True)})
-    check_tensors(checkpoint, wanted, *(hf_names(OUTPUT) if config.llm_config.tie_word_embeddings else (None,)))
-
-    stored = checkpoint.tensors
-    planned = {
-        name: (tuple(tensor.shape), stored[hf_names(name)[0]].dtype)
-        for name, tensor in published.items()
-        if hf_names(name)[0] in stored
-    }
+    view = PublishedView(checkpoint)
+    planned = {name: (info.shape, info.dtype) for name, info in view.tensors.items()}
 
     def values() -> Iterator[tuple[str, torch.Tensor]]:
         for name in tqdm(planned, desc="Converting", unit=" tensors", delay=1):
-            yield name, join(name, [checkpoint.tensor(part) for part in hf_names(name)], config)
+            yield name, view.tensor(name)
 
     with atomic_folder(out) as partial:
         TensorPlan(planned).write(partial, values())
-        generation = checkpoint.config[ORIGINAL].get("generation_config", {})
-        write_published_surroundings(partial, checkpoint.folder, original, generation)
+        write_published_surroundings(partial, checkpoint.folder, view.config, view.generation)
     return len(planned)

@@ -1,5 +1,6 @@
 """Load any checkpoint folder: a base, a merged model, an adapter, or a full model with embedded LoRA weights."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,15 +11,17 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from internvl.errors import UserError, shorten
 from internvl.json_files import check_characters, read_object
-from internvl.model.adapter import add_adapter
+from internvl.model.adapter_reading import read_adapter
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.config_check import check_config, check_shapes
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
+from internvl.model.lora import add_adapter
 from internvl.model.tiling import read_tiling
 
+HF_MODEL_TYPE = "internvl"  # of transformers' own layout
 # The small files beside a tokenizer's vocabulary; transformers writes their content again when it saves one.
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # No vocabulary is larger, and tokenizers counts up to the largest id when it saves one.
@@ -36,22 +39,41 @@ def choose_attention(dtype: torch.dtype, device: str = "cuda") -> str:
     return "flash_attention_2" if usable else "sdpa"
 
 
+def source_of(checkpoint: Checkpoint) -> Checkpoint:
+    """Return where a model's config and own weights are: the checkpoint itself, or an adapter's base.
+
+    A base in transformers' layout is seen under the published names, so whoever reads it need not know.
+    """
+    if not checkpoint.is_adapter:
+        return checkpoint
+    base = checkpoint.base()
+    if base.config.get("model_type") != HF_MODEL_TYPE:
+        return base
+    from internvl.model.hf_view import PublishedView  # which is made of modules that import this one
+
+    return PublishedView(base)
+
+
 def load_config(checkpoint: Checkpoint) -> InternVLChatConfig:
     """Return the model configuration of a checkpoint; an adapter's is its base's, but for how pictures are cut.
 
     Raises:
         UserError: config.json does not describe an InternVL-Chat model.
     """
-    source = checkpoint.base() if checkpoint.is_adapter else checkpoint
-    if source.config.get("model_type") != "internvl_chat":
+    source = source_of(checkpoint)
+    kind = source.config.get("model_type")
+    if kind != "internvl_chat":
+        advice = "Name a checkpoint of the published InternVL-Chat layout."
+        if kind == HF_MODEL_TYPE:
+            advice = f"Turn it into the published layout: python tools/convert_to_hf.py --back {source.folder} OUT"
         raise UserError(
-            f"{source.folder / 'config.json'}: model_type is {shorten(source.config.get('model_type'))}, not "
-            "'internvl_chat'. Name a checkpoint of the published InternVL-Chat layout (not an -hf one)."
+            f"{source.folder / 'config.json'}: model_type is {shorten(kind)}, not 'internvl_chat'. {advice}"
         )
     file = source.folder / "config.json"
     check_config(source.config, file)
     try:
-        config = InternVLChatConfig.from_pretrained(source.folder)
+        config = InternVLChatConfig.from_dict(deepcopy(source.config))
+        config.name_or_path = str(source.folder)
     except Exception as err:  # transformers' classes raise whatever a value of theirs makes them stumble over
         raise UserError(f"{file}: describes no model ({one_line(err)}). Restore the file.") from err
     for name, value in read_tiling(checkpoint.folder).items():
@@ -79,13 +101,15 @@ def load_model(
         UserError: the folder is missing, incomplete, or does not fit together.
     """
     checkpoint = path if isinstance(path, Checkpoint) else Checkpoint(path)
-    source = checkpoint.base() if checkpoint.is_adapter else checkpoint
+    source = source_of(checkpoint)
     config = config or load_config(checkpoint)
     check_complete(source, config)
     check_generation(source.folder)
+    adapter = read_adapter(checkpoint, config) if checkpoint.is_adapter else None
     model = InternVLChatModel.from_pretrained(
-        source.folder,
+        source.folder if source.is_published else None,
         config=config,
+        state_dict=None if source.is_published else {name: source.tensor(name) for name in source.tensors},
         dtype=dtype,
         attn_implementation=attn_implementation or choose_attention(dtype, device),
         device_map=device_map,
@@ -93,8 +117,10 @@ def load_model(
         local_files_only=True,
         trust_remote_code=False,
     )
-    if checkpoint.is_adapter:
-        add_adapter(model, checkpoint)
+    if not source.is_published:
+        model.generation_config = GenerationConfig.from_dict(deepcopy(source.generation))
+    if adapter is not None:
+        add_adapter(model, adapter)
     tokenizer = load_checkpoint_tokenizer(checkpoint)
     model.img_context_token_id = tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
     if device_map is None and quantization_config is None:  # quantised weights are where they were made

@@ -1,130 +1,133 @@
 """Merge LoRA into the weights it belongs to: tensor by tensor, in float32, without building a model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from internvl.errors import UserError
 from internvl.json_files import write_json
-from internvl.model.adapter import PEFT_PREFIX, base_name, is_lora, lora_scaling
+from internvl.model.adapter import base_name, is_lora
+from internvl.model.adapter_reading import read_adapter
 from internvl.model.atomic_folder import atomic_folder, check_free
 from internvl.model.checkpoint import Checkpoint
+from internvl.model.hf_config import write_published_surroundings
+from internvl.model.hf_view import PublishedView
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
-from internvl.model.loading import load_checkpoint_tokenizer, load_config
+from internvl.model.loading import check_complete, load_checkpoint_tokenizer, load_config, source_of
+from internvl.model.lora import Adapter, merge_weight
 from internvl.model.packaging import read_generation, write_chat_tokenizer, write_generation, write_model_files
 from internvl.model.safetensors_stream import DTYPE_OF_SPELLING, SPELLING, TensorPlan
 from internvl.model.tiling import FIELDS as TILING_FIELDS
 
 CHOICES_OF_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NAMES_OF_DTYPE = {SPELLING[dtype]: name for name, dtype in CHOICES_OF_DTYPE.items()}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a merged tensor comes from: a stored tensor, and the LoRA pair to add to it, if any."""
+    """Where a merged tensor comes from: a stored tensor, and what is added to it or replaces it, if anything."""
 
     weight: tuple[Checkpoint, str]
-    lora: tuple[Checkpoint, str, str, float] | None = None  # file, A, B, alpha / rank
+    embedded: tuple[str, str, float] | None = None  # A, B in the same file, alpha / rank
+    adapter: tuple[Adapter, str] | None = None  # and the published name
 
     def read(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return W + (alpha / rank) · B A, computed in float32 and rounded once to ``dtype``."""
+        """Return the merged tensor, computed in float32 and rounded once to ``dtype``.
+
+        Raises:
+            UserError: it is not finite.
+        """
         checkpoint, name = self.weight
         weight = checkpoint.tensor(name)
-        if self.lora is not None:
-            adapter, name_a, name_b, scaling = self.lora
-            lora_a, lora_b = adapter.tensor(name_a).float(), adapter.tensor(name_b).float()
-            weight = torch.addmm(weight.float(), lora_b, lora_a, alpha=scaling)
-        return weight.to(dtype) if weight.is_floating_point() else weight
-
-
-def plan_merge(checkpoint: Checkpoint, base: Checkpoint, *, allow_other_base: bool = False) -> dict[str, Source]:
-    """Return the source of every tensor of the merged model, under its published name.
-
-    ``base`` is the adapter's, or for a checkpoint with LoRA inside itself.
-
-    Raises:
-        UserError: there is nothing to merge, or the LoRA weights do not fit the model.
-    """
-    if checkpoint.is_adapter:
-        return plan_adapter(checkpoint, base, allow_other_base=allow_other_base)
-    if not checkpoint.has_embedded_lora:
-        raise UserError(
-            f"{checkpoint.folder}: has no LoRA weights, so there is nothing to merge. Name the folder of a LoRA "
-            "finetune."
-        )
-    return plan_embedded(checkpoint)
-
-
-def plan_adapter(adapter: Checkpoint, base: Checkpoint, *, allow_other_base: bool = False) -> dict[str, Source]:
-    """Plan the merge of an adapter folder into its base, in place of LoRA inside the base, if any: its start."""
-    recorded = adapter.recorded_base_sha256
-    if recorded and not allow_other_base and recorded != base.sha256():
-        raise UserError(
-            f"{adapter.folder}: was trained on a base with other weights than {base.folder} has now (SHA-256 "
-            f"{recorded[:12]}… recorded). Restore that base at this path, name it with --base, or pass "
-            "--allow-other-base if these weights are meant."
-        )
-    sources = plan_embedded(base)
-    for stored in adapter.tensors:
-        name = stored.removeprefix(PEFT_PREFIX)
-        if ".lora_B." in name:
-            continue
-        target = name.replace(".lora_A.weight", ".weight")
-        if target not in sources:
+        if not weight.is_floating_point():
+            return weight
+        if self.embedded is not None:
+            lora_a, lora_b, scaling = self.embedded
+            pair = checkpoint.tensor(lora_a).float(), checkpoint.tensor(lora_b).float()
+            weight = merge_weight(nn.Linear, weight.float(), *pair, scaling)
+        if self.adapter is not None:
+            adapter, published = self.adapter
+            weight = adapter.merge(published, weight)
+        merged = weight.to(dtype)
+        if not merged.isfinite().all():
             raise UserError(
-                f"{adapter.folder}: {stored} has no place in {base.folder}. Use the base it was trained on."
+                f"{checkpoint.folder}: {name} merged is not finite in {str(dtype).removeprefix('torch.')}. "
+                + ("Pass --dtype bfloat16, or float32." if weight.isfinite().all() else "Copy the checkpoint again.")
             )
-        if ".lora_A." in name:
-            pair = (stored, stored.replace(".lora_A.", ".lora_B."))
-            sources[target] = Source(
-                sources[target].weight, (adapter, *pair, lora_scaling(adapter, name.split(".")[0]))
-            )
-        else:
-            trained, (owner, weight) = adapter.tensors[stored].shape, sources[target].weight
-            if trained != owner.tensors[weight].shape:
-                raise UserError(
-                    f"{adapter.folder}: {stored} of shape {trained} does not fit {target} of shape "
-                    f"{owner.tensors[weight].shape}. Use the base it was trained on."
-                )
-            sources[target] = Source((adapter, stored))
-    check_shapes(sources)
-    return sources
+        return merged
+
+
+def plan_adapter(adapter: Adapter, base: Checkpoint) -> dict[str, Source]:
+    """Return the source of every merged tensor of an adapter and its base, under its published name.
+
+    LoRA inside the base, if any, was the adapter's start: the adapter's takes its place.
+    """
+    changed = adapter.changed
+    return {
+        name: Source(
+            source.weight,
+            None if name.removesuffix(".weight") in adapter.layers else source.embedded,
+            (adapter, name) if name in changed else None,
+        )
+        for name, source in plan_embedded(base).items()
+    }
 
 
 def plan_embedded(checkpoint: Checkpoint) -> dict[str, Source]:
-    """Plan the merge of a full checkpoint with LoRA inside, as the original trainer saved it (alpha = 2 · rank)."""
+    """Plan the merge of a full checkpoint with LoRA inside, as the original trainer saved it (alpha = 2 · rank).
+
+    Raises:
+        UserError: a LoRA pair lacks a half, or does not fit its weight.
+    """
     sources = {}
-    for stored in checkpoint.tensors:
+    for stored, info in checkpoint.tensors.items():
         if is_lora(stored):
             continue
         layer = stored.removesuffix(".base_layer.weight")
         pair = (f"{layer}.lora_A.default.weight", f"{layer}.lora_B.default.weight")
-        lora = (checkpoint, *pair, 2.0) if pair[0] in checkpoint.tensors else None
-        sources[base_name(stored)] = Source((checkpoint, stored), lora)
-    check_shapes(sources)
+        if pair[0] in checkpoint.tensors:
+            check_pair(checkpoint, pair, info.shape)
+        sources[base_name(stored)] = Source(
+            (checkpoint, stored), (*pair, 2.0) if pair[0] in checkpoint.tensors else None
+        )
     return sources
 
 
-def check_shapes(sources: dict[str, Source]) -> None:
-    """Refuse LoRA pairs that lack a half or do not fit their weight, before anything is written."""
-    for name, source in sources.items():
-        checkpoint, stored = source.weight
-        if source.lora is None:
-            continue
-        adapter, name_a, name_b, _ = source.lora
-        if name_b not in adapter.tensors:
-            raise UserError(f"{adapter.folder}: has {name_a} but not {name_b}. Copy the complete adapter there.")
-        shapes = [adapter.tensors[half].shape for half in (name_b, name_a)]
-        # (out, rank) and (rank, in)
-        product = (*shapes[0][:1], *shapes[1][1:])
-        if product != checkpoint.tensors[stored].shape or len(product) != 2 or shapes[0][1:] != shapes[1][:1]:
-            raise UserError(
-                f"{adapter.folder}: LoRA of shapes {shapes[0]} and {shapes[1]} does not fit {name} of shape "
-                f"{checkpoint.tensors[stored].shape}. Use the base it was trained on."
-            )
+def check_pair(checkpoint: Checkpoint, pair: tuple[str, str], shape: tuple[int, ...]) -> None:
+    """Refuse a LoRA pair inside a checkpoint that lacks a half or does not fit its weight.
+
+    Raises:
+        UserError: names them.
+    """
+    if pair[1] not in checkpoint.tensors:
+        raise UserError(f"{checkpoint.folder}: has {pair[0]} but not {pair[1]}. Copy the complete checkpoint there.")
+    a, b = (checkpoint.tensors[half].shape for half in pair)
+    # (out, rank) and (rank, in)
+    if (*b[:1], *a[1:]) != shape or len(shape) != 2 or b[1:] != a[:1]:
+        raise UserError(
+            f"{checkpoint.folder}: {pair[0]} of shape {a} and its B of shape {b} do not fit their weight of shape "
+            f"{shape}. Copy the checkpoint again."
+        )
+
+
+def check_base(checkpoint: Checkpoint, base: Checkpoint) -> None:
+    """Refuse a base with other weights than an adapter of ours has recorded.
+
+    Raises:
+        UserError: says so, with the ways on.
+    """
+    recorded = checkpoint.recorded_base_sha256
+    if recorded and recorded != base.sha256():
+        raise UserError(
+            f"{checkpoint.folder}: was trained on a base with other weights than {base.folder} has now (SHA-256 "
+            f"{recorded[:12]}… recorded). Restore that base at this path, name it with --base, or pass "
+            "--allow-other-base if these weights are meant."
+        )
 
 
 def merge_checkpoint(
@@ -134,27 +137,42 @@ def merge_checkpoint(
     dtype: str | None = None,
     overwrite: bool = False,
     allow_other_base: bool = False,
+    check: Callable[[Path], None] | None = None,
 ) -> int:
-    """Write the merged model to ``out`` and return how many tensors LoRA changed.
+    """Write the merged model to ``out`` in the published layout, and return how many tensors LoRA changed.
 
-    Every tensor keeps the dtype it has in the base unless ``dtype`` (float32, bfloat16, float16) names another. A
-    base whose weights have another hash than the adapter recorded is taken only with ``allow_other_base``. The
-    folder is written beside and renamed at the end: it is there completely or not at all.
+    The folder is written beside and renamed at the end: it is there completely or not at all.
+
+    Args:
+        checkpoint: an adapter folder, or a full checkpoint with LoRA inside.
+        out: the folder to write.
+        dtype: float32, bfloat16 or float16 for all tensors; by default each keeps the dtype it has in the base.
+        overwrite: replace what is in ``out``.
+        allow_other_base: take a base whose weights have another hash than the adapter recorded.
+        check: called with the written folder before it gets its name; what it raises ends the merge.
 
     Raises:
-        UserError: nothing to merge, an unfit base, or ``out`` holds something already.
+        UserError: nothing to merge, an adapter that is not read, an unfit base, or ``out`` holds something already.
     """
     out = Path(out)
     check_free(out, overwrite=overwrite)
+    if not checkpoint.is_adapter and not checkpoint.has_embedded_lora:
+        raise UserError(
+            f"{checkpoint.folder}: has no LoRA weights, so there is nothing to merge. Name the folder of a LoRA "
+            "finetune."
+        )
+    base = source_of(checkpoint)
     config, tokenizer = load_config(checkpoint), load_checkpoint_tokenizer(checkpoint)
-    base = checkpoint.base() if checkpoint.is_adapter else checkpoint
-    sources = plan_merge(checkpoint, base, allow_other_base=allow_other_base)
+    check_complete(base, config)
+    if checkpoint.is_adapter:
+        if not allow_other_base:
+            check_base(checkpoint, base)
+        sources = plan_adapter(read_adapter(checkpoint, config), base)
+    else:
+        sources = plan_embedded(checkpoint)
     stored = {name: source.weight[0].tensors[source.weight[1]] for name, source in sources.items()}
-    # A module trained in full is in the adapter as float32; the merged model keeps the dtype of the base.
     spelling = SPELLING[CHOICES_OF_DTYPE[dtype]] if dtype else None
-    published = {base_name(name): tensor.dtype for name, tensor in base.tensors.items()}
-    kept = {name: published.get(name, stored[name].dtype) for name in sources}
-    plan = TensorPlan({name: (stored[name].shape, spelling or kept[name]) for name in sources})
+    plan = TensorPlan({name: (info.shape, spelling or info.dtype) for name, info in stored.items()})
 
     def values() -> Iterator[tuple[str, torch.Tensor]]:
         for name, source in tqdm(sources.items(), desc="Merging", unit=" tensors", delay=1):
@@ -162,8 +180,19 @@ def merge_checkpoint(
 
     with atomic_folder(out) as partial:
         plan.write(partial, values())
-        write_surroundings(partial, base, config, tokenizer, plan)
-    return sum(source.lora is not None for source in sources.values())
+        if base.is_published:
+            write_surroundings(partial, base, config, tokenizer, plan)
+        else:
+            write_published_surroundings(partial, base.folder, published_config(base, plan), base.generation)
+        if check is not None:
+            check(partial)
+    return sum(source.embedded is not None or source.adapter is not None for source in sources.values())
+
+
+def published_config(base: PublishedView, plan: TensorPlan) -> dict:
+    """Return the ``config.json`` of a base in transformers' layout, with the dtype that the merged weights have."""
+    content = {key: value for key, value in base.config.items() if key != "torch_dtype"}
+    return {**content, "dtype": next(NAMES_OF_DTYPE[dtype] for _, dtype in plan.tensors.values() if dtype != "I64")}
 
 
 def write_surroundings(

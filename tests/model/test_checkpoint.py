@@ -78,7 +78,7 @@ def test_a_broken_folder_is_named_with_what_is_wrong(tiny_base, tmp_path, damage
 def test_an_adapter_whose_base_is_gone_says_so(trained_adapter):
     file = trained_adapter / "adapter_config.json"
     file.write_text(file.read_text().replace(json.loads(file.read_text())["base_model_name_or_path"], "/no/where"))
-    with pytest.raises(UserError, match="base_model_name_or_path is '/no/where', which is not there"):
+    with pytest.raises(UserError, match="base_model_name_or_path: is '/no/where', which is not there"):
         load_model(trained_adapter)
 
 

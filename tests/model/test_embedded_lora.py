@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from internvl.errors import UserError
-from internvl.model.adapter import add_adapter, base_name, choose_trainable, is_lora, save_adapter
+from internvl.model.adapter import base_name, choose_trainable, is_lora, save_adapter
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_model
 from internvl.model.merging import merge_checkpoint
@@ -80,5 +80,5 @@ def test_the_adapter_trained_on_from_it_loads_and_merges_as_the_live_model(embed
 
 
 def test_an_adapter_of_another_rank_than_the_lora_inside_is_refused(embedded, trained_adapter):
-    with pytest.raises(UserError, match="does not fit its base model"):
-        add_adapter(load_model(embedded).model, Checkpoint(trained_adapter))
+    with pytest.raises(UserError, match="LoRA of rank 8 for language_model.* has LoRA of rank 4 inside"):
+        load_model(Checkpoint(trained_adapter, base=embedded))

@@ -14,7 +14,7 @@ from transformers import AutoModel
 from internvl.errors import UserError
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_model
-from internvl.model.merging import merge_checkpoint
+from internvl.model.merging import Source, merge_checkpoint
 from internvl.model.packaging import model_code_files
 from internvl.model.safetensors_stream import TensorPlan
 from tests.conftest import bare_environment
@@ -94,7 +94,7 @@ def test_merging_a_base_or_into_a_full_folder_is_refused(tiny_base, trained_adap
 
 
 def test_nothing_is_left_when_merging_fails_halfway(trained_adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr(Checkpoint, "tensor", lambda self, name: (_ for _ in ()).throw(OSError("disk gone")))
+    monkeypatch.setattr(Source, "read", lambda self, dtype: (_ for _ in ()).throw(OSError("disk gone")))
     with pytest.raises(OSError, match="disk gone"):
         merge_checkpoint(Checkpoint(trained_adapter), tmp_path / "out" / "merged")
     assert list((tmp_path / "out").iterdir()) == []
