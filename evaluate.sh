@@ -18,7 +18,7 @@ TASKS=(
     'caption-*       eval/caption/evaluate_caption.py  --datasets NAME'
 )
 # Flags whose value is a path that has to be there, and those whose value is written to.
-INPUT_FLAGS='annotation|root|meta|compare'
+INPUT_FLAGS='annotation|root|meta|compare|base'
 OUTPUT_FLAGS='out-dir|out_dir|vision-cache|vision_cache'
 TASK_NAMES='caption, caption-NAME (coco, flickr30k, nocaps, habitat), caption-custom or caption-train'
 
@@ -36,7 +36,8 @@ TASK        caption-NAME: a data set of eval/caption/datasets.json (coco, flickr
             caption: all of them that are there
             caption-custom: a JSONL file of training rows, with --annotation FILE --root FOLDER
             caption-train: the training rows of a meta file, with --meta FILE
-FLAG        passed on to the evaluation; --auto uses all devices from one process
+FLAG        passed on to the evaluation; --auto uses all devices from one process, and
+            --base FOLDER names the base of an adapter that records another path
 GPUS        number of processes, one per device (default 1)
 DRY_RUN=1   prints the command and runs nothing
 USAGE

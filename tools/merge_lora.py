@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -18,6 +19,10 @@ from internvl.errors import ends_on_user_error
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.merging import CHOICES_OF_DTYPE, describe, merge_checkpoint
+
+if TYPE_CHECKING:
+    from internvl.inference.engine import Engine
+    from internvl.model.lora import Adapter
 
 SELF_CHECK_QUESTION = "Provide a one-sentence caption for the provided image."
 SELF_CHECK_TOKENS = 16
@@ -39,24 +44,49 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def self_check(unmerged: Checkpoint, merged: Checkpoint) -> str:
-    """Return a line on whether both models give the same greedy answer about a fixed picture, in float32."""
-    from PIL import Image
+def self_check(unmerged: Checkpoint, merged: Checkpoint, adapter: "Adapter | None") -> str:
+    """Return a line on how the merged folder compares with the adapter, in float32.
 
-    from internvl.inference.engine import Engine, Request
+    Its weights are compared with PEFT's own merge, and its greedy answer about a fixed picture with that of the
+    adapter as PEFT puts it on its base. LoRA inside a checkpoint is in PEFT's layers when the model is built.
 
-    picture = Image.linear_gradient("L").resize((320, 240)).convert("RGB")
-    answers = []
-    for checkpoint in (unmerged, merged):
-        engine = Engine.load(checkpoint, precision="fp32", device="cpu")
-        request = Request([engine.tiles(picture)], SELF_CHECK_QUESTION)
-        answers += engine.answer([request], max_new_tokens=SELF_CHECK_TOKENS, do_sample=False)
-    if answers[0] == answers[1]:
-        return f"Self-check: adapter and merged model both answer {answers[0]!r}."
+    Raises:
+        UserError: they differ by more than rounding, or PEFT does not read the adapter.
+    """
+    from internvl.inference.engine import Engine
+    from internvl.model.loading import load_checkpoint_tokenizer, source_of
+    from internvl.model.merge_check import PeftMerge
+
+    base = source_of(unmerged)
+    if adapter is None or base.has_embedded_lora:
+        answer, compared = ask(Engine.load(unmerged, precision="fp32", device="cpu")), "Self-check:"
+    else:
+        reference = PeftMerge(adapter, base)
+        if reference.is_hf:
+            answer = ask(Engine.load(unmerged, precision="fp32", device="cpu"))
+        else:
+            tokenizer = load_checkpoint_tokenizer(unmerged)
+            answer = ask(Engine(reference.model, tokenizer))
+        compared = f"Self-check: {reference.check(merged)};"
+        del reference
+    merged_answer = ask(Engine.load(merged, precision="fp32", device="cpu"))
+    if answer == merged_answer:
+        return f"{compared} adapter and merged model both answer {answer!r}."
     return (
-        f"Self-check: the adapter answers {answers[0]!r} and the merged model {answers[1]!r}. Rounding the merged "
+        f"{compared} the adapter answers {answer!r} and the merged model {merged_answer!r}. Rounding the merged "
         "weights can do that; --dtype float32 avoids it."
     )
+
+
+def ask(engine: "Engine") -> str:
+    """Return a model's greedy answer about a fixed picture."""
+    from PIL import Image
+
+    from internvl.inference.engine import Request
+
+    picture = Image.linear_gradient("L").resize((320, 240)).convert("RGB")
+    request = Request([engine.tiles(picture)], SELF_CHECK_QUESTION)
+    return engine.answer([request], max_new_tokens=SELF_CHECK_TOKENS, do_sample=False)[0]
 
 
 @ends_on_user_error
@@ -64,22 +94,24 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     setup_logging()
     started = time.monotonic()
-    adapter = Checkpoint(args.input, base=args.base)
+    unmerged, lines = Checkpoint(args.input, base=args.base), []
+
+    def inspect(folder: Path, adapter: "Adapter | None") -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        lines.append(f"{time.monotonic() - started:.1f} s, peak memory {peak:.2f} GB. Wrote {describe(folder)}.")
+        if not args.skip_self_check:
+            lines.append(self_check(unmerged, Checkpoint(folder), adapter))
+
     changed = merge_checkpoint(
-        adapter,
+        unmerged,
         args.output,
         dtype=args.dtype,
         overwrite=args.overwrite,
         allow_other_base=args.allow_other_base,
+        check=inspect,
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(
-        f"Merged {changed} weights in {time.monotonic() - started:.1f} s, peak memory {peak:.2f} GB. "
-        f"Wrote {describe(args.output)}."
-    )
-    if not args.skip_self_check:
-        print(self_check(adapter, Checkpoint(args.output)))
-    print(args.output)
+    print(f"Merged {changed} weights in", lines[0])
+    print(*lines[1:], args.output, sep="\n")
 
 
 if __name__ == "__main__":

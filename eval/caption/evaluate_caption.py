@@ -49,6 +49,7 @@ PUBLISHED_TILES = 6  # of the original's evaluation with --dynamic
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="base, merged model, adapter or full checkpoint folder")
+    parser.add_argument("--base", type=Path, metavar="FOLDER", help="an adapter's base, if it is not where it says")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--datasets", help="names of eval/caption/datasets.json, comma separated, or present for all that are there"
@@ -220,6 +221,7 @@ def evaluate_set(
         generation["temperature"] = args.temperature
     settings = {  # all that decides what the answers are
         "checkpoint_sha256": sha256,
+        **({"base": str(args.base)} if args.base else {}),
         "dataset": data.name,
         "prompt": args.prompt or describe_prompt(data),
         **generation,
@@ -282,7 +284,7 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     setup_logging()
     check_arguments(args)
-    checkpoint = Checkpoint(args.checkpoint)
+    checkpoint = Checkpoint(args.checkpoint, base=args.base)
     args.max_num = choose_tile_limit(args, checkpoint)
     sets = read_sets(args)
     for data in sets:
@@ -297,7 +299,7 @@ def main(argv: list[str] | None = None) -> None:
     check_scorers()
     first = start_processes()
     torch.manual_seed(args.seed)
-    engine = Engine.load(args.checkpoint, precision=args.precision, auto=args.auto, max_tiles=args.max_num)
+    engine = Engine.load(checkpoint, precision=args.precision, auto=args.auto, max_tiles=args.max_num)
     if args.vision_cache:
         engine.vision_cache = VisionCache(args.vision_cache, engine.model, max_bytes=round(args.vision_cache_gb * 1e9))
     sha256 = from_first(checkpoint.sha256 if first else None)

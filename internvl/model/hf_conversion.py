@@ -25,7 +25,7 @@ from internvl.model.hf_config import (
 from internvl.model.hf_names import OUTPUT, hf_names, split
 from internvl.model.hf_view import PublishedView, check_tensors, published_tensors
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
-from internvl.model.loading import load_checkpoint_tokenizer, one_line
+from internvl.model.loading import HF_MODEL_TYPE, load_checkpoint_tokenizer, one_line
 from internvl.model.packaging import read_generation
 from internvl.model.safetensors_stream import TensorPlan
 from internvl.model.tiling import read_tiling
@@ -39,12 +39,14 @@ def check_whole(checkpoint: Checkpoint, model_type: str) -> None:
     Raises:
         UserError: an adapter, LoRA weights inside, or the other layout.
     """
-    lora = "is an adapter" if checkpoint.is_adapter else "has LoRA weights inside"
     if checkpoint.is_adapter or checkpoint.has_embedded_lora:
-        raise UserError(
-            f"{checkpoint.folder}: {lora}, and only a whole model can be converted. Merge it first: "
-            f"python tools/merge_lora.py {checkpoint.folder} MERGED"
-        )
+        lora = "is an adapter" if checkpoint.is_adapter else "has LoRA weights inside"
+        merge = f"python tools/merge_lora.py {checkpoint.folder} MERGED"
+        # The layout that a merge writes is the published one, whichever the adapter was trained on.
+        advice = f"Merge it first: {merge}"
+        if model_type == HF_MODEL_TYPE:
+            advice = f"Merge it instead, which writes the published layout at once: {merge}"
+        raise UserError(f"{checkpoint.folder}: {lora}, and only a whole model can be converted. {advice}")
     found = checkpoint.config.get("model_type")
     if found == model_type:
         return
@@ -114,7 +116,7 @@ def convert_from_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool 
     """
     out = Path(out)
     check_free(out, overwrite=overwrite)
-    check_whole(checkpoint, "internvl")
+    check_whole(checkpoint, HF_MODEL_TYPE)
     view = PublishedView(checkpoint)
     planned = {name: (info.shape, info.dtype) for name, info in view.tensors.items()}
 

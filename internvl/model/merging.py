@@ -137,7 +137,7 @@ def merge_checkpoint(
     dtype: str | None = None,
     overwrite: bool = False,
     allow_other_base: bool = False,
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path, Adapter | None], None] | None = None,
 ) -> int:
     """Write the merged model to ``out`` in the published layout, and return how many tensors LoRA changed.
 
@@ -149,7 +149,8 @@ def merge_checkpoint(
         dtype: float32, bfloat16 or float16 for all tensors; by default each keeps the dtype it has in the base.
         overwrite: replace what is in ``out``.
         allow_other_base: take a base whose weights have another hash than the adapter recorded.
-        check: called with the written folder before it gets its name; what it raises ends the merge.
+        check: called with the written folder, before it gets its name, and the adapter (None: LoRA was inside); what
+            it raises ends the merge.
 
     Raises:
         UserError: nothing to merge, an adapter that is not read, an unfit base, or ``out`` holds something already.
@@ -164,12 +165,10 @@ def merge_checkpoint(
     base = source_of(checkpoint)
     config, tokenizer = load_config(checkpoint), load_checkpoint_tokenizer(checkpoint)
     check_complete(base, config)
-    if checkpoint.is_adapter:
-        if not allow_other_base:
-            check_base(checkpoint, base)
-        sources = plan_adapter(read_adapter(checkpoint, config), base)
-    else:
-        sources = plan_embedded(checkpoint)
+    if checkpoint.is_adapter and not allow_other_base:
+        check_base(checkpoint, base)
+    adapter = read_adapter(checkpoint, config) if checkpoint.is_adapter else None
+    sources = plan_adapter(adapter, base) if adapter else plan_embedded(checkpoint)
     stored = {name: source.weight[0].tensors[source.weight[1]] for name, source in sources.items()}
     spelling = SPELLING[CHOICES_OF_DTYPE[dtype]] if dtype else None
     plan = TensorPlan({name: (info.shape, spelling or info.dtype) for name, info in stored.items()})
@@ -185,7 +184,7 @@ def merge_checkpoint(
         else:
             write_published_surroundings(partial, base.folder, published_config(base, plan), base.generation)
         if check is not None:
-            check(partial)
+            check(partial, adapter)
     return sum(source.embedded is not None or source.adapter is not None for source in sources.values())
 
 

@@ -104,5 +104,5 @@ def test_adapter_of_another_base_is_refused(trained_adapter, tmp_path, rows_fold
     config = json.loads((trained_adapter / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(tmp_path / "wide")
     (trained_adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="needs .*Use the base it was trained on"):
+    with pytest.raises(UserError, match="Use the base it was trained on"):
         load_model(trained_adapter)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_model
 from internvl.model.merging import merge_checkpoint
-from tests.model.random_adapters import random_settings, rewrite, save, wrap
+from tests.model.random_adapters import random_settings, save, wrap
 
 NUM_RANDOM = 36
 # Rounding of one operation in fp32, against the largest number of the tensor.
