@@ -36,7 +36,7 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 MERGE_WITH_PEFT = (
     "Merge it with PEFT (PeftModel.from_pretrained(model, FOLDER).merge_and_unload(), then save_pretrained of model "
-    "and tokenizer) and use the whole model that this gives"
+    "and tokenizer) and use that whole model"
 )
 # Variants of LoRA that are not read, and why.
 REFUSED = {
@@ -185,14 +185,14 @@ def check_start(start: object, file: Path) -> None:
             )
         )
         raise UserError(
-            f"{where}: {CHANGING_STARTS[kind]} took the first weights of the adapter out of the base, so it does not "
-            f"belong to the base as it was published. {way}."
+            f"{where}, and {CHANGING_STARTS[kind]} takes the start of the adapter out of the base's weights, so the "
+            f"adapter does not fit the base as it was published. {way}."
         )
     if name == "loftq":
         raise UserError(
-            f"{where}: LoftQ quantised the base's weights when the training began, so the adapter does not belong to "
+            f"{where}, and LoftQ quantises the base's weights when the training begins, so the adapter does not fit "
             "the base as it was published. Where it was trained, merge it with PEFT (model.merge_and_unload(), then "
-            "save_pretrained) and use the whole model that this gives."
+            "save_pretrained) and use that whole model."
         )
     raise UserError(f"{where}, a start that is not known here. {MERGE_WITH_PEFT}.")
 

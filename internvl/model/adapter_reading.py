@@ -178,7 +178,7 @@ def add_part(adapter: Adapter, own: str, stored: dict[str, str], outline: nn.Mod
     if "lora_B.bias" in stored and base.bias is None:
         raise UserError(
             f"{where}: {shorten(stored['lora_B.bias'])} is a bias for {place.name}, which has none in the base, so it "
-            "cannot be merged. Train again with lora_bias false."
+            "cannot be merged. Use it with PEFT, or train again with lora_bias false."
         )
     check_pair_shapes(adapter, own, stored, base)
     layer = adapter.layers.setdefault(place.name, LoraLayer(kind, place.num_parts))
