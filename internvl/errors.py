@@ -2,12 +2,13 @@
 
 import errno
 import functools
-import os
 import re
 import signal
 import sys
 import time
 from collections.abc import Callable
+
+from internvl.distributed import ignore_foreign_ranks, is_main_process
 
 # How long processes after the first hold a message back: torchrun ends them sooner when the first one fails, too.
 HOLD_BACK_SECONDS = 8
@@ -53,6 +54,7 @@ def ends_on_user_error(main: Callable) -> Callable:
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        ignore_foreign_ranks()  # before anything reads them
         try:
             return main(*args, **kwargs)
         except UserError as err:
@@ -69,7 +71,7 @@ def ends_on_user_error(main: Callable) -> Callable:
             else:
                 message = printable(f"{err.filename}: {err.strerror}. Check the path, its permissions and the disk.")
         sys.stdout.flush()
-        if int(os.environ.get("RANK", "0")) > 0:
+        if not is_main_process():
             time.sleep(HOLD_BACK_SECONDS)
         sys.stderr.write(f"error: {message}\n")
         sys.exit(2)

@@ -1,21 +1,24 @@
 """One log format for every command, on the first process only."""
 
 import logging
-import os
 import warnings
 
 from transformers.utils import logging as transformers_logging
 
+from internvl.distributed import is_main_process
+
 
 def setup_logging() -> None:
     """Log this project's messages from INFO on (other processes: errors only), and keep libraries to warnings."""
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = is_main_process()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("internvl").setLevel(logging.INFO if first else logging.ERROR)
     transformers_logging.set_verbosity_warning() if first else transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     # DeepSpeed, imported by the trainer, tells every CPU run that it found no accelerator.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    # It says twice where it keeps its fonts, when the home folder may not be written to.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # torch warns at every CPU run that pinned memory needs an accelerator; nobody asked for it to be pinned.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     # peft reads a property that transformers has renamed; the user cannot do anything about it.

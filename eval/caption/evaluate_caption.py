@@ -26,6 +26,7 @@ from torch import distributed
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from internvl.device import detect_device
+from internvl.distributed import rank_and_world_size
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.compare import column_names, compare, print_differences
@@ -190,7 +191,7 @@ def open_log(parent: Path, settings: dict) -> AnswerLog:
 
 def start_processes() -> bool:
     """Join the other processes if torchrun started several; returns whether this is the first."""
-    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if rank_and_world_size()[1] > 1:
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -19,19 +19,31 @@ logger = logging.getLogger(__name__)
 CODE_FOLDERS = (Path(__file__).parent, Path(internvl_chat.__file__).parent)
 
 
-def cache_folder() -> Path:
-    """Return where results are kept: ``$INTERNVL_CACHE``, or ``internvl`` in the user's cache folder."""
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("INTERNVL_CACHE") or Path(user) / "internvl") / "checks"
+def cache_folder() -> Path | None:
+    """Return where results are kept: ``$INTERNVL_CACHE``, or ``internvl`` in the user's cache folder.
+
+    None where neither is known: a container's user may have no home folder.
+    """
+    if os.environ.get("INTERNVL_CACHE"):
+        return Path(os.environ["INTERNVL_CACHE"]) / "checks"
+    try:
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        logger.warning("The result of the check is not kept: there is no home folder. INTERNVL_CACHE names another.")
+        return None
+    return user / "internvl" / "checks"
 
 
 def check_with_cache(data: ConversationDataset) -> DatasetCheck:
     """Check a data set; files whose content, media and settings are those of an earlier check are not read again.
 
-    A cache that cannot be written is a warning: the check itself is what counts.
+    A cache that cannot be found, read or written is a warning: the check itself is what counts.
     """
+    folder = cache_folder()
+    if folder is None:
+        return check_dataset(data)
     shared = shared_key(data)
-    files = [cache_folder() / f"{key(data, number, shared)}.npz" for number in range(len(data.files))]
+    files = [folder / f"{key(data, number, shared)}.npz" for number in range(len(data.files))]
     found = [load(file, data, number) for number, file in enumerate(files)]
     missing = [number for number, check in enumerate(found) if check is None]
     if missing:
@@ -77,13 +89,13 @@ def save(file: Path, check: FileCheck) -> None:
 
 def load(file: Path, data: ConversationDataset, number: int) -> FileCheck | None:
     """Return a kept result, or None if there is none or a picture or video has changed since."""
-    if not file.is_file():
-        return None
     try:
+        if not file.is_file():
+            return None
         with np.load(file, allow_pickle=False) as stored:
             facts, text = stored["facts"], json.loads(stored["text"].tobytes())
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
-        logger.warning("%s: is damaged (%s) and not used.", file, err)
+        logger.warning("%s: cannot be read (%s) and is not used: the data is checked again.", file, err)
         return None
     root = data.files[number][0].root
     try:

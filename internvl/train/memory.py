@@ -215,7 +215,7 @@ def available_bytes(device: torch.device) -> int:
         limit, used = (read_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
         if limit is not None and used is not None:
             free = min(free, limit - used)
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
         available = max(0, free) // processes + psutil.Process().memory_info().rss
     if distributed.is_initialized():
         # Layers that recompute may gather weights from other processes (ZeRO-3): all must choose the same ones.

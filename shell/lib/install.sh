@@ -1,8 +1,10 @@
 # shellcheck shell=bash
 # ensure_python: a Python with everything in requirements.txt, installed once. Needs common.sh.
 
+# What the pins of requirements.txt need (Requires-Python; held to them by tests/shell/test_install.py).
+OLDEST_PYTHON=3.11
 # Newest first. A version is added here once the packages of requirements.txt have wheels for it.
-PYTHON_VERSIONS=(3.14 3.13 3.12 3.11 3.10)
+PYTHON_VERSIONS=(3.14 3.13 3.12 3.11)
 
 # ensure_python: sets PYTHON. Uses the active environment (VIRTUAL_ENV or CONDA_PREFIX); without one it makes .venv at the
 # repository root. A stamp in the environment remembers what was installed, so the second call costs milliseconds.
@@ -28,7 +30,7 @@ ensure_python() {
 find_python() {
     PYTHON=$(environment_folder)/bin/python
     [[ -x $PYTHON ]] || PYTHON=$(command -v python3 || command -v python) ||
-        die "python3: not found on this machine. Install Python 3.10 or newer (Debian, Ubuntu: apt install python3 python3-venv)."
+        die "python3: not found on this machine. Install Python $OLDEST_PYTHON or newer (Debian, Ubuntu: apt install python3 python3-venv)."
 }
 
 # environment_folder: prints where the environment is, or is to be.
@@ -49,7 +51,10 @@ check_python_version() {
     version=$("$1" -I -S -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
         die "$1: does not start. Repair this Python, or activate another environment."
     case $version in
-        2.* | 3.[0-9]) die "$1: this is Python $version. Activate an environment with Python 3.10 or newer." ;;
+        2.* | 3.[0-9] | 3.10)
+            die "$1: this is Python $version, and the packages of requirements.txt need $OLDEST_PYTHON or newer." \
+                "Activate an environment with such a Python, or install one and deactivate this one."
+            ;;
     esac
 }
 
@@ -77,8 +82,10 @@ install_into() {
     fi
 
     PYTHON=$prefix/bin/python
-    # A run that was cut off may have left a folder without pip, or without a working Python.
-    if [[ $prefix == "$REPO_ROOT/.venv" ]] && ! "$PYTHON" -I -m pip --version >/dev/null 2>&1; then
+    # A run that was cut off may have left a folder without pip, or without a working Python; an older checkout, one of
+    # a Python that is too old now.
+    if [[ $prefix == "$REPO_ROOT/.venv" ]] &&
+        ! "$PYTHON" -I -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
         make_environment "$prefix"
     fi
     check_python_version "$PYTHON"
@@ -106,7 +113,7 @@ newest_python() {
     local name path found='' too_old=''
     for name in "${PYTHON_VERSIONS[@]/#/python}" python3 python; do
         path=$(command -v "$name") || continue
-        if ! "$path" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        if ! "$path" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             too_old=${too_old:-$path}
         elif ! "$path" -I -c 'import ensurepip, venv' 2>/dev/null; then
             found=${found:-$path}
@@ -120,10 +127,10 @@ newest_python() {
         die "$found: cannot make virtual environments (the modules venv and ensurepip are not installed)." \
             "Install them (Debian, Ubuntu: apt install $name-venv) and run this again."
     elif [[ -n $too_old ]]; then
-        die "$too_old: this is $("$too_old" -V 2>&1), and 3.10 is the oldest that works. Install Python 3.10 or newer, or" \
+        die "$too_old: this is $("$too_old" -V 2>&1), and $OLDEST_PYTHON is the oldest that works. Install Python $OLDEST_PYTHON or newer, or" \
             "activate an environment that has it."
     fi
-    die "python3: not found on this machine. Install Python 3.10 or newer (Debian, Ubuntu: apt install python3 python3-venv)."
+    die "python3: not found on this machine. Install Python $OLDEST_PYTHON or newer (Debian, Ubuntu: apt install python3 python3-venv)."
 }
 
 # install_requirements PREFIX: pip, with its warnings and progress in a file rather than on the screen.
@@ -143,6 +150,8 @@ install_requirements() {
 install_failed() {
     say "The last lines of $1/install.log:"
     tail -n 20 -- "$1/install.log" | sed 's/^/    /' >&2
-    die "$2: failed (the reason is above; everything is in $1/install.log). Check the network and the free disk space," \
-        "then run the same command again: it goes on where it stopped."
+    local todo="Check the free disk space and the reason above"
+    if grep -qiE 'connection|timed? ?out|resolve|network|proxy|ssl' "$1/install.log"; then todo="Check the network"; fi
+    die "$2: failed (the reason is above; everything is in $1/install.log). $todo, then run the same command again: it" \
+        "goes on where it stopped."
 }

@@ -358,7 +358,7 @@ def test_mistakes_end_in_one_line(tiny_base, converted, trained_adapter, tmp_pat
     assert "model_type is 'internvl', not 'internvl_chat'" in refusal(capsys, converted, out)
     assert "pass --back" in refusal(capsys, converted, out)
     assert "leave out --back" in refusal(capsys, "--back", tiny_base, out)
-    assert "Merge it instead, which writes the published layout at once" in refusal(capsys, "--back", trained_adapter, out)
+    assert "Merge it instead, which writes the published" in refusal(capsys, "--back", trained_adapter, out)
     assert "there is no such checkpoint folder" in refusal(capsys, tmp_path / "missing", out)
     assert "is not empty" in refusal(capsys, tiny_base, converted)
     assert not out.exists()

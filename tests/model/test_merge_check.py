@@ -79,9 +79,11 @@ def test_a_merge_that_half_precision_cannot_hold_is_refused_with_one_that_can(ad
 def test_a_base_with_a_number_that_is_none_is_not_merged(adapter, tiny_base, tmp_path, monkeypatch):
     broken = load_file(tiny_base / "model.safetensors")["language_model.model.norm.weight"] * float("nan")
     right = Checkpoint.tensor
-    monkeypatch.setattr(
-        merging.Checkpoint, "tensor", lambda self, name: broken if name.endswith("model.norm.weight") else right(self, name)
-    )  # fmt: skip
+
+    def tensor(self, name):
+        return broken if name.endswith("model.norm.weight") else right(self, name)
+
+    monkeypatch.setattr(merging.Checkpoint, "tensor", tensor)
     with pytest.raises(
         UserError, match=r"model.norm.weight merged is not finite in float32\. Copy the checkpoint again"
     ):
