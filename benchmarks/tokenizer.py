@@ -34,7 +34,7 @@ from internvl.model.internvl_chat.conversation import (
     join_segments,
     render_turns,
 )
-from internvl.model.internvl_chat.tokenization_internlm2 import build_tokenizer, load_tokenizer, read_special_ids
+from internvl.model.internvl_chat.tokenization_internlm2 import build_tokenizer, load_tokenizer, read_added_tokens
 
 THINGS = "bed sofa table lamp window door plant shelf rug mirror television counter painting staircase".split()
 LOOKS = "wooden white small large round grey modern leather bright narrow tiled empty".split()
@@ -118,7 +118,7 @@ def run(folder: Path, num_texts: int, rounds: int) -> dict:
     if not model_file.is_file():
         raise UserError(f"{model_file}: there is no such file, and the slow tokenizer needs it. Name another folder.")
     fast = load_tokenizer(folder)
-    special_ids = read_special_ids(folder)
+    special_ids, plain = read_added_tokens(folder)
     tokens = {"<s>", "</s>", *RENAMED_SPECIAL_TOKENS, *ADDED_SPECIAL_TOKENS, *special_ids}
     ids_of_special = {token: fast.convert_tokens_to_ids(token) for token in sorted(tokens)}
     slow, bare = SlowTokenizer(model_file, ids_of_special), BareSentencePiece(model_file, ids_of_special)
@@ -130,7 +130,7 @@ def run(folder: Path, num_texts: int, rounds: int) -> dict:
             {
                 "load_slow": lambda: SlowTokenizer(model_file, ids_of_special),
                 "load_fast": lambda: load_tokenizer(saved),
-                "build_fast": lambda: build_tokenizer(model_file, special_ids or None),
+                "build_fast": lambda: build_tokenizer(model_file, special_ids or None, plain),
                 "encode_slow": lambda: slow(texts),
                 "encode_bare": lambda: [bare.encode(text) for text in texts],
                 "encode_fast": lambda: fast(texts),

@@ -41,29 +41,42 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
         raise FileNotFoundError(
             f"{folder}: holds neither tokenizer.json nor tokenizer.model. Copy the checkpoint's tokenizer files there."
         )
-    return build_tokenizer(folder / "tokenizer.model", read_special_ids(folder))
+    return build_tokenizer(folder / "tokenizer.model", *read_added_tokens(folder))
 
 
-def read_special_ids(folder: Path) -> dict[str, int]:
-    """Return the special tokens and ids that the published JSON files beside ``tokenizer.model`` name."""
-    special = {}
+def read_added_tokens(folder: Path) -> tuple[dict[str, int], frozenset[str]]:
+    """Return the added tokens and ids that the JSON files beside ``tokenizer.model`` name, and which are plain text.
+
+    Plain tokens are words that somebody added to the vocabulary: part of an answer, not marks to be left out of it.
+    """
+    ids, plain = {}, set()
     config_file, added_file = folder / "tokenizer_config.json", folder / "added_tokens.json"
-    if config_file.is_file():
-        listed = json.loads(config_file.read_text(encoding="utf-8")).get("added_tokens_decoder", {})
-        special.update({token["content"]: int(index) for index, token in listed.items()})
+    config = json.loads(config_file.read_text(encoding="utf-8-sig")) if config_file.is_file() else {}
+    for index, token in config.get("added_tokens_decoder", {}).items():
+        ids[token["content"]] = int(index)
+        if not token.get("special", True):
+            plain.add(token["content"])
     if added_file.is_file():
-        special.update(json.loads(added_file.read_text(encoding="utf-8")))
-    return special
+        marks = {*ids, *ADDED_SPECIAL_TOKENS, *RENAMED_SPECIAL_TOKENS, *config.get("additional_special_tokens", [])}
+        added = json.loads(added_file.read_text(encoding="utf-8-sig"))
+        plain |= added.keys() - marks  # that file has no word on it, and transformers takes such tokens for text
+        ids.update(added)
+    return ids, frozenset(plain)
 
 
-def build_tokenizer(model_file: str | Path, special_ids: dict[str, int] | None = None) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    model_file: str | Path, special_ids: dict[str, int] | None = None, plain: frozenset[str] = frozenset()
+) -> PreTrainedTokenizerFast:
     """Build the fast tokenizer of a sentencepiece BPE model.
 
-    ``special_ids`` maps special tokens to ids: an id inside the model renames that piece, one behind it extends the
-    vocabulary. Without it the published tokens take their places (:func:`default_special_ids`).
+    Args:
+        model_file: the published ``tokenizer.model``.
+        special_ids: added token → id: an id inside the model renames that piece, one behind it extends the
+            vocabulary. Without it the published tokens take their places (:func:`default_special_ids`).
+        plain: those of the added tokens that are text, and stay in decoded answers.
 
     Raises:
-        ValueError: the special ids leave a hole behind the last piece.
+        ValueError: the ids leave a hole behind the last piece.
     """
     import sentencepiece  # here, because a folder with tokenizer.json does not need it
 
@@ -89,8 +102,9 @@ def build_tokenizer(model_file: str | Path, special_ids: dict[str, int] | None =
         + [decoders.Replace(untidy, tidy) for untidy, tidy in TIDY_ENGLISH]
     )
     by_id = sorted(special_ids.items(), key=lambda item: item[1])
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token, _ in by_id])
     for token, index in by_id:
+        added = AddedToken(token, normalized=False, special=token not in plain)
+        (tokenizer.add_tokens if token in plain else tokenizer.add_special_tokens)([added])
         if tokenizer.token_to_id(token) != index:
             raise ValueError(
                 f"{model_file}: special token {token} should have id {index} but gets {tokenizer.token_to_id(token)}. "
@@ -105,7 +119,7 @@ def build_tokenizer(model_file: str | Path, special_ids: dict[str, int] | None =
         eos_token="</s>",
         unk_token="<unk>",
         pad_token="</s>",
-        additional_special_tokens=[token for token, index in by_id if index > 2],
+        additional_special_tokens=[token for token, index in by_id if index > 2 and token not in plain],
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
