@@ -9,6 +9,7 @@ Usually called by a launcher under ``shell/``, which sets these flags. ``--help`
 """
 
 import logging
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from internvl.model.loading import LoadedModel
 from internvl.model.vision_cache import VisionCache
 from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments, parse_arguments
 from internvl.train.checkpointing import staged_result
+from internvl.train.data_workers import fit_workers, raise_lost_batch
 from internvl.train.evaluation import CaptionSteps, Evaluator, read_caption_sample
 from internvl.train.interruption import Heartbeat, StopOnSignal, describe_laggards, limit_waiting
 from internvl.train.loading import load_for_training, render_settings, training_dtype
@@ -49,6 +51,7 @@ from internvl.train.trainer import FinetuneTrainer
 
 logger = logging.getLogger("internvl.train")
 PLANNED_STEPS = 200  # whose micro-batches the memory plan looks at
+BATCH_TENSORS = 8  # ids, labels, mask, pixels, flags, and some that packing adds
 SHOWN_SKIPPED = 10  # in the final summary; data_report.json lists all
 
 
@@ -133,6 +136,14 @@ def main(argv: list[str] | None = None) -> None:
     plan = plan_training(trainer, check, model_args, data_args)
     logger.info("Memory plan: %s", plan)
     recompute_activations(loaded.model, plan.num_recomputed)
+    tiles = int(check.facts(dataset.index)["tiles"].max()) * training_args.train_batch_size
+    fit_workers(
+        training_args,
+        batch_bytes=tiles * 3 * loaded.model.config.image_size**2,
+        # Pictures travel one by one where their features are kept.
+        batch_tensors=BATCH_TENSORS + (tiles if cache is not None else 0),
+        processes=int(os.environ.get("LOCAL_WORLD_SIZE") or 1),
+    )
     rows_per_step = (
         training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
     )
@@ -161,7 +172,8 @@ def main(argv: list[str] | None = None) -> None:
     with logging_redirect_tqdm():  # messages come between the states of the progress line, not behind it
         try:
             result = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
-        except RuntimeError:
+        except RuntimeError as error:
+            raise_lost_batch(error)
             # Also how it ends when another process died, or did not answer within --ddp_timeout.
             if distributed.is_initialized() and (behind := describe_laggards()):
                 logger.error("%s. Its log is in %s.", behind, output.folder / "training_log.txt")

@@ -21,6 +21,7 @@ from internvl.model.adapter import load_adapter_tensors
 from internvl.model.checkpoint import ADAPTER_WEIGHTS
 from internvl.model.vision_cache import VisionCache, picture_features
 from internvl.train.checkpointing import PREFIX, staged_checkpoint
+from internvl.train.data_workers import end_on_lost_batch
 from internvl.train.evaluation import Evaluator
 from internvl.train.output import OutputFolder
 from internvl.train.sharding import load_zero_checkpoint, save_fsdp_checkpoint
@@ -99,6 +100,7 @@ class FinetuneTrainer(Trainer):
             batch_sampler=self.make_sampler(),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
+            worker_init_fn=end_on_lost_batch,
             pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
