@@ -1,4 +1,4 @@
-"""Tensors of adapter files that cannot be read: each is refused by name with its cause, and nothing is written."""
+"""Tensors of adapter files that cannot be read: each is refused by name and cause, and nothing is written."""
 
 import shutil
 from pathlib import Path
