@@ -1,6 +1,9 @@
 """Tensors of adapter files that cannot be read: each is refused by name and cause, and nothing is written."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from internvl.errors import UserError
 from internvl.json_files import write_json
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_model
+from tests.conftest import REPOSITORY, free_port
 from tests.model.random_adapters import LANGUAGE, rewrite, save, wrap
 
 LAYER = "base_model.model.language_model.model.layers.0.attention.wo"
@@ -158,3 +162,35 @@ def test_a_base_that_is_no_base_is_refused(adapter, tiny_base, tmp_path):
         load_model(Checkpoint(adapter, base=adapter))
     with pytest.raises(UserError, match=r"--base: .* is a whole model, not an adapter\. Remove the flag"):
         Checkpoint(tiny_base, base=tiny_base)
+
+
+SAVE_UNDER_ZERO3 = """
+import sys
+import deepspeed
+from internvl.model.loading import load_model
+from tests.model.random_adapters import LANGUAGE, save, wrap
+
+base, outside, inside = sys.argv[1:]
+deepspeed.init_distributed("gloo")
+peft = wrap(load_model(base).model, {"r": 4, "target_modules": LANGUAGE})
+trained = [parameter for parameter in peft.parameters() if parameter.requires_grad]
+optimizer = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
+stage = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}
+deepspeed.initialize(model=peft, model_parameters=trained, config={**stage, "optimizer": optimizer})
+save(peft, outside, base)
+with deepspeed.zero.GatheredParameters(list(peft.parameters())):
+    save(peft, inside, base)
+"""
+
+
+@pytest.mark.slow
+def test_what_zero3_leaves_is_empty_and_whole_when_saved_as_the_message_says(tiny_base, tmp_path):
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    settings = alone | {"MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", SAVE_UNDER_ZERO3, tiny_base, outside, inside]
+    done = subprocess.run(command, env=os.environ | settings, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(UserError, match=r"save_pretrained inside deepspeed\.zero\.GatheredParameters\(model\.param"):
+        load_model(outside)
+    load_model(inside)

@@ -52,6 +52,8 @@ def test_paths_from_another_folder(copy, run, tmp_path):
     flags = ["--annotation=val.jsonl", "--root", "data", "--dynamic"]
     words = command(run(copy / "evaluate.sh", "merged", "caption-custom", *flags, cwd=here, DRY_RUN="1"))
     assert words[-5:] == ["--annotation", str(here / "val.jsonl"), "--root", "data", "--dynamic"]
+    words = command(run(copy / "evaluate.sh", "merged", "caption", "--base", "merged", cwd=here, DRY_RUN="1"))
+    assert words[words.index("--base") + 1] == str(here / "merged")
     words = command(run(copy / "evaluate.sh", "pretrained/InternVL2-2B", "caption", cwd=here, DRY_RUN="1"))
     assert words[words.index("--checkpoint") + 1] == "pretrained/InternVL2-2B"
 
