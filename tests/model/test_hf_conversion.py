@@ -352,13 +352,13 @@ def refusal(capsys, *arguments) -> str:
 
 def test_mistakes_end_in_one_line(tiny_base, converted, trained_adapter, tmp_path, capsys):
     out = tmp_path / "out"
-    assert "is an adapter, and only a whole model can be converted. Merge it first" in refusal(
-        capsys, trained_adapter, out
-    )
+    with pytest.raises(UserError, match="is an adapter, and only a whole model can be converted. Merge it first"):
+        convert_to_hf(Checkpoint(trained_adapter), out)
     assert "model_type is 'internvl', not 'internvl_chat'" in refusal(capsys, converted, out)
     assert "pass --back" in refusal(capsys, converted, out)
     assert "leave out --back" in refusal(capsys, "--back", tiny_base, out)
-    assert "Merge it instead, which writes the published" in refusal(capsys, "--back", trained_adapter, out)
+    assert "has no place in its base" in refusal(capsys, "--back", trained_adapter, out)
+    assert "--base: goes with an adapter" in refusal(capsys, tiny_base, out, "--base", tiny_base)
     assert "there is no such checkpoint folder" in refusal(capsys, tmp_path / "missing", out)
     assert "is not empty" in refusal(capsys, tiny_base, converted)
     assert not out.exists()
