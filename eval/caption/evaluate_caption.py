@@ -3,10 +3,12 @@
     python eval/caption/evaluate_caption.py --checkpoint pretrained/InternVL2-2B --datasets coco --dynamic
     python eval/caption/evaluate_caption.py --checkpoint log/mine --annotation val.jsonl --root data/mine --dynamic
     python eval/caption/evaluate_caption.py --checkpoint log/mine --meta shell/data/habitat.json --limit 500
+    python eval/caption/evaluate_caption.py --checkpoint log/mine --datasets coco --dynamic --engine vllm
 
 Usually called by ``evaluate.sh``, which also starts several processes. The last line printed is the result folder:
 ``results/caption-<set>/<model>/<time>/`` with predictions.json, scores.json, per_image.jsonl and report.html. Every
-answer is on disk as soon as it exists: the same command again continues a run that was killed.
+answer is on disk as soon as it exists: the same command again continues a run that was killed. With ``--engine vllm``
+or ``--server URL`` a server generates; prompts, tiles, files and resuming are the same.
 """
 
 import argparse
@@ -16,7 +18,8 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,9 @@ from internvl.evaluation.generation import BATCH_TOKENS, NUM_FRAMES, generate_ca
 from internvl.evaluation.questions import check_media
 from internvl.evaluation.results import Result, read_result, write_results
 from internvl.evaluation.score import check_scorers, print_scores, score_captions
+from internvl.evaluation.serving import connect, start_vllm
 from internvl.inference.engine import DTYPES, Engine
+from internvl.inference.requests import AnsweringEngine
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER
@@ -88,6 +93,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vision-cache-gb", type=float, default=VISION_CACHE_GB, help="most that is kept (default %(default)s)"
     )
+    parser.add_argument(
+        "--engine",
+        choices=["local", "vllm"],
+        help="vllm: start vLLM on the checkpoint and ask it, --batch-size questions at once (default: local)",
+    )
+    parser.add_argument("--server", metavar="URL", help="ask a server that runs, such as vLLM, instead")
+    parser.add_argument("--served-model", metavar="NAME", help="the checkpoint's name at --server, if it has several")
     parser.add_argument("--out-dir", type=Path, help="folder of the result (with one data set)")
     parser.add_argument(
         "--compare", type=Path, metavar="RESULT", help="result folder of another model, to compare with"
@@ -109,6 +121,25 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--root: goes with --annotation: the folder that the paths in its rows start from.")
     if args.prompt and not args.datasets:
         raise UserError("--prompt: rows bring their own questions. Leave it away, or use it with --datasets.")
+    if args.served_model and not args.server:
+        raise UserError("--served-model: goes with --server URL. Remove the flag.")
+    if args.server and args.engine == "local":
+        raise UserError("--server: does not go with --engine local. Remove one of the two.")
+    if args.server or args.engine == "vllm":
+        check_server_arguments(args)
+
+
+def check_server_arguments(args: argparse.Namespace) -> None:
+    """Refuse flags that have no effect, or another one, when a server answers."""
+    flag = "--server" if args.server else "--engine vllm"
+    if args.num_beams > 1:
+        raise UserError(f"--num-beams: is {args.num_beams}, and {flag} searches with one. Remove one of the two.")
+    if args.vision_cache:
+        raise UserError(f"--vision-cache: has no effect with {flag}. Remove one of the two.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"GPUS: is {os.environ['WORLD_SIZE']}, and with {flag} one process asks. Set GPUS=1.")
+    if args.server and args.precision != "auto":
+        raise UserError(f"--precision: is {args.precision}, and with --server the server decides. Remove the flag.")
 
 
 def choose_tile_limit(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
@@ -198,9 +229,46 @@ def start_processes() -> bool:
     return process_place()[0] == 0
 
 
+@contextmanager
+def open_engine(
+    args: argparse.Namespace, checkpoint: Checkpoint, sets: list[CaptionSet], sizes: dict[Path, tuple[int, int]]
+) -> Iterator[AnsweringEngine]:
+    """Yield what answers the questions of ``sets``: the checkpoint loaded here, or a server, as the flags say.
+
+    ``sizes`` are those of the pictures in px, by file.
+    """
+    if not args.server and args.engine != "vllm":
+        engine = Engine.load(checkpoint, precision=args.precision, auto=args.auto, max_tiles=args.max_num)
+        if args.vision_cache:
+            max_bytes = round(args.vision_cache_gb * 1e9)
+            engine.vision_cache = VisionCache(args.vision_cache, engine.model, max_bytes=max_bytes)
+        yield engine
+        return
+    if args.server:
+        yield connect(checkpoint, args.server, args.served_model, max_tiles=args.max_num, seed=args.seed)
+        return
+    with start_vllm(
+        checkpoint,
+        [question for data in sets for question in data.questions],
+        sizes,
+        max_tiles=args.max_num,
+        num_frames=args.num_frames,
+        max_new_tokens=max(max_new_tokens(args, data) for data in sets),
+        precision=args.precision,
+        all_devices=args.auto,
+        seed=args.seed,
+    ) as engine:
+        yield engine
+
+
+def max_new_tokens(args: argparse.Namespace, data: CaptionSet) -> int:
+    """Return the most tokens of an answer."""
+    return args.max_new_tokens or data.max_new_tokens
+
+
 def evaluate_set(
     args: argparse.Namespace,
-    engine: Engine,
+    engine: AnsweringEngine,
     data: CaptionSet,
     sizes: dict[Path, tuple[int, int]],
     sha256: str,
@@ -215,11 +283,13 @@ def evaluate_set(
     generation = {
         "num_beams": args.num_beams,
         "min_new_tokens": data.min_new_tokens if args.min_new_tokens is None else args.min_new_tokens,
-        "max_new_tokens": args.max_new_tokens or data.max_new_tokens,
+        "max_new_tokens": max_new_tokens(args, data),
         "do_sample": args.temperature > 0,
     }
     if args.temperature > 0:
         generation["temperature"] = args.temperature
+    remote = bool(args.server) or args.engine == "vllm"
+    precision = "server" if args.server else detect_device()[1] if args.precision == "auto" else args.precision
     settings = {  # all that decides what the answers are
         "checkpoint_sha256": sha256,
         **({"base": str(args.base)} if args.base else {}),
@@ -229,7 +299,8 @@ def evaluate_set(
         "dynamic": args.dynamic,
         "max_num": args.max_num,
         "num_frames": args.num_frames,
-        "precision": detect_device()[1] if args.precision == "auto" else args.precision,
+        "precision": precision,
+        "engine": "vllm" if remote else "local",
         "vision_cache": args.vision_cache is not None,  # its features are rounded to bfloat16
         "seed": args.seed,
     }
@@ -245,7 +316,7 @@ def evaluate_set(
         sizes,
         log,
         batch_size=args.batch_size,
-        batch_tokens=args.batch_tokens,
+        batch_tokens=sys.maxsize if remote else args.batch_tokens,  # a server looks after its memory itself
         num_frames=args.num_frames,
         **generation,
     )
@@ -300,11 +371,9 @@ def main(argv: list[str] | None = None) -> None:
     check_scorers()
     first = start_processes()
     torch.manual_seed(args.seed)
-    engine = Engine.load(checkpoint, precision=args.precision, auto=args.auto, max_tiles=args.max_num)
-    if args.vision_cache:
-        engine.vision_cache = VisionCache(args.vision_cache, engine.model, max_bytes=round(args.vision_cache_gb * 1e9))
-    sha256 = from_first(checkpoint.sha256 if first else None)
-    folders = [evaluate_set(args, engine, data, sizes, sha256, other, first) for data in sets]
+    with open_engine(args, checkpoint, sets, sizes) as engine:
+        sha256 = from_first(checkpoint.sha256 if first else None)
+        folders = [evaluate_set(args, engine, data, sizes, sha256, other, first) for data in sets]
     if distributed.is_initialized():
         distributed.destroy_process_group()
     if first:

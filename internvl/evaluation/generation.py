@@ -12,7 +12,7 @@ from internvl.errors import UserError
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import CaptionSet
 from internvl.evaluation.questions import Question, count_tokens, read_request
-from internvl.inference.engine import Engine, Request
+from internvl.inference.requests import AnsweringEngine, Request
 
 # Frames of a video, as the model card's example takes.
 NUM_FRAMES = 8
@@ -21,7 +21,7 @@ BATCH_TOKENS = 32768
 
 
 def generate_captions(
-    engine: Engine,
+    engine: AnsweringEngine,
     data: CaptionSet,
     sizes: dict[Path, tuple[int, int]],
     log: AnswerLog,
@@ -94,7 +94,7 @@ def make_batches(
 
 
 def read_ahead(
-    engine: Engine, batches: Sequence[list[Question]], num_frames: int
+    engine: AnsweringEngine, batches: Sequence[list[Question]], num_frames: int
 ) -> Iterator[tuple[list[Question], list[Request]]]:
     """Yield each batch with its pictures; those of the next one are read while this one is answered."""
 
@@ -110,7 +110,7 @@ def read_ahead(
             yield questions, requests
 
 
-def answer_batch(engine: Engine, requests: Sequence[Request], **generation) -> list[str]:
+def answer_batch(engine: AnsweringEngine, requests: Sequence[Request], **generation) -> list[str]:
     """Answer the requests of a batch; one that does not fit into memory is halved.
 
     Raises:

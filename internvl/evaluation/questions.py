@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from internvl.data.media import choose_clip, read_info, read_picture, read_picture_size, read_video
+from internvl.data.media import choose_clip, read_info, read_picture_size, read_video
 from internvl.data.problems import RowError, raise_first
 from internvl.data.rendering import count_text_tokens
 from internvl.data.video import VideoInfo, choose_frames, place_frames
-from internvl.inference.engine import Engine, Request
-from internvl.model.internvl_chat.conversation import Turn, get_conv_template
-from internvl.model.vision_cache import Picture
+from internvl.inference.requests import AnsweringEngine, Request
+from internvl.model.internvl_chat.conversation import Turn
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def middle_frames(question: Question, info: VideoInfo, num_frames: int) -> list[
     return [start + index for index in choose_frames(num_frames, length, sample="middle")]
 
 
-def tile_limit(engine: Engine, question: Question) -> int:
+def tile_limit(engine: AnsweringEngine, question: Question) -> int:
     """Return the most tiles of one of its pictures, which share the limit as in training."""
     if engine.max_tiles == 1:
         return 1
@@ -77,7 +76,7 @@ def check_media(questions: Sequence[Question]) -> dict[Path, tuple[int, int]]:
 
 
 def count_tokens(
-    engine: Engine, questions: Sequence[Question], sizes: dict[Path, tuple[int, int]], num_frames: int
+    engine: AnsweringEngine, questions: Sequence[Question], sizes: dict[Path, tuple[int, int]], num_frames: int
 ) -> list[int]:
     """Return the length of each question's prompt in tokens; ``sizes`` are the pictures'."""
     texts, tiles = [], []
@@ -88,12 +87,11 @@ def count_tokens(
             frames = len(middle_frames(question, read_info(question.video, question.where), num_frames))
         texts.append(place_frames(turns, frames))
         tiles.append(frames + sum(engine.count_tiles(sizes[path], limit) for path in question.images))
-    template = get_conv_template(engine.model.template)
-    lengths = count_text_tokens(texts, tokenizer=engine.tokenizer, template=template)
-    return [text + count * engine.model.num_image_token for text, count in zip(lengths, tiles, strict=True)]
+    lengths = count_text_tokens(texts, tokenizer=engine.tokenizer, template=engine.template)
+    return [text + count * engine.config.num_image_token for text, count in zip(lengths, tiles, strict=True)]
 
 
-def read_request(engine: Engine, question: Question, num_frames: int) -> Request:
+def read_request(engine: AnsweringEngine, question: Question, num_frames: int) -> Request:
     """Read a question's pictures or frames and cut them into tiles, as the engine takes them.
 
     Raises:
@@ -102,13 +100,6 @@ def read_request(engine: Engine, question: Question, num_frames: int) -> Request
     turns = list(question.turns)
     if question.video:
         frames = read_video(question.video, lambda info: middle_frames(question, info, num_frames), question.where)
-        return Request([engine.tiles(frame, 1) for frame in frames], place_frames(turns, len(frames)))
+        return Request([engine.read(frame, 1) for frame in frames], place_frames(turns, len(frames)))
     limit = tile_limit(engine, question)
-    pictures = []
-    for path in question.images:
-        key, features = engine.kept(path, limit)
-        if features is not None:
-            pictures.append(Picture(features=features, key=key))
-        else:
-            pictures.append(engine.tiles(read_picture(path, question.where), limit, key))
-    return Request(pictures, turns)
+    return Request([engine.read(path, limit, question.where) for path in question.images], turns)

@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from internvl.data.media import read_picture
 from internvl.device import detect_device
 from internvl.errors import UserError
+from internvl.inference.requests import PromptRules, Request
 from internvl.model.checkpoint import Checkpoint
-from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, Turn
 from internvl.model.internvl_chat.image_processing_internvl_chat import (
-    count_tiles,
     expand_to_square,
     open_image,
     split_into_tiles,
@@ -23,34 +22,15 @@ from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatMode
 from internvl.model.loading import load_model
 from internvl.model.vision_cache import Picture, VisionCache, picture_features
 
+__all__ = ["DTYPES", "Engine", "Request"]
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Request(NamedTuple):
-    """One question; ``pictures`` holds those of each ``<image>`` in it, in order, as :meth:`Engine.tiles` cuts them.
-
-    ``question`` is a text, which pictures without markers are put before, or the turns of a conversation up to the
-    one to answer.
-    """
-
-    pictures: Sequence[Picture]
-    question: str | Sequence[Turn]
-
-    def turns(self) -> list[Turn]:
-        """Return the conversation, with all markers."""
-        if not isinstance(self.question, str):
-            return list(self.question)
-        marked = not self.pictures or IMAGE_PLACEHOLDER in self.question
-        return [
-            Turn("human", self.question if marked else f"{IMAGE_PLACEHOLDER}\n" * len(self.pictures) + self.question)
-        ]
-
-
-class Engine:
+class Engine(PromptRules):
     """A loaded model that answers batches of requests.
 
-    ``max_tiles`` limits the tiles of one picture: 1 for no tiling. A thumbnail is added as the checkpoint's config
-    says. Features of pictures are taken from ``vision_cache`` and kept there, where there is one.
+    Features of pictures are taken from ``vision_cache`` and kept there, where there is one.
     """
 
     def __init__(
@@ -61,9 +41,8 @@ class Engine:
         max_tiles: int = 1,
         vision_cache: VisionCache | None = None,
     ):
+        super().__init__(model.config, tokenizer, max_tiles=max_tiles)
         self.model = model
-        self.tokenizer = tokenizer
-        self.max_tiles = max_tiles
         self.vision_cache = vision_cache
 
     @classmethod
@@ -90,23 +69,6 @@ class Engine:
         )
         return cls(loaded.model, loaded.tokenizer, max_tiles=max_tiles)
 
-    def tiling(self, max_tiles: int | None) -> dict:
-        """Return the keyword arguments of the tiler for a picture of at most ``max_tiles`` (None: the engine's)."""
-        config = self.model.config
-        limit = max_tiles or self.max_tiles
-        return {
-            "min_num": min(config.min_dynamic_patch, limit),
-            "max_num": limit,
-            "image_size": config.image_size,
-            "use_thumbnail": config.use_thumbnail,
-        }
-
-    def count_tiles(self, size: tuple[int, int], max_tiles: int | None = None) -> int:
-        """Return how many tiles a picture of (width, height) px has."""
-        if self.pads_to_square:
-            size = (max(size), max(size))
-        return count_tiles(*size, **self.tiling(max_tiles))
-
     def kept(self, path: str | Path, max_tiles: int | None = None) -> tuple[str | None, torch.Tensor | None]:
         """Return a picture's name in the vision cache and its features if they are there; None and None without one.
 
@@ -118,10 +80,25 @@ class Engine:
         key = self.vision_cache.key(Path(path).read_bytes(), tiling)
         return key, self.vision_cache.load(key)
 
-    @property
-    def pads_to_square(self) -> bool:
-        """Whether pictures are padded: as in training, where they are not tiled."""
-        return self.model.config.pad2square and self.max_tiles == 1
+    def read(
+        self, picture: str | Path | Image.Image, max_tiles: int | None = None, where: str | None = None
+    ) -> Picture:
+        """Return a picture as :meth:`answer` takes it: its features, if they are kept, or its tiles.
+
+        Args:
+            picture: a file, or an image in memory.
+            max_tiles: most tiles; None for the engine's limit.
+            where: file and line that name the picture, for messages.
+
+        Raises:
+            UserError: the file is missing or not a picture.
+        """
+        if isinstance(picture, Image.Image):
+            return self.tiles(picture, max_tiles)
+        key, features = self.kept(picture, max_tiles)
+        if features is not None:
+            return Picture(features=features, key=key)
+        return self.tiles(read_picture(Path(picture), where) if where else picture, max_tiles, key)
 
     def tiles(
         self, picture: str | Path | Image.Image, max_tiles: int | None = None, key: str | None = None

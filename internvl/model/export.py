@@ -80,8 +80,8 @@ def check_for_server(layers: AdapterLayers, server: str, *, same_everywhere: boo
         raise UserError(f"{adapter.folder}: {found}. {merge_first(adapter)}")
 
 
-def export_for_vllm(adapter: Checkpoint, out: Path) -> int:
-    """Write an adapter as vLLM takes it, which is as PEFT does, to a folder; returns the rank to serve it with.
+def vllm_rank(adapter: Checkpoint) -> int:
+    """Return the ``--max-lora-rank`` with which vLLM serves an adapter.
 
     Raises:
         UserError: vLLM would refuse it, or leave a part of it out.
@@ -91,8 +91,19 @@ def export_for_vllm(adapter: Checkpoint, out: Path) -> int:
     rank = max(layer.rank for layer in layers.lora)
     if rank > VLLM_RANKS[-1]:
         raise UserError(f"{adapter.folder}: has rank {rank}, and vLLM takes {VLLM_RANKS[-1]}. {merge_first(adapter)}")
-    write_adapter(out, adapter, layers.tensors(), dict(adapter.config))
     return next(allowed for allowed in VLLM_RANKS if allowed >= rank)
+
+
+def export_for_vllm(adapter: Checkpoint, out: Path) -> int:
+    """Write an adapter as vLLM takes it, which is as PEFT does, to a folder; returns the rank to serve it with.
+
+    Raises:
+        UserError: as of :func:`vllm_rank`.
+    """
+    rank = vllm_rank(adapter)
+    layers = AdapterLayers(adapter, published_config(adapter.base()))
+    write_adapter(out, adapter, layers.tensors(), dict(adapter.config))
+    return rank
 
 
 def export_for_lmdeploy(adapter: Checkpoint, out: Path) -> int:
