@@ -39,8 +39,8 @@ class ServerError(UserError):
 class Reply:
     """An answer of a server.
 
-    ``finish`` is stop or length. ``prompt_ids`` are the prompt's tokens where the server tells them (vLLM), ``scores``
-    (token, its log-probability) of each generated token where they were asked for.
+    ``finish`` is stop or length. Where the server tells them: ``prompt_ids`` and ``answer_ids``, the tokens (vLLM),
+    and ``scores``, the log-probability of each token of the answer.
     """
 
     text: str
@@ -48,7 +48,8 @@ class Reply:
     prompt_tokens: int
     completion_tokens: int
     prompt_ids: list[int] | None = None
-    scores: list[tuple[str, float]] | None = None
+    answer_ids: list[int] | None = None
+    scores: list[float] | None = None
 
 
 class ServerClient:
@@ -146,7 +147,8 @@ class ServerClient:
                 prompt_tokens=int(usage["prompt_tokens"]),
                 completion_tokens=int(usage["completion_tokens"]),
                 prompt_ids=answer.get("prompt_token_ids"),
-                scores=[(entry["token"], float(entry["logprob"])) for entry in scores] if scores else None,
+                answer_ids=choice.get("token_ids"),
+                scores=[float(entry["logprob"]) for entry in scores] if scores else None,
             )
         except (LookupError, TypeError, ValueError, AttributeError) as err:
             raise UserError(

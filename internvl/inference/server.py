@@ -16,6 +16,10 @@ from internvl.model.internvl_chat.configuration_internvl_chat import InternVLCha
 from internvl.model.internvl_chat.image_processing_internvl_chat import expand_to_square, open_image
 
 
+# What the least and the most tiles of a picture are called in vLLM: by the published layout, by transformers' own.
+LIMIT_NAMES = (("min_dynamic_patch", "max_dynamic_patch"), ("min_patches", "max_patches"))
+
+
 @dataclass(frozen=True)
 class SentPicture:
     """A picture on its way to a server: its data URL, its number of tiles, and the most it may have."""
@@ -49,7 +53,7 @@ class ServerEngine(PromptRules):
     ):
         super().__init__(config, tokenizer, max_tiles=max_tiles)
         self.client, self.model, self.seed = client, model, seed
-        self._sends_tile_limit = False
+        self._sends_tile_limit, self._limit_names = False, list(LIMIT_NAMES)
 
     def read(
         self, picture: str | Path | Image.Image, max_tiles: int | None = None, where: str | None = None
@@ -114,20 +118,32 @@ class ServerEngine(PromptRules):
             reply = self.client.chat(self.model, messages, **settings)
             if reply.prompt_tokens == expected or not request.pictures:
                 return self.checked(reply, expected)
-        limit = request.pictures[0].max_tiles
+        return self.ask_with_limit(request.pictures[0].max_tiles, messages, settings, expected)
+
+    def ask_with_limit(self, limit: int, messages: list[dict], settings: dict, expected: int) -> Reply:
+        """Return the reply to a request that brings its own limit of tiles; errors as of :meth:`answer`."""
         least = min(self.config.min_dynamic_patch, limit)
-        # The published layout's names, and those of transformers' own; each processor ignores the other's.
-        names = {"min_dynamic_patch": least, "max_dynamic_patch": limit, "min_patches": least, "max_patches": limit}
-        try:
-            reply = self.client.chat(self.model, messages, **settings, mm_processor_kwargs=names)
-        except ServerError as err:
-            if "mm_processor_kwargs" not in err.reason:
-                raise
+        reply = None
+        for names in list(self._limit_names):
+            kwargs = dict(zip(names, (least, limit), strict=True))
+            try:
+                reply = self.client.chat(self.model, messages, **settings, mm_processor_kwargs=kwargs)
+            except ServerError as err:
+                if "--trust-request-mm-kwargs" in err.reason or len(self._limit_names) == 1:
+                    raise UserError(
+                        f"{self.client.url}: cuts pictures into another number of tiles than {limit} at most, and does "
+                        f"not take a limit ({err.reason}). Start vLLM with --trust-request-mm-kwargs, or pass "
+                        "--max-num with the limit of the server's checkpoint."
+                    ) from err
+                continue
+            if reply.prompt_tokens == expected:
+                self._sends_tile_limit, self._limit_names = True, [names]
+                return reply
+        if reply is None:
             raise UserError(
-                f"{self.client.url}: cuts pictures into another number of tiles than {limit} at most. Start vLLM with "
-                f"--trust-request-mm-kwargs, or pass --max-num with the limit of the server's checkpoint."
-            ) from err
-        self._sends_tile_limit = True
+                f"{self.client.url}: cuts pictures into another number of tiles than {limit} at most, and takes no "
+                "limit. Pass --max-num with the limit of the server's checkpoint."
+            )
         return self.checked(reply, expected)
 
     def checked(self, reply: Reply, expected: int) -> Reply:

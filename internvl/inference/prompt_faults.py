@@ -1,0 +1,66 @@
+"""Wrong prompts that servers are often found with: how each one reads a conversation without pictures."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from internvl.inference.requests import PromptRules
+from internvl.model.internvl_chat.conversation import Turn
+
+ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+
+
+def tokens(rules: PromptRules, text: str) -> list[int]:
+    return rules.tokenizer(text)["input_ids"]
+
+
+def published(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
+    """Return the prompt of the chat template in the published checkpoint's tokenizer_config.json."""
+    said = "".join(f"<|im_start|>{ROLES[turn.role]}\n{turn.value.strip()}<|im_end|>\n" for turn in turns)
+    return tokens(rules, f"{said}<|im_start|>assistant\n")
+
+
+def rendered(rules: PromptRules, turns: Sequence[Turn], *, sep: str, system: bool = True, opens: bool = True) -> str:
+    """Return a prompt with another end of turns, without the checkpoint's system text, or without an open answer."""
+    template = rules.template
+    own = turns[0].value.strip() if turns[0].role == "system" else template.system_message if system else None
+    parts = [] if own is None else [template.system_template.format(system_message=own) + sep]
+    for turn in turns[1:] if turns[0].role == "system" else turns:
+        prefix = template.user_prefix if turn.role == "human" else template.assistant_prefix
+        parts.append(prefix + turn.value.strip() + sep)
+    return "".join(parts) + (template.assistant_prefix if opens else "")
+
+
+def newline_behind_end(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
+    return tokens(rules, rendered(rules, turns, sep=rules.template.sep + "\n"))
+
+
+def no_system_text(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
+    return tokens(rules, rendered(rules, turns, sep=rules.template.sep, system=False))
+
+
+def two_starts(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
+    return [rules.tokenizer.bos_token_id, *rules.prompt_ids(turns, [])]
+
+
+def no_start(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
+    return rules.prompt_ids(turns, [])[1:]
+
+
+def no_open_answer(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
+    return tokens(rules, rendered(rules, turns, sep=rules.template.sep, opens=False))
+
+
+PROMPT_FAULTS = {
+    "the published chat template, with a newline behind <|im_end|> and no system text": published,
+    "a newline stands behind the end of each turn": newline_behind_end,
+    "the system text is missing": no_system_text,
+    "it begins with <s> twice": two_starts,
+    "<s> is missing at its beginning": no_start,
+    "the answer is not opened": no_open_answer,
+}
+
+
+def squeeze(ids: Sequence[int], image_token: int) -> list[int]:
+    """Return tokens with each run of image tokens as one."""
+    runs = ((token, list(group)) for token, group in groupby(ids))
+    return [one for token, group in runs for one in ([token] if token == image_token else group)]
