@@ -54,6 +54,7 @@ def load_for_training(
         )
     model = loaded.model
     resize_tiles(model, choose_image_size(data_args, config))
+    config = model.config  # transformers made a copy
     config.dynamic_image_size = data_args.dynamic_image_size
     config.use_thumbnail = data_args.use_thumbnail
     config.min_dynamic_patch = data_args.min_dynamic_patch

@@ -36,6 +36,12 @@ def test_another_image_size_resizes_the_positions(tiny_base, tmp_path):
     assert model.extract_feature(torch.randn(1, 3, 84, 84)).shape == (1, 9, 64)
 
 
+def test_the_tiles_of_the_training_are_in_the_config_that_is_saved(tiny_base, tmp_path):
+    tiling = ["--max_dynamic_patch", "5", "--min_dynamic_patch", "2", "--use_thumbnail", "False"]
+    config = load(tiny_base, tmp_path, *tiling).config
+    assert (config.max_dynamic_patch, config.min_dynamic_patch, config.use_thumbnail) == (5, 2, False)
+
+
 def test_half_precision_keeps_frozen_weights_half_and_trained_ones_full(tiny_base, tmp_path):
     model = load(tiny_base, tmp_path, "--bf16", "True", "--freeze_llm", "True", "--use_llm_lora", "4")
     for name, parameter in model.named_parameters():
