@@ -110,19 +110,18 @@ class ServerEngine(PromptRules):
         """Return the reply to one request, whose prompt has the ``expected`` number of tokens.
 
         A server cuts pictures into as many tiles as its files say. Where that is another limit, the request's own is
-        sent along, which vLLM obeys if it was started with ``--trust-request-mm-kwargs``.
+        sent along, which vLLM obeys if it was started with ``--trust-request-mm-kwargs``. Errors as of :meth:`answer`.
         """
         messages = chat_messages(request.turns(), [picture.url for picture in request.pictures])
+        reply = None
         if not self._sends_tile_limit or not request.pictures:
             reply = self.client.chat(self.model, messages, **settings)
-            if reply.prompt_tokens == expected or not request.pictures:
+            whole_tiles = (reply.prompt_tokens - expected) % self.config.num_image_token == 0
+            if reply.prompt_tokens == expected or not request.pictures or not whole_tiles:
                 return self.checked(reply, expected)
-        return self.ask_with_limit(request.pictures[0].max_tiles, messages, settings, expected)
-
-    def ask_with_limit(self, limit: int, messages: list[dict], settings: dict, expected: int) -> Reply:
-        """Return the reply to a request that brings its own limit of tiles; errors as of :meth:`answer`."""
+        limit = request.pictures[0].max_tiles
         least = min(self.config.min_dynamic_patch, limit)
-        reply = None
+        reason = "its answer is the same with one"
         for names in list(self._limit_names):
             kwargs = dict(zip(names, (least, limit), strict=True))
             try:
@@ -130,22 +129,17 @@ class ServerEngine(PromptRules):
             except ServerError as err:
                 if err.status >= 500:
                     raise
-                if "--trust-request-mm-kwargs" in err.reason or len(self._limit_names) == 1:
-                    raise UserError(
-                        f"{self.client.url}: cuts pictures into another number of tiles than {limit} at most, and "
-                        f"takes no limit ({err.reason}). Start vLLM with --trust-request-mm-kwargs, or pass "
-                        "--max-num with the limit of the server's checkpoint."
-                    ) from err
+                reason = err.reason
                 continue
             if reply.prompt_tokens == expected:
                 self._sends_tile_limit, self._limit_names = True, [names]
                 return reply
-        if reply is None:
-            raise UserError(
-                f"{self.client.url}: cuts pictures into another number of tiles than {limit} at most, and takes no "
-                "limit. Pass --max-num with the limit of the server's checkpoint."
-            )
-        return self.checked(reply, expected)
+        read = f"read a prompt of {reply.prompt_tokens} tokens" if reply else "read another prompt"
+        raise UserError(
+            f"{self.client.url}: {self.model} {read}, and the checkpoint's has {expected} with {limit} tiles a "
+            f"picture at most; it takes no other limit ({reason}). Start vLLM with --trust-request-mm-kwargs, pass --max-num "
+            "with the limit of the server's checkpoint, or run tools/check_serving.py for what differs."
+        )
 
     def checked(self, reply: Reply, expected: int) -> Reply:
         """Return a reply whose prompt has the ``expected`` number of tokens.
@@ -156,7 +150,6 @@ class ServerEngine(PromptRules):
         if reply.prompt_tokens != expected:
             raise UserError(
                 f"{self.client.url}: {self.model} read a prompt of {reply.prompt_tokens} tokens, and the checkpoint's "
-                f"has {expected}: the chat template or the tiles are others. Run tools/check_serving.py for what "
-                "differs."
+                f"has {expected}: the chat template is another one. Look what differs: run tools/check_serving.py."
             )
         return reply

@@ -25,6 +25,9 @@ PUBLISHED_TEMPLATE = (
 )
 
 
+PORT = 0  # any that is free
+
+
 class RefusedError(Exception):
     """A request is answered with ``status`` and the reason."""
 
@@ -76,7 +79,7 @@ class FakeServer:
         limit = None
         if "mm_processor_kwargs" in body:
             if not self.trusts_kwargs:
-                raise RefusedError(400, "Per-request mm_processor_kwargs are disabled by default.")
+                raise RefusedError(400, "mm_processor_kwargs are disabled. Start with --trust-request-mm-kwargs.")
             limit = body["mm_processor_kwargs"]["max_dynamic_patch"]
         parts = [part for message in body["messages"] for part in message["content"] if isinstance(part, dict)]
         images = [decode(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]
@@ -167,7 +170,7 @@ def running(server: FakeServer):
         def log_message(self, *args):
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http = ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
     Thread(target=http.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{http.server_port}"
