@@ -30,6 +30,7 @@ Usage: [GPUS=N] bash evaluate.sh CHECKPOINT TASK [FLAG...]
     GPUS=8 bash evaluate.sh log/habitat/lora_annots_1 caption-habitat
     bash evaluate.sh log/mine caption-custom --annotation val.jsonl --root data/mine --dynamic
     bash evaluate.sh log/mine caption-train --meta shell/data/habitat.json --limit 500
+    bash evaluate.sh log/mine caption-coco --dynamic --engine vllm
 
 CHECKPOINT  a base model, a merged model, or the output folder of a finetune
 TASK        caption-NAME: a data set of eval/caption/datasets.json (coco, flickr30k, nocaps, habitat)

@@ -137,8 +137,8 @@ class ServerEngine(PromptRules):
         read = f"read a prompt of {reply.prompt_tokens} tokens" if reply else "read another prompt"
         raise UserError(
             f"{self.client.url}: {self.model} {read}, and the checkpoint's has {expected} with {limit} tiles a "
-            f"picture at most; it takes no other limit ({reason}). Start vLLM with --trust-request-mm-kwargs, pass --max-num "
-            "with the limit of the server's checkpoint, or run tools/check_serving.py for what differs."
+            f"picture at most; it takes no other limit ({reason}). Start vLLM with --trust-request-mm-kwargs, pass "
+            "--max-num with the limit of the server's checkpoint, or run tools/check_serving.py for what differs."
         )
 
     def checked(self, reply: Reply, expected: int) -> Reply:

@@ -10,34 +10,21 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 import torch
-from PIL import Image, ImageDraw
 
-from internvl.data.conversion import CAPTION_PROMPT
 from internvl.inference.client import Reply, ServerClient, ServerError, chat_messages, data_url
 from internvl.inference.engine import Engine
 from internvl.inference.prompt_faults import PROMPT_FAULTS, squeeze
-from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN, Turn
+from internvl.inference.serving_probes import STRIP, Probe, make_probes
+from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.vision_cache import picture_features
 
 MAX_NEW_TOKENS = 24
-# A strip has as many tiles as the limit allows, up to this.
-STRIP = 24
 # Log-probabilities of the same weights differ by rounding. How much in bfloat16 is measured here, on the same
 # answers; another kernel rounds in another order, hence the factor.
 ROUNDING_FACTOR = 4.0
 FLOAT32_ROUNDING = 2e-4
 # Extra fields that vLLM answers; other servers are asked again without what they do not know.
 EXTRAS = ({"logprobs": True, "return_token_ids": True}, {"logprobs": True}, {})
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A question to ask at the server; ``judges_weights`` if its answer is compared, too."""
-
-    name: str
-    turns: tuple[Turn, ...]
-    images: tuple[Image.Image, ...] = ()
-    judges_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,41 +40,6 @@ class Asked:
         if self.reply.prompt_ids is not None:
             return self.reply.prompt_ids == self.expected
         return self.reply.prompt_tokens == len(self.expected)
-
-
-def make_image(size: tuple[int, int], number: int) -> Image.Image:
-    """Return a deterministic picture of coloured shapes, RGB of (width, height) px."""
-    image = Image.new("RGB", size, (40 * number % 200, 90, 200 - 30 * number % 180))
-    draw = ImageDraw.Draw(image)
-    for index in range(6):
-        x, y = size[0] * ((index * 37 + number * 13) % 90) // 100, size[1] * ((index * 53 + number * 29) % 90) // 100
-        box = (x, y, x + size[0] // 5, y + size[1] // 4)
-        color = (255 - 35 * index, (60 * (index + number)) % 256, (85 * index) % 256)
-        (draw.ellipse if index % 2 else draw.rectangle)(box, fill=color)
-    return image
-
-
-def make_probes(image_size: int) -> list[Probe]:
-    """Return the questions: texts, a conversation, a system message, pictures of several shapes, two pictures."""
-    hello, answer = Turn("human", "What do you see in this room?"), Turn("gpt", "A red chair.")
-    caption = Turn("human", f"<image>\n{CAPTION_PROMPT}")
-    side = image_size
-    probes = [
-        Probe("a text", (hello,), judges_weights=True),
-        Probe("a second turn", (hello, answer, Turn("human", "And beside it?"))),
-        Probe("a system message", (Turn("system", "Answer in one word."), hello)),
-        Probe("a strip", (caption,), (make_image((side * STRIP // 4, side // 4), 0),)),
-        Probe("a picture and a second turn", (caption, answer, hello), (make_image((side, side), 1),)),
-        Probe(
-            "two pictures",
-            (Turn("human", "<image>\n<image>\nWhat is in both?"),),
-            (make_image((side, side), 2), make_image((side, side), 3)),
-        ),
-    ]
-    for number, shape in enumerate(((1, 1), (1, 1), (1, 1), (2, 1), (1, 2), (3, 2)), 4):
-        image = make_image((side * shape[0] * 2 // 3, side * shape[1] * 2 // 3), number)
-        probes.append(Probe(f"a picture of {image.width} × {image.height} px", (caption,), (image,), True))
-    return probes
 
 
 class ServingCheck:
@@ -243,7 +195,7 @@ class ServingCheck:
         thumbnail = int(self.engine.config.use_thumbnail)
         if served == own - thumbnail and own > 1:
             what = "without a thumbnail"
-        elif one.probe.name == "a strip":
+        elif one.probe.name == STRIP:
             limit = served - thumbnail if served > 1 else 1
             what = f"with a limit of {limit} tiles instead of {self.engine.max_tiles}"
         else:
