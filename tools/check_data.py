@@ -24,6 +24,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from internvl.cli import Parser
 from internvl.data.annotation import KINDS
 from internvl.data.checking import BAD, LONG, DatasetCheck, Problem, check_dataset, first_of_each
 from internvl.data.cleaning import write_clean
@@ -45,9 +46,7 @@ SHOWN = 3  # problems of one reason that are printed
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("meta", type=Path, metavar="META", help="meta file, as --meta_path of a training")
     parser.add_argument(
         "--model",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from internvl.cli import Parser
 from internvl.errors import UserError, ends_on_user_error
 from internvl.inference.client import ServerClient
 from internvl.inference.engine import Engine
@@ -27,7 +28,7 @@ from internvl.model.tiling import most_tiles
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", metavar="URL", help="address of the server, like http://127.0.0.1:8000")
     parser.add_argument("--model", metavar="NAME", help="the checkpoint's name there, if the server has several")
     parser.add_argument(

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from internvl.cli import Parser
 from internvl.data.annotation import parse_row
 from internvl.data.conversion import CAPTION_PROMPT, FORMATS, Options, read_rows, to_messages, write_lines
 from internvl.data.problems import RowError
@@ -33,7 +34,7 @@ SHOWN = 10  # messages about rows left out; all are counted
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", type=Path, metavar="IN", help="file, or folder of pictures, to read")
     parser.add_argument("output", type=Path, metavar="OUT", help="JSONL file to write")
     parser.add_argument("--from", dest="source", choices=FORMATS, default="internvl", help="default: %(default)s")

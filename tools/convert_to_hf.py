@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from internvl.cli import Parser
 from internvl.errors import UserError, ends_on_user_error
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
@@ -31,7 +32,7 @@ PIXELS_NOTE = (
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", type=Path, metavar="IN", help="checkpoint to convert")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--back", action="store_true", help="from transformers' layout to the published one")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from internvl.cli import Parser
 from internvl.errors import UserError, ends_on_user_error
 from internvl.logging_utils import setup_logging
 from internvl.model.atomic_folder import check_free
@@ -23,7 +24,7 @@ from internvl.model.export import adapter_to_hf, export_for_lmdeploy, export_for
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", type=Path, metavar="IN", help="adapter folder")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--for", dest="program", required=True, choices=["vllm", "lmdeploy", "hf"])

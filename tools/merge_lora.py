@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from internvl.cli import Parser
 from internvl.errors import ends_on_user_error
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
@@ -29,7 +30,7 @@ SELF_CHECK_TOKENS = 16
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", type=Path, metavar="IN", help="adapter folder, or checkpoint with LoRA inside")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to write the merged model to")
     parser.add_argument("--dtype", choices=[*CHOICES_OF_DTYPE], help="of the merged weights (default: the base's)")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from internvl.cli import Parser
 from internvl.data.conversion import CAPTION_PROMPT, ask, one_line, write_lines
 from internvl.data.json_stream import BrokenJsonError, stream_json
 from internvl.errors import UserError, ends_on_user_error
@@ -169,7 +170,7 @@ def check_counts(file: Path | None, pictures: list[Captioned]) -> str:
 
 @ends_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--karpathy", type=Path, metavar="JSON", help="dataset_coco.json of Karpathy's split")
     parser.add_argument("--train", type=Path, metavar="JSON", help="captions JSON of COCO to train on")
     parser.add_argument("--test", type=Path, metavar="JSON", help="captions JSON of COCO to test on")

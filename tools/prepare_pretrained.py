@@ -20,6 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from internvl.cli import Parser
 from internvl.errors import UserError, ends_on_user_error
 from internvl.json_files import read_object
 from internvl.logging_utils import setup_logging
@@ -156,7 +157,7 @@ def check(folder: Path) -> list[str]:
 
 @ends_on_user_error
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="checkpoint folder, as downloaded")
     parser.add_argument("--check", action="store_true", help="change nothing; status 2 if something is wrong")
     args = parser.parse_args(argv)

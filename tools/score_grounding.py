@@ -15,13 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from habitat.grounding import grounding_f1, swapped_f1
 
+from internvl.cli import Parser
 from internvl.errors import UserError, ends_on_user_error, shorten
 from internvl.json_files import read_json, read_object, write_json
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Command-line options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("predictions", type=Path, help="captions in the COCO results format")
     parser.add_argument("scenes", type=Path, help="scenes.json of the data set")
     parser.add_argument("--split", default="val", help="split of the data set the captions belong to")

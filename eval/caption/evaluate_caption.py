@@ -28,6 +28,7 @@ from torch import distributed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from internvl.cli import Parser
 from internvl.device import detect_device
 from internvl.distributed import rank_and_world_size
 from internvl.errors import UserError, ends_on_user_error
@@ -53,7 +54,7 @@ PUBLISHED_TILES = 6  # of the original's evaluation with --dynamic
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="base, merged model, adapter or full checkpoint folder")
     parser.add_argument("--base", type=Path, metavar="FOLDER", help="an adapter's base, if it is not where it says")
     which = parser.add_mutually_exclusive_group(required=True)

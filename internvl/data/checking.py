@@ -124,10 +124,14 @@ class DatasetCheck:
 
 
 def first_of_each(problems: Sequence[Problem], limit: int = 10) -> list[Problem]:
-    """Return up to ``limit`` problems in the order found, of as many reasons as possible."""
-    seen = Counter()
+    """Return up to ``limit`` problems in the order found, of as many reasons as possible; each text once."""
+    seen, texts = Counter(), set()
     ranked = []
     for position, problem in enumerate(problems):
+        text = problem.message.removeprefix(f"{problem.where}: ")
+        if text in texts:
+            continue
+        texts.add(text)
         ranked.append((seen[problem.reason], position))
         seen[problem.reason] += 1
     return [problems[position] for position in sorted(position for _, position in sorted(ranked)[:limit])]

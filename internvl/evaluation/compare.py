@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from internvl.cli import Parser
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.bootstrap import Difference, paired_differences
 from internvl.evaluation.report import ReportRow, ReportTable, write_report
@@ -138,7 +139,7 @@ def print_differences(names: tuple[str, str], differences: dict[str, Difference]
 @ends_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Compare two result folders, print the differences and the page's path."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m internvl.evaluation.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from internvl.cli import Parser
 from internvl.errors import UserError, ends_on_user_error, shorten
 from internvl.evaluation.bootstrap import intervals
 from internvl.evaluation.java_scorers import check_scorers, find_java, tokenize_sides
@@ -261,7 +262,7 @@ def print_scores(scores: CaptionScores, title: str | None = None) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Command-line options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m internvl.evaluation.score", description=__doc__.splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("predictions", type=Path, help="captions to score, in the COCO results format")
