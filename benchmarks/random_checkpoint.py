@@ -12,7 +12,9 @@ import torch
 from internvl.json_files import write_json
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.hf_config import hf_config
-from internvl.model.hf_conversion import DTYPE_NAMES, hf_names, published_tensors, split
+from internvl.model.hf_conversion import DTYPE_NAMES
+from internvl.model.hf_names import hf_names, split
+from internvl.model.hf_view import published_tensors
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.loading import load_config
 from internvl.model.safetensors_stream import SPELLING, TensorPlan

@@ -21,8 +21,7 @@ from internvl.inference.client import ServerClient
 from internvl.inference.engine import Engine
 from internvl.inference.serving_check import ServingCheck
 from internvl.logging_utils import setup_logging
-from internvl.model.checkpoint import Checkpoint
-from internvl.model.export import adapter_from_hf
+from internvl.model.checkpoint import ADAPTER_CONFIG, Checkpoint
 from internvl.model.hf_conversion import convert_from_hf
 from internvl.model.tiling import most_tiles
 
@@ -41,14 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def published_layout(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """Return a checkpoint in the published layout; one in transformers' layout is converted into ``folder``."""
-    if checkpoint.is_adapter:
-        base = checkpoint.base()
-        if base.config.get("model_type") != "internvl":
-            return checkpoint
-        adapter_from_hf(checkpoint, folder / "adapter")
-        return Checkpoint(folder / "adapter", base=published_layout(base, folder).folder)
-    if checkpoint.config.get("model_type") != "internvl":
+    """Return a checkpoint as the engine takes it: a model in transformers' layout is converted into ``folder``."""
+    if checkpoint.is_adapter or checkpoint.config.get("model_type") != "internvl":
         return checkpoint
     convert_from_hf(checkpoint, folder / "model")
     return Checkpoint(folder / "model")
@@ -65,12 +58,14 @@ def load(checkpoint: Checkpoint) -> Engine:
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     setup_logging()
-    checkpoint = Checkpoint(args.checkpoint, base=args.base)
+    is_adapter = (args.checkpoint / ADAPTER_CONFIG).is_file()
+    checkpoint = Checkpoint(args.checkpoint, base=args.base if is_adapter else None)
     client = ServerClient(args.url)
     model = client.choose_model(args.model, "--model")
     with tempfile.TemporaryDirectory(prefix="check-serving-") as folder:
         checkpoint = published_layout(checkpoint, Path(folder))
-        base = checkpoint.base() if checkpoint.is_adapter else Checkpoint(args.base) if args.base else None
+        base = checkpoint.base() if is_adapter else Checkpoint(args.base) if args.base else None
+        base = published_layout(base, Path(folder)) if base else None
         hypotheses = {f"{base.folder}, the base without its adapter": lambda: load(base)} if base else {}
         check = ServingCheck(client, model, load(checkpoint), hypotheses=hypotheses)
         findings = check.run()

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from internvl.cli import Parser
-from internvl.errors import UserError, ends_on_user_error
+from internvl.errors import ends_on_user_error
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.export import adapter_from_hf, adapter_to_hf
@@ -53,8 +53,6 @@ def main(argv: list[str] | None = None) -> None:
         print(f"Converted an adapter of {num_tensors} tensors.")
         print(args.output)
         return
-    if args.base:
-        raise UserError(f"--base: goes with an adapter, and {args.input} is a whole model. Remove the flag.")
     convert = convert_from_hf if args.back else convert_to_hf
     num_tensors = convert(checkpoint, args.output, overwrite=args.overwrite)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

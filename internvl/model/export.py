@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 from internvl.errors import UserError, shorten
 from internvl.json_files import write_json
 from internvl.model.adapter import PEFT_PREFIX
-from internvl.model.adapter_layers import AdapterLayers, LoraLayer
+from internvl.model.adapter_layers import A_KEYS, AdapterLayers, LoraLayer
 from internvl.model.atomic_folder import atomic_folder, check_free
 from internvl.model.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint
 from internvl.model.hf_config import original_config, parse_config
-from internvl.model.hf_conversion import grouping, hf_names, join, published_tensors, split
+from internvl.model.hf_names import grouping, hf_names, join, split
+from internvl.model.hf_view import published_tensors
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 
 # Ranks that ``vllm serve --max-lora-rank`` takes.
@@ -150,12 +151,12 @@ def adapter_to_hf(
     out = Path(out)
     check_free(out, overwrite=overwrite)
     base = adapter.base()
-    if base.config.get("model_type") == "internvl":
-        raise UserError(f"{adapter.folder}: has transformers' layout already. Pass --back for the published one.")
     config = published_config(base)
     if hf_base is not None and shape_of_model(published_config(Checkpoint(hf_base))) != shape_of_model(config):
         raise UserError(f"{hf_base}: is not {base.folder} in transformers' layout. Convert that base first.")
     layers = AdapterLayers(adapter, config)
+    if layers.is_hf:
+        raise UserError(f"{adapter.folder}: has transformers' layout already. Pass --back for the published one.")
     tensors, lora = {}, []
     for layer in layers.lora:
         parts = {key: split_part(layer, key, layers.tensor(stored), config) for key, stored in layer.parts.items()}
@@ -194,7 +195,9 @@ def adapter_from_hf(adapter: Checkpoint, out: str | Path, *, overwrite: bool = F
     base = adapter.base()
     config = published_config(base)
     published = {name: hf_names(name) for name in published_tensors(config)}
-    layers = AdapterLayers(adapter, config, names={new for news in published.values() for new in news})
+    layers = AdapterLayers(adapter, config)
+    if not layers.is_hf:
+        raise UserError(f"{adapter.folder}: has the published layout already. Leave out --back for transformers' own.")
     found = {layer.name: layer for layer in layers.lora}
     tensors, lora, taken = {}, [], set()
     for name, news in published.items():
@@ -242,9 +245,14 @@ def hf_leaves(name: str) -> tuple[str, ...]:
 
 def split_part(layer: LoraLayer, key: str, tensor: torch.Tensor, config: InternVLChatConfig) -> list[torch.Tensor]:
     """Return what each part of a joint matrix gets of one LoRA tensor: A whole, of the others its rows."""
-    if key == "lora_A.weight":
+    if key in A_KEYS:
         return [tensor.clone() for _ in hf_names(layer.name)]
     return [part.contiguous() for part in split(layer.name, tensor, config)]
+
+
+def half_a(layer: LoraLayer) -> str:
+    """Return the stored name of a layer's A."""
+    return next(stored for key, stored in layer.parts.items() if key in A_KEYS)
 
 
 def join_layers(
@@ -259,7 +267,7 @@ def join_layers(
     same = all(
         part is not None
         and (part.rank, part.scaling, part.parts.keys()) == (first.rank, first.scaling, first.parts.keys())
-        and torch.equal(adapter.tensor(part.parts["lora_A.weight"]), adapter.tensor(first.parts["lora_A.weight"]))
+        and torch.equal(adapter.tensor(half_a(part)), adapter.tensor(half_a(first)))
         for part in parts
         if first is not None
     )
@@ -270,7 +278,7 @@ def join_layers(
         )
     return {
         key: adapter.tensor(stored)
-        if key == "lora_A.weight"
+        if key in A_KEYS
         else join(name, [adapter.tensor(part.parts[key]) for part in parts], config)
         for key, stored in first.parts.items()
     }
