@@ -21,6 +21,7 @@ from internvl.errors import UserError
 _LINE_BREAKS = re.compile("[\n\r\u000b\u000c\u0085\u2028\u2029]")
 _INSTALL = "Run: pip install -r requirements.txt"
 Key = TypeVar("Key")
+JAVA_OPTIONS = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS")
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 
@@ -85,13 +86,8 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
     lines = "".join(_LINE_BREAKS.sub(" ", caption) + "\n" for caption in captions)
     try:
         # "replace": half of a surrogate pair, which JSON can hold, becomes "?"; the tokenizer drops either.
-        run = subprocess.run(
-            command,
-            input=lines.encode("utf-8", "replace"),
-            capture_output=True,
-            env=os.environ | _java_environment(java),
-            check=False,
-        )
+        with _environment(_java_environment(java)):
+            run = subprocess.run(command, input=lines.encode("utf-8", "replace"), capture_output=True, check=False)
     except OSError as err:
         raise UserError(f"{java}: Java does not start: {err.strerror}. {_INSTALL}") from err
     if run.returncode != 0:
@@ -194,24 +190,36 @@ def _pycocoevalcap_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _java_environment(java: Path) -> dict[str, str]:
-    """Environment variables under which a plain ``java`` is this one and text is UTF-8 (before Java 18 by locale)."""
-    return {"PATH": os.pathsep.join([str(java.parent), os.environ.get("PATH", "")]), "LC_ALL": "C.UTF-8"}
+def _java_environment(java: Path) -> dict[str, str | None]:
+    """Environment variables under which a plain ``java`` is this one and text is UTF-8 (before Java 18 by locale).
+
+    None removes one: options that a machine sets for its own programs (a heap larger than this memory, an agent, a
+    debugger) are not for these two, and Java announces them among what it prints.
+    """
+    return {
+        "PATH": os.pathsep.join([str(java.parent), os.environ.get("PATH", "")]),
+        "LC_ALL": "C.UTF-8",
+        **dict.fromkeys(JAVA_OPTIONS),
+    }
 
 
 @contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for as long as the block runs."""
+def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables, or remove those of None, for as long as the block runs."""
     before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
+    _change_environment(changes)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _change_environment(before)
+
+
+def _change_environment(changes: Mapping[str, str | None]) -> None:
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _last_line(output: bytes) -> str:

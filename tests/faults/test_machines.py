@@ -10,6 +10,7 @@ import pytest
 
 from internvl import distributed
 from internvl.data import check_cache
+from internvl.evaluation import java_scorers
 from tests.conftest import REPOSITORY
 
 RANKS = {
@@ -106,3 +107,35 @@ def test_a_clone_with_crlf_settings_has_lf(tmp_path):
         environment = {**dry_run, "MODEL": "pretrained/InternVL2-Tiny"}
         process = subprocess.run(command, cwd=tmp_path / "clone", env=environment, capture_output=True, text=True)
         assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize("name", java_scorers.JAVA_OPTIONS)
+def test_java_options_of_the_machine_are_not_for_the_scorers(monkeypatch, name):
+    """A heap larger than any memory, which no Java starts with."""
+    monkeypatch.setenv(name, "-Xmx999999g")
+    assert java_scorers.ptb_tokenize(["A cup."]) == ["a cup"]
+    assert os.environ[name] == "-Xmx999999g"
+
+
+@pytest.mark.slow
+def test_with_nothing_but_a_path_check_train_evaluate_and_merge_run(tiny_base, rows_folder, tmp_path):
+    """``env -i``: no HOME, no locale, no user. VIRTUAL_ENV only says which Python to take."""
+    bare = {"PATH": os.environ["PATH"], "VIRTUAL_ENV": sys.prefix, "INTERNVL_SKIP_INSTALL": "1"}
+    names = ("MODEL", tiny_base), ("META_PATH", rows_folder / "meta.json"), ("OUTPUT_DIR", tmp_path / "run")
+    launcher = {**{name: str(value) for name, value in names}, "BATCH_SIZE": "4", "PER_DEVICE_BATCH_SIZE": "4"}
+    lora, flags = "shell/internvl2.0/habitat_2b_finetune/lora.sh", ["--max_steps", "1", "--save_strategy", "no"]
+    custom = ["--annotation", rows_folder / "train.jsonl", "--root", rows_folder, "--limit", "2"]
+    commands = [
+        [sys.executable, "tools/check_data.py", rows_folder / "meta.json", "--model", tiny_base],
+        ["bash", lora, *flags],
+        ["bash", "evaluate.sh", tmp_path / "run", "caption-custom", *custom, "--out-dir", tmp_path / "result"],
+        [sys.executable, "tools/merge_lora.py", tmp_path / "run", tmp_path / "merged"],
+    ]
+    for command in commands:
+        environment = bare | (launcher if lora in command else {})
+        process = subprocess.run(
+            list(map(str, command)), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert process.returncode == 0, (command, process.stderr[-2000:])
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    assert not (REPOSITORY / "~").exists()

@@ -94,8 +94,8 @@ def test_videos(sandbox, film_bytes):
     file = sandbox.inputs / "damaged.mp4"
 
     def read_all():
-        info = read_info(file, "rows.jsonl:1")
-        read_video(file, [0, info.num_frames - 1], "rows.jsonl:1")
+        read_info(file, "rows.jsonl:1")
+        read_video(file, lambda info: [0, info.num_frames - 1], "rows.jsonl:1")
 
     def drive(content: bytes):
         file.write_bytes(content)
