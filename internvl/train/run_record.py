@@ -15,14 +15,26 @@ logger = logging.getLogger(__name__)
 RECORD = "training_args.json"
 FINISHED = "trainer_state.json"
 RESULT_FILES = ("adapter_model.safetensors", "adapter_config.json", "data_report.json", "loss.png", FINISHED, RECORD)
-# Flags that change where, how often and in how much detail things are written, or how the work is done, but not
-# what comes out.
-WITHOUT_EFFECT = (
-    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "run_name", "disable_tqdm",
-    "logging_", "log_", "save_", "dataloader_", "hub_", "push_to_hub", "ddp_", "project", "trackio_",
-    "grad_checkpoint", "vision_cache_gb", "skip_memory_metrics", "torch_empty_cache_steps", "local_rank",
-    "do_", "eval_", "per_device_eval_batch_size", "metric_for_best_model", "greater_is_better",
-)  # fmt: skip
+# Flags that change where, how often and in how much detail things are written, or how the work is done, but not what
+# comes out. Whole names: a beginning would also take save_full_model, and --save_full_model True would be told that the
+# training is finished.
+WITHOUT_EFFECT = frozenset(
+    """
+    output_dir overwrite_output_dir resume_from_checkpoint report_to run_name disable_tqdm project local_rank
+    dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers
+    dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor
+    ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout
+    do_eval do_predict do_train
+    eval_accumulation_steps eval_caption_samples eval_caption_steps eval_delay eval_do_concat_batches eval_on_start
+    eval_steps eval_strategy eval_use_gather_object greater_is_better metric_for_best_model per_device_eval_batch_size
+    hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy hub_token push_to_hub
+    log_level log_level_replica log_on_each_node
+    logging_first_step logging_nan_inf_filter logging_steps logging_strategy
+    save_on_each_node save_only_model save_steps save_strategy save_total_limit
+    skip_memory_metrics torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id
+    grad_checkpoint vision_cache_gb
+    """.split()
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ def settings_of(record: dict) -> dict[str, object]:
     settings = {}
     for group in ("ModelArguments", "DataArguments", "FinetuneArguments"):
         for name, value in record.get(group, {}).items():
-            if not name.startswith(WITHOUT_EFFECT):
+            if name not in WITHOUT_EFFECT:
                 settings[f"--{name}"] = value
     settings |= {f"data {file}": digest for file, digest in record.get("data", {}).items()}
     settings["processes"] = record.get("processes")
