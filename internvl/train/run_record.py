@@ -16,8 +16,7 @@ RECORD = "training_args.json"
 FINISHED = "trainer_state.json"
 RESULT_FILES = ("adapter_model.safetensors", "adapter_config.json", "data_report.json", "loss.png", FINISHED, RECORD)
 # Flags that change where, how often and in how much detail things are written, or how the work is done, but not what
-# comes out. Whole names: a beginning would also take save_full_model, and --save_full_model True would be told that the
-# training is finished.
+# comes out. Whole names: a beginning would also take save_full_model, and a finished run would not write it.
 WITHOUT_EFFECT = frozenset(
     """
     output_dir overwrite_output_dir resume_from_checkpoint report_to run_name disable_tqdm project local_rank
