@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from internvl.errors import UserError, shorten
 from internvl.model.adapter_names import PEFT_PREFIX
-from internvl.model.checkpoint import ADAPTER_WEIGHTS, EMBEDDED_PREFIX
+from internvl.model.checkpoint import ADAPTER_WEIGHTS, EMBEDDED_PREFIX, Checkpoint
+from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.modeling_internvl_chat import (
     BACKBONE_LORA_TARGETS,
     LLM_LORA_TARGETS,
@@ -33,26 +34,37 @@ def choose_trainable(
     lora_dropout: float = 0.05,
     unfreeze_vit_layers: int = 0,
     unfreeze_lm_head: bool = False,
-) -> None:
-    """Set which parameters train; LoRA (rank above 0, alpha twice the rank) is added and always trains.
+) -> InternVLChatModel | PeftModel:
+    """Set which parameters train, and return what to train: the model, or PEFT's wrap around the whole of it.
 
-    LoRA of the same rank that is in the model already trains on. A half of the model with LoRA has its own weights
-    frozen, as in the original. ``unfreeze_vit_layers`` -n frees the last n encoder layers; ``unfreeze_lm_head`` the
-    output layer.
+    LoRA layers are put into ``model`` itself. The language model or the vision encoder with LoRA has its own weights
+    frozen, as in the original.
+
+    Args:
+        model: the base; LoRA of the same rank that the original trainer left inside trains on.
+        freeze_llm: freeze the language model.
+        freeze_backbone: freeze the vision encoder.
+        freeze_mlp: freeze the projector.
+        use_llm_lora: rank of LoRA on the language model, 0 for none; alpha is twice the rank.
+        use_backbone_lora: the same of the vision encoder.
+        lora_dropout: on the input of LoRA.
+        unfreeze_vit_layers: -n frees the last n layers of the vision encoder.
+        unfreeze_lm_head: free the output layer.
+
+    Raises:
+        UserError: nothing would train, or there are not as many layers.
     """
-    model.vision_model.requires_grad_(not freeze_backbone)
-    model.language_model.requires_grad_(not freeze_llm)
+    whole: InternVLChatModel | PeftModel = model
+    if use_llm_lora or use_backbone_lora:
+        present = take_out_lora(model)
+        model.config.use_llm_lora, model.config.use_backbone_lora = use_llm_lora, use_backbone_lora
+        whole = get_peft_model(model, lora_config(model.config, lora_dropout))  # which freezes all but LoRA
+        whole.load_state_dict(present, strict=False)
+    if not use_llm_lora:
+        model.language_model.requires_grad_(not freeze_llm)
+    if not use_backbone_lora:
+        model.vision_model.requires_grad_(not freeze_backbone)
     model.mlp1.requires_grad_(not freeze_mlp)
-    if use_backbone_lora and model.config.use_backbone_lora:
-        train_present_lora(model.vision_model, lora_dropout)
-    elif use_backbone_lora:
-        model.wrap_backbone_lora(use_backbone_lora, 2 * use_backbone_lora, lora_dropout)
-        model.config.use_backbone_lora = use_backbone_lora
-    if use_llm_lora and model.config.use_llm_lora:
-        train_present_lora(model.language_model, lora_dropout)
-    elif use_llm_lora:
-        model.wrap_llm_lora(use_llm_lora, 2 * use_llm_lora, lora_dropout)
-        model.config.use_llm_lora = use_llm_lora
     if unfreeze_vit_layers:
         layers = model.vision_model.encoder.layers
         if not -len(layers) <= unfreeze_vit_layers < 0:
@@ -67,26 +79,62 @@ def choose_trainable(
             "--freeze_llm, --freeze_backbone, --freeze_mlp: everything is frozen, so nothing would be learnt. "
             "Pass --use_llm_lora 128, or free one of the three."
         )
+    return whole
 
 
-def train_present_lora(part: nn.Module, lora_dropout: float) -> None:
-    """Make the LoRA weights that a half of the model came with its only trained ones, with this dropout."""
-    for name, parameter in part.named_parameters():
-        parameter.requires_grad_(is_lora(name))
-    for module in part.modules():
-        if isinstance(module, LoraLayer):
-            for adapter in module.lora_dropout:
-                module.lora_dropout[adapter] = nn.Dropout(lora_dropout) if lora_dropout else nn.Identity()
+def lora_config(config: InternVLChatConfig, dropout: float, **more) -> LoraConfig:
+    """Return PEFT's settings for the LoRA that a model's config names; ``more`` goes into them, too.
+
+    ``modules_to_save`` is for what is written only: PEFT would keep a second, frozen copy of each such module.
+    """
+    ranks = {"llm": config.use_llm_lora, "backbone": config.use_backbone_lora}
+    ranks = {part: rank for part, rank in ranks.items() if rank}
+    targets = {"llm": LLM_LORA_TARGETS, "backbone": BACKBONE_LORA_TARGETS}
+    first = next(iter(ranks.values()))
+    pattern = {target: rank for part, rank in ranks.items() for target in targets[part] if rank != first}
+    return LoraConfig(
+        r=first,
+        lora_alpha=2 * first,
+        lora_dropout=dropout,
+        target_modules=[target for part in ranks for target in targets[part]],
+        rank_pattern=pattern,
+        alpha_pattern={target: 2 * rank for target, rank in pattern.items()},
+        **more,
+    )
+
+
+def take_out_lora(model: InternVLChatModel) -> dict[str, torch.Tensor]:
+    """Take out the LoRA that the original trainer left inside; return it by its names in PEFT's wrap of the whole."""
+    present = {}
+    for part in ("language_model", "vision_model"):
+        wrapped = getattr(model, part)
+        if isinstance(wrapped, PeftModel):
+            state = {f"{part}.{name}": tensor for name, tensor in wrapped.state_dict().items() if is_lora(name)}
+            present |= {PEFT_PREFIX + EMBEDDED_PREFIX.sub(r"\1.", name): tensor for name, tensor in state.items()}
+            setattr(model, part, wrapped.unload())
+    return present
+
+
+def unwrapped(model: InternVLChatModel | PeftModel) -> InternVLChatModel:
+    """Return the chat model of a model that trains."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def base_name(name: str) -> str:
-    """Return the published name of a parameter of a model with LoRA inside."""
-    return EMBEDDED_PREFIX.sub(r"\1.", name).replace(".base_layer.", ".")
+    """Return the published name of a parameter of a model with LoRA, in PEFT's wrap of the whole or of a part."""
+    return EMBEDDED_PREFIX.sub(r"\1.", name.removeprefix(PEFT_PREFIX)).replace(".base_layer.", ".")
 
 
 def stored_name(name: str) -> str:
-    """Return the name PEFT gives a parameter of a model with LoRA inside in an adapter file."""
-    return PEFT_PREFIX + base_name(name).replace(".default.weight", ".weight")
+    """Return the name PEFT gives a parameter of a model with LoRA in an adapter file."""
+    return PEFT_PREFIX + name.removeprefix(PEFT_PREFIX).replace(".default.weight", ".weight")
+
+
+def embedded_name(name: str, config: InternVLChatConfig) -> str:
+    """Return the name that a parameter has in a whole checkpoint with LoRA inside, as the original trainer has it."""
+    part, _, rest = name.removeprefix(PEFT_PREFIX).partition(".")
+    ranks = {"language_model": config.use_llm_lora, "vision_model": config.use_backbone_lora}
+    return f"{part}.base_model.model.{rest}" if ranks.get(part) else f"{part}.{rest}"
 
 
 def is_lora(name: str) -> bool:
@@ -94,16 +142,20 @@ def is_lora(name: str) -> bool:
 
 
 def fully_trained_modules(model: nn.Module) -> list[str]:
-    """Return the published names of the largest modules all of whose own weights train."""
+    """Return the published names of the largest modules without LoRA all of whose weights train.
+
+    A base layer that trains beside its LoRA is not among them: PEFT finds its weights by their names in the file.
+    """
     found = []
 
     def visit(module: nn.Module, name: str) -> None:
-        weights = [p for n, p in module.named_parameters() if not is_lora(f"{name}.{n}")]
+        has_lora = any(isinstance(part, LoraLayer) for part in module.modules())
+        weights = [] if has_lora else list(module.parameters())
         if weights and all(parameter.requires_grad for parameter in weights):
             found.append(base_name(name))
-            return
-        for child_name, child in module.named_children():
-            visit(child, f"{name}.{child_name}" if name else child_name)
+        elif not isinstance(module, LoraLayer):
+            for child_name, child in module.named_children():
+                visit(child, f"{name}.{child_name}" if name else child_name)
 
     visit(model, "")
     return found
@@ -123,7 +175,7 @@ def adapter_state(model: nn.Module, state: dict[str, torch.Tensor] | None = None
 
 
 def save_adapter(
-    model: InternVLChatModel,
+    model: InternVLChatModel | PeftModel,
     folder: str | Path,
     *,
     base: str | Path,
@@ -135,18 +187,9 @@ def save_adapter(
 
     Modules trained in full are in it, as PEFT's ``modules_to_save``. ``base`` and its hash are recorded.
     """
-    ranks = {"llm": model.config.use_llm_lora, "backbone": model.config.use_backbone_lora}
-    targets = {"llm": LLM_LORA_TARGETS, "backbone": BACKBONE_LORA_TARGETS}
-    used = [part for part in ranks if ranks[part]]
-    first = ranks[used[0]]
-    pattern = {target: ranks[part] for part in used for target in targets[part] if ranks[part] != first}
-    config = LoraConfig(
-        r=first,
-        lora_alpha=2 * first,
-        lora_dropout=lora_dropout,
-        target_modules=[target for part in used for target in targets[part]],
-        rank_pattern=pattern,
-        alpha_pattern={target: 2 * rank for target, rank in pattern.items()},
+    config = lora_config(
+        model.config,
+        lora_dropout,
         modules_to_save=fully_trained_modules(model) or None,
         base_model_name_or_path=str(base),
         # PEFT keeps this dictionary as it is; the hash lets a merge refuse another base.
@@ -162,25 +205,28 @@ def save_adapter(
     config.save_pretrained(folder)
 
 
-def load_adapter_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: str | Path) -> None:
-    """Put the tensors of an adapter file into a model that has its LoRA layers already; ``folder`` is for messages.
+def load_trained(model: InternVLChatModel | PeftModel, saved: Checkpoint) -> None:
+    """Put what was saved of a training back into its model: an adapter's tensors, or a whole model's.
 
     Raises:
         UserError: a tensor has no place in the model, or another shape there.
     """
-    parameters = dict(model.named_parameters())
-    names = {stored_name(name): name for name in parameters}
-    unknown = next((name for name in tensors if name not in names), None)
+    parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if saved.is_adapter:
+        names = {stored_name(name): name for name in parameters}
+    else:
+        names = {embedded_name(name, model.config): name for name in parameters}
+    anew = "Pass --overwrite_output_dir True to start anew."
+    unknown = next((name for name in saved.tensors if name not in names), None)
     if unknown is not None:
-        raise UserError(
-            f"{folder}: {shorten(unknown)} has no place in the base model. Use the base it was trained on."
-        )
+        raise UserError(f"{saved.folder}: {shorten(unknown)} has no place in the model that trains. {anew}")
     try:
-        state = {names[name]: divide_like(parameters[names[name]], tensor) for name, tensor in tensors.items()}
+        tensors = {names[name]: saved.tensor(name) for name in saved.tensors}
+        state = {name: divide_like(parameters[name], tensor) for name, tensor in tensors.items()}
         model.load_state_dict(state, strict=False)
     except RuntimeError as err:
         reason = str(err).splitlines()[-1].strip()
-        raise UserError(f"{folder}: does not fit its base model ({reason}). Use the base it was trained on.") from err
+        raise UserError(f"{saved.folder}: does not fit the model that trains ({reason}). {anew}") from err
 
 
 def divide_like(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:

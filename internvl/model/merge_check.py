@@ -13,7 +13,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from internvl.errors import UserError
 from internvl.model.adapter_names import PEFT_PREFIX, take_apart
-from internvl.model.checkpoint import Checkpoint
+from internvl.model.checkpoint import EMBEDDED_PREFIX, Checkpoint
 from internvl.model.hf_config import hf_config
 from internvl.model.hf_names import hf_names, join, split
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
@@ -45,9 +45,11 @@ class PeftMerge:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about keys it ignores, and biases: what counts is compared
             try:
-                self.peft: PeftModel = get_peft_model(part, PeftConfig.from_pretrained(str(folder)))
+                config = PeftConfig.from_pretrained(str(folder))
+                config.task_type = None  # it says what PEFT offers around a model, which a part may be too little for
+                self.peft: PeftModel = get_peft_model(part, config)
                 left_out = set_peft_model_state_dict(self.peft, tensors).unexpected_keys
-            except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as err:
+            except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as err:
                 reason = " ".join(str(err).split())[:300]
                 raise UserError(
                     f"{folder}: PEFT itself does not read this adapter ({reason}), so the merge cannot be checked. "
@@ -87,7 +89,7 @@ def peft_name(stored: str) -> str:
     tensor = take_apart(stored, stored)
     if tensor is None or tensor.adapter is None:
         return stored if stored.startswith(PEFT_PREFIX) else PEFT_PREFIX + stored
-    name = stored.removeprefix(PEFT_PREFIX)
+    name = EMBEDDED_PREFIX.sub(r"\1.", stored.removeprefix(PEFT_PREFIX))
     if tensor.half.startswith("lora_"):
         head, _, tail = name.rpartition(f".{tensor.adapter}")
         name = head + tail

@@ -184,11 +184,11 @@ def main(argv: list[str] | None = None) -> None:
     evaluated = {entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry}
     if evaluator and trainer.state.global_step not in evaluated and not training_args.load_best_model_at_end:
         trainer.evaluate()
-    skipped = trainer.gather_skipped()
+    skipped = trainer.skipped.gather(training_args)
     with staged_result(output.folder, main=training_args.should_save, last=FINISHED) as folder:
         trainer.save_model(str(folder))
         if training_args.should_save:
-            report = data_report(specs, check, lengths, skipped, trainer.skipped_steps)
+            report = data_report(specs, check, lengths, skipped, trainer.skipped.steps)
             write_json(folder / "data_report.json", report)
             output.draw_loss(folder, trainer.state.log_history)
             trainer.state.save_to_json(str(folder / FINISHED))

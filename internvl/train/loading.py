@@ -27,7 +27,7 @@ def load_for_training(
     """Load the checkpoint and prepare what trains.
 
     Frozen weights are held in the training precision, trained ones in float32 (DeepSpeed keeps its own float32 copy
-    and gets all in the training precision).
+    and gets all in the training precision). With LoRA the model is PEFT's wrap around the whole of it.
 
     Raises:
         UserError: the checkpoint is unfit, or a flag contradicts its config.
@@ -59,7 +59,7 @@ def load_for_training(
     config.use_thumbnail = data_args.use_thumbnail
     config.min_dynamic_patch = data_args.min_dynamic_patch
     config.max_dynamic_patch = data_args.max_dynamic_patch
-    choose_trainable(
+    trained = choose_trainable(
         model,
         freeze_llm=model_args.freeze_llm,
         freeze_backbone=model_args.freeze_backbone,
@@ -74,7 +74,7 @@ def load_for_training(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    return loaded
+    return loaded._replace(model=trained)
 
 
 def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import psutil
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback
 
-from internvl.model.adapter import count_elements
+from internvl.model.adapter import count_elements, unwrapped
 from internvl.model.internvl_chat.modeling_intern_vit import InternVisionEncoderLayer
 from internvl.model.internvl_chat.modeling_internlm2 import LOSS_CHUNK, InternLM2DecoderLayer
 from internvl.model.internvl_chat.modeling_internvl_chat import (
@@ -125,7 +125,7 @@ def layer_bytes(
 
 
 def plan_memory(
-    model: InternVLChatModel,
+    model: InternVLChatModel | PeftModel,
     largest: MicroBatch,
     *,
     dtype: torch.dtype,
@@ -144,6 +144,7 @@ def plan_memory(
             and gradients, too.
         recompute: auto, true or false.
     """
+    model = unwrapped(model)
     config, llm, vit = model.config, model.config.llm_config, model.config.vision_config
     size = dtype.itemsize
     amp = partial(torch.autocast, "cpu", dtype=dtype, enabled=dtype != torch.float32)
@@ -234,7 +235,7 @@ def read_number(file: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def recompute_activations(model: InternVLChatModel, num_layers: int) -> None:
+def recompute_activations(model: InternVLChatModel | PeftModel, num_layers: int) -> None:
     """Make the first ``num_layers`` layers of the language model recompute their activations in the backward pass.
 
     With all of them, layers of a vision encoder that trains do so, too; a frozen one keeps none.

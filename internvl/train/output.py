@@ -6,10 +6,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedTokenizerFast
 
 from internvl.json_files import write_json
-from internvl.model.adapter import base_name, save_adapter
+from internvl.model.adapter import base_name, embedded_name, save_adapter, unwrapped
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.packaging import (
@@ -49,7 +50,7 @@ class OutputFolder:
         self._base_sha256: str | None = None
 
     def save_model(
-        self, model: InternVLChatModel, folder: str | Path | None = None, state: dict | None = None
+        self, model: InternVLChatModel | PeftModel, folder: str | Path | None = None, state: dict | None = None
     ) -> None:
         """Write the trained model, its tokenizer and config; ``state`` as in ``save_adapter``."""
         folder = Path(folder or self.folder)
@@ -71,7 +72,10 @@ class OutputFolder:
             write_processor_files(folder, model.config)
         else:
             state = state if state is not None else model.state_dict()
+            # LoRA inside a whole model has the names that the original trainer gave it.
+            state = {embedded_name(name, model.config): tensor for name, tensor in state.items()}
             state = {name: self.as_stored(name, tensor) for name, tensor in state.items()}
+            model = unwrapped(model)
             for config in (model.config, model.config.vision_config, model.config.llm_config):
                 config.dtype = state["mlp1.1.weight"].dtype
             model.save_pretrained(folder, state_dict=state)
@@ -79,7 +83,7 @@ class OutputFolder:
         write_generation(folder, read_generation(self.base.folder), self.tokenizer, model.config.template)
         write_chat_tokenizer(folder, self.tokenizer, model.config.template)
 
-    def writes_adapter(self, model: InternVLChatModel) -> bool:
+    def writes_adapter(self, model: InternVLChatModel | PeftModel) -> bool:
         """Return whether a model is written as an adapter."""
         return bool(model.config.use_llm_lora or model.config.use_backbone_lora) and not self.save_full_model
 

@@ -3,17 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
-from transformers import Trainer
 from transformers.integrations.deepspeed import (
-    deepspeed_load_checkpoint,
     is_deepspeed_zero3_enabled,
     set_hf_deepspeed_config,
     unset_hf_deepspeed_config,
 )
-from transformers.trainer import SCHEDULER_NAME
 
 from internvl.train.arguments import FinetuneArguments
 
@@ -40,13 +36,11 @@ def undivided_weights(training_args: FinetuneArguments) -> Iterator[None]:
             set_hf_deepspeed_config(training_args.hf_deepspeed_config)
 
 
-def load_zero_checkpoint(engine: torch.nn.Module, folder: str | Path) -> None:
-    """Load weights, optimizer and schedule of a DeepSpeed engine from a checkpoint of trained weights.
+@contextmanager
+def weights_only_checkpoints() -> Iterator[None]:
+    """Let DeepSpeed read checkpoints in the block without unpickling whatever a file holds.
 
-    DeepSpeed would unpickle whatever a file holds; here it gets tensors, plain values and its own records.
-
-    Raises:
-        pickle.UnpicklingError: a file holds anything else.
+    It gets tensors, plain values and its own records; of anything else torch raises ``pickle.UnpicklingError``.
     """
     # Imported here: a training without DeepSpeed need not wait for it.
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
@@ -57,21 +51,9 @@ def load_zero_checkpoint(engine: torch.nn.Module, folder: str | Path) -> None:
     os.environ[FORCED] = "1"
     try:
         with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
-            # Not strict: frozen weights are in the base, and DeepSpeed would ask for them, too.
-            deepspeed_load_checkpoint(engine, str(folder), load_module_strict=False)
+            yield
     finally:
         if before is None:
             del os.environ[FORCED]
         else:
             os.environ[FORCED] = before
-
-
-def save_fsdp_checkpoint(trainer: Trainer, folder: str) -> None:
-    """Write optimizer and schedule of an FSDP training with LoRA: what trains of the model is in the adapter."""
-    # Imported here: accelerate has it only where torch can divide weights.
-    from accelerate.utils import save_fsdp_optimizer
-
-    accelerator = trainer.accelerator
-    save_fsdp_optimizer(accelerator.state.fsdp_plugin, accelerator, trainer.optimizer, trainer.model, folder)
-    if trainer.args.should_save:
-        torch.save(trainer.lr_scheduler.state_dict(), Path(folder) / SCHEDULER_NAME)

@@ -1,33 +1,58 @@
 """The trainer: transformers' own, with this project's row order, skipped rows, evaluation and output folder."""
 
-import json
 import logging
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import distributed
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from internvl.data.sampling import MicroBatchSampler
 from internvl.data.sharing import EpochUnits
 from internvl.errors import UserError
-from internvl.json_files import write_json
-from internvl.model.adapter import load_adapter_tensors
-from internvl.model.checkpoint import ADAPTER_WEIGHTS
+from internvl.model.adapter import load_trained, unwrapped
+from internvl.model.checkpoint import Checkpoint
 from internvl.model.vision_cache import VisionCache, picture_features
 from internvl.train.checkpointing import PREFIX, staged_checkpoint
 from internvl.train.data_workers import end_on_lost_batch
 from internvl.train.evaluation import Evaluator
 from internvl.train.output import OutputFolder
-from internvl.train.sharding import load_zero_checkpoint, save_fsdp_checkpoint
+from internvl.train.sharding import weights_only_checkpoints
 
 logger = logging.getLogger(__name__)
-SKIPPED = "skipped.json"  # in a checkpoint: rows and steps left out so far
+
+
+class SkippedRows(TrainerCallback, ExportableState):
+    """Rows and steps that were left out, in ``trainer_state.json`` of every checkpoint.
+
+    ``rows`` are this process's. ``before`` are those of all processes up to the checkpoint that the training continues
+    from, and ``saved`` those up to the one that is being written.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict] = []
+        self.before: list[dict] = []
+        self.saved: list[dict] = []
+        self.steps: list[int] = []
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"rows": self.saved, "steps": self.steps}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # Not by --restore_callback_states_from_checkpoint, which would restore the counters of other callbacks, too.
+        stored = state.stateful_callbacks.get(type(self).__name__)
+        if isinstance(stored, dict):
+            self.before, self.steps = list(stored["attributes"]["rows"]), list(stored["attributes"]["steps"])
+
+    def gather(self, args: TrainingArguments) -> list[dict]:
+        """Return the rows skipped on all processes since the training began."""
+        return self.before + gather_lists(self.rows, args)
 
 
 class EpochLoader(DataLoader):
@@ -70,10 +95,9 @@ class FinetuneTrainer(Trainer):
         self.output = output
         self.units = units
         self.capacity = capacity
-        self.skipped: list[dict] = []  # by this process
-        self.skipped_before: list[dict] = []  # by all, up to the checkpoint that this training continues from
+        self.skipped = SkippedRows()
+        self.add_callback(self.skipped)
         self.on_nan = on_nan
-        self.skipped_steps: list[int] = []
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []  # of this step's micro-batches, with their rows
         # Seconds spent waiting for data since the last log, and when that was.
         self.waited, self.logged_at = 0.0, time.monotonic()
@@ -116,12 +140,12 @@ class FinetuneTrainer(Trainer):
                 # Here and not where the row is read: an error of a worker process arrives as its traceback.
                 if self.on_bad_sample == "error":
                     raise UserError(bad.reason)
-                self.skipped.append({"where": bad.where, "reason": bad.reason})
+                self.skipped.rows.append({"where": bad.where, "reason": bad.reason})
                 logger.warning("Skipped %s", bad.reason)
-        num_skipped = len({row["where"] for row in self.skipped})  # a row is met again in every epoch
+        num_skipped = len({row["where"] for row in self.skipped.rows})  # a row is met again in every epoch
         if num_skipped > self.max_skipped:
             raise UserError(
-                f"{self.skipped[-1]['reason']} This is row {num_skipped} that had to be skipped, more than "
+                f"{self.skipped.rows[-1]['reason']} This is row {num_skipped} that had to be skipped, more than "
                 "--max_bad_fraction allows; the run stops. Put the rows right, or raise it."
             )
         return batches, num_items
@@ -155,7 +179,7 @@ class FinetuneTrainer(Trainer):
                 "PRECISION=bf16 instead of fp16, or pass --on_nan skip to leave such steps out."
             )
         logger.warning("%s The step is left out (--on_nan skip).", what)
-        self.skipped_steps.append(self.state.global_step + 1)
+        self.skipped.steps.append(self.state.global_step + 1)
         scaled = self.accelerator.scaler is not None
         for parameter in model.parameters():
             if parameter.grad is not None and scaled:
@@ -176,7 +200,7 @@ class FinetuneTrainer(Trainer):
             num_items_in_batch = num_items_in_batch.clamp(min=1)
         inputs["return_logits"] = False
         if "pictures" in inputs:
-            own = self.accelerator.unwrap_model(model)
+            own = unwrapped(self.accelerator.unwrap_model(model))
             inputs["visual_features"] = picture_features(own, inputs.pop("pictures"), self.vision_cache)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
@@ -185,7 +209,7 @@ class FinetuneTrainer(Trainer):
         evaluator, started = self.evaluator, time.monotonic()
         # As training calls it: DeepSpeed's ZeRO-3 gathers the weights in it. DDP would wait for gradients.
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
-        own = self.accelerator.unwrap_model(self.model)
+        own = unwrapped(self.accelerator.unwrap_model(self.model))
         was_training = model.training
         model.eval()
         metrics = {"eval_loss": evaluator.loss(model, self.args.device)}
@@ -206,29 +230,37 @@ class FinetuneTrainer(Trainer):
             return False
         return super()._determine_best_metric(metrics, trial)
 
+    def train(self, *args, **kwargs):
+        with weights_only_checkpoints() if self.is_deepspeed_enabled else nullcontext():
+            return super().train(*args, **kwargs)
+
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
         logger.info("Taking the best checkpoint: %s (%s).", best, self.state.best_metric)
         if self.is_deepspeed_enabled:
-            load_zero_checkpoint(self.model_wrapped, best)
-        else:
+            super()._load_best_model()
+        else:  # transformers would not find what --save_full_model True has saved of a model with LoRA
             self._load_from_checkpoint(best)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        own = self.accelerator.unwrap_model(self.model)
+        if self.is_deepspeed_enabled and isinstance(own, PeftModel) and not self.output.writes_adapter(own):
+            # ZeRO-3 has gathered only what trains of a model with LoRA.
+            state_dict = self.accelerator.get_state_dict(self.deepspeed)
         if self.args.should_save:
-            self.output.save_model(self.accelerator.unwrap_model(self.model), output_dir, state_dict)
+            self.output.save_model(own, output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         model = model if model is not None else self.model
-        folder = Path(resume_from_checkpoint)
-        if (folder / ADAPTER_WEIGHTS).is_file():
-            load_adapter_tensors(model, load_file(folder / ADAPTER_WEIGHTS), folder)
+        if isinstance(self.accelerator.unwrap_model(model), PeftModel):
+            load_trained(model, Checkpoint(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model, trial) -> None:
         # As transformers' own, but written beside and renamed, so that what is there is whole.
-        state, step, skipped = self.state, self.state.global_step, self.gather_skipped()
+        state, step = self.state, self.state.global_step
+        self.skipped.saved = self.skipped.gather(self.args)
         if state.best_global_step == step:
             state.best_model_checkpoint = str(Path(self.args.output_dir) / f"{PREFIX}{step}")
         with staged_checkpoint(
@@ -248,37 +280,6 @@ class FinetuneTrainer(Trainer):
                     if isinstance(callback, ExportableState):
                         state.stateful_callbacks[type(callback).__name__] = callback.state()
                 state.save_to_json(str(folder / TRAINER_STATE_NAME))
-                write_json(folder / SKIPPED, {"rows": skipped, "steps": self.skipped_steps})
-
-    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        if resume_from_checkpoint is not None and (file := Path(resume_from_checkpoint) / SKIPPED).is_file():
-            before = json.loads(file.read_text(encoding="utf-8"))
-            self.skipped_before, self.skipped_steps = before["rows"], before["steps"]
-        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        load_zero_checkpoint(self.model_wrapped, resume_from_checkpoint)
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        self._load_scaler(resume_from_checkpoint)
-        return prepared
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_deepspeed_enabled:
-            # Frozen weights are in the base already: without this each checkpoint would be the size of the model.
-            save = self.model_wrapped.save_checkpoint
-            self.model_wrapped.save_checkpoint = lambda folder: save(folder, exclude_frozen_parameters=True)
-            try:
-                super()._save_optimizer_and_scheduler(output_dir)
-            finally:
-                del self.model_wrapped.save_checkpoint
-        elif self.is_fsdp_enabled and self.output.writes_adapter(self.accelerator.unwrap_model(self.model)):
-            save_fsdp_checkpoint(self, output_dir)
-        else:
-            super()._save_optimizer_and_scheduler(output_dir)
-
-    def gather_skipped(self) -> list[dict]:
-        """Return the rows skipped on all processes since the training began."""
-        return self.skipped_before + gather_lists(self.skipped, self.args)
 
 
 def everywhere(condition: torch.Tensor, args: TrainingArguments) -> bool:

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from merge_lora import main as merge_lora
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from internvl.errors import UserError
-from internvl.model.adapter import choose_trainable, describe_trainable
+from internvl.model.adapter import choose_trainable, describe_trainable, embedded_name, save_adapter
+from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import load_model
@@ -63,7 +65,8 @@ def test_full_size_model_has_the_published_keys_and_trainable_names(shared):
             name: shape for name, (shape, _) in published["parameters"].items()
         }
         choose_trainable(model, freeze_llm=True, freeze_backbone=True, freeze_mlp=True, use_llm_lora=128)
-    assert [n for n, p in model.named_parameters() if p.requires_grad] == setup["trainable"]
+    trained = [embedded_name(n, model.config) for n, p in model.named_parameters() if p.requires_grad]
+    assert trained == setup["trainable"]
     assert describe_trainable(model).startswith("125,829,120 of ")
 
 
@@ -106,3 +109,26 @@ def test_adapter_of_another_base_is_refused(trained_adapter, tmp_path, rows_fold
     (trained_adapter / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="Use the base it was trained on"):
         load_model(trained_adapter)
+
+
+def test_a_base_layer_that_trains_beside_its_lora_is_saved_loaded_and_merged_with_it(tiny_base, tmp_path):
+    model, tokenizer = load_model(tiny_base)
+    flags = {"freeze_llm": True, "freeze_backbone": True, "freeze_mlp": True}
+    choose_trainable(model, **flags, use_backbone_lora=2, unfreeze_vit_layers=-1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    folder, merged = tmp_path / "adapter", tmp_path / "merged"
+    save_adapter(model, folder, base=tiny_base, base_sha256=Checkpoint(tiny_base).sha256(), lora_dropout=0.0)
+    tokenizer.save_pretrained(folder)
+    saved = json.loads((folder / "adapter_config.json").read_text())["modules_to_save"]
+    assert "vision_model.encoder.layers.2.norm1" in saved and "vision_model.encoder.layers.2" not in saved
+    merge_lora([str(folder), str(merged)])  # which PEFT checks, so it reads the adapter, too
+    pixels, ids = torch.randn(1, 3, 56, 56), torch.arange(40, 70)[None]
+    ids[0, 3:7] = model.img_context_token_id
+    with torch.no_grad():
+        expected = model.eval()(pixel_values=pixels, input_ids=ids).logits
+        for checkpoint in (folder, merged):
+            logits = load_model(checkpoint).model(pixel_values=pixels, input_ids=ids).logits
+            assert torch.allclose(logits, expected, atol=1e-5)

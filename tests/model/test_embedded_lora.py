@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from internvl.errors import UserError
-from internvl.model.adapter import base_name, choose_trainable, is_lora, save_adapter
+from internvl.model.adapter import base_name, choose_trainable, embedded_name, is_lora, save_adapter
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_model
 from internvl.model.merging import merge_checkpoint
@@ -19,8 +19,9 @@ IDS = torch.arange(40, 60)[None]
 def embedded(tiny_base, tmp_path):
     """A whole model saved with its LoRA (rank 4 on the language model) unmerged, as the original trainer does."""
     model, tokenizer = load_model(tiny_base)
-    choose_trainable(model, freeze_backbone=True, freeze_mlp=True, use_llm_lora=4)
-    move_trained(model, seed=1)
+    model.wrap_llm_lora(4, 8)
+    model.config.use_llm_lora = 4
+    move_trained(model.language_model, seed=1)
     folder = tmp_path / "embedded"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -51,7 +52,7 @@ def test_its_lora_trains_on_and_nothing_else(embedded, tmp_path):
     model = start(embedded, tmp_path, "--use_llm_lora", "4", "--lora_dropout", "0.3", "--freeze_mlp", "True",
                   "--freeze_backbone", "True", "--freeze_llm", "True")  # fmt: skip
     assert torch.equal(logits(model), logits(load_model(embedded).model))
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {embedded_name(n, model.config) for n, p in model.named_parameters() if p.requires_grad}
     assert trained == {name for name in Checkpoint(embedded).tensors if is_lora(name)} != set()
     rates = {module.p for name, module in model.named_modules() if name.endswith("lora_dropout.default")}
     assert rates == {0.3}

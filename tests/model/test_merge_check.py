@@ -31,6 +31,13 @@ def test_a_right_merge_passes_in_every_dtype(dtype, adapter, tmp_path, capsys):
     assert "merged model both answer" in printed[1] or dtype != "float32"
 
 
+def test_an_adapter_of_a_part_for_a_task_is_checked_on_that_part(tiny_base, tmp_path, capsys):
+    peft = wrap(load_model(tiny_base).model.language_model.model, {"r": 4, "target_modules": LANGUAGE})
+    folder = rewrite(save(peft, tmp_path / "adapter", tiny_base), task_type="CAUSAL_LM")
+    merge_lora.main([str(folder), str(tmp_path / "merged")])
+    assert "PEFT's own merge gives the same 69 weights" in capsys.readouterr().out
+
+
 FAULTS = {
     "scaling": lambda merge: lambda kind, weight, a, b, scaling, m: merge(kind, weight, a, b, scaling * 1.01, m),
     "magnitude": lambda merge: lambda kind, weight, a, b, scaling, m: merge(kind, weight, a, b, scaling, None),
@@ -102,6 +109,8 @@ def test_the_reference_is_the_same_for_every_dtype_of_the_merge(adapter, tmp_pat
         (f"base_model.model.{LAYER}.lora_B.mine.bias", f"base_model.model.{LAYER}.lora_B.bias"),
         (f"base_model.model.{LAYER}.lora_magnitude_vector.default.weight",
          f"base_model.model.{LAYER}.lora_magnitude_vector"),
+        ("language_model.base_model.model.model.layers.0.attention.wo.lora_A.default.weight",
+         f"base_model.model.{LAYER}.lora_A.weight"),
         ("base_model.model.tok.lora_embedding_A.default", "base_model.model.tok.lora_embedding_A"),
         ("base_model.model.mlp1.modules_to_save.default.0.weight", "base_model.model.mlp1.0.weight"),
         ("base_model.model.mlp1.0.weight", "base_model.model.mlp1.0.weight"),
