@@ -1,15 +1,19 @@
 """Adapters of any PEFT origin, merged and loaded, against PEFT's own merge and forward pass."""
 
+import shutil
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from convert_to_hf import main as convert_to_hf_main
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
 from transformers import InternVLForConditionalGeneration
 
+from internvl.errors import UserError
+from internvl.json_files import write_json
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.hf_conversion import convert_to_hf
 from internvl.model.hf_names import hf_names, join
@@ -201,3 +205,25 @@ def test_lora_beside_a_base_in_half_precision_stays_in_float32(base_model, tiny_
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     assert {dtype for name, dtype in dtypes.items() if "lora_" in name} == {torch.float32}
     assert {dtype for name, dtype in dtypes.items() if "lora_" not in name} == {torch.bfloat16}
+
+
+def test_a_whole_model_in_the_hf_layout_is_turned_back_as_the_message_says(hf_base, tiny_base, tmp_path):
+    with pytest.raises(UserError, match=rf"published layout: python tools/convert_to_hf.py --back {hf_base} OUT$"):
+        load_model(hf_base)
+    convert_to_hf_main(["--back", str(hf_base), str(tmp_path / "out")])
+    back, base = load_model(tmp_path / "out").model, load_model(tiny_base).model
+    assert all(torch.equal(one, two) for one, two in zip(back.parameters(), base.parameters(), strict=True))
+
+
+def test_an_hf_base_of_unknown_origin_is_replaced_by_the_published_one(hf_base, tiny_base, tmp_path):
+    theirs = tmp_path / "theirs"
+    shutil.copytree(hf_base, theirs)
+    config = {key: value for key, value in Checkpoint(theirs).config.items() if key != "internvl_chat"}
+    write_json(theirs / "config.json", config)
+    hf_model = InternVLForConditionalGeneration.from_pretrained(theirs)
+    folder = save(wrap(hf_model, PLAIN | {"target_modules": ["q_proj"]}), tmp_path / "adapter", theirs)
+    with pytest.raises(UserError, match="has no entry 'internvl_chat'"):
+        load_model(folder)
+    reloaded_model = InternVLForConditionalGeneration.from_pretrained(theirs)
+    peft = reloaded(reloaded_model, folder)
+    assert_answers_and_merges_like(Checkpoint(folder, base=tiny_base), reloaded_model, peft, tmp_path / "merged")
