@@ -17,7 +17,7 @@ ALLOWED = {
     "evaluation": {"model", "data", "inference"},
     "train": {"model", "data", "inference", "evaluation"},  # a training evaluates on its way
 }
-SHARED = {"cli", "errors", "distributed", "device", "json_files", "logging_utils"}
+SHARED = {"cli", "progress", "errors", "distributed", "device", "json_files", "logging_utils"}
 
 
 def imported(file: Path) -> list[tuple[int, str]]:

@@ -19,8 +19,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from internvl.cli import Parser
@@ -29,6 +27,7 @@ from internvl.data.conversion import CAPTION_PROMPT, FORMATS, Options, read_rows
 from internvl.data.problems import RowError
 from internvl.errors import UserError, ends_on_user_error
 from internvl.json_files import write_json
+from internvl.progress import Progress
 
 SHOWN = 10  # messages about rows left out; all are counted
 
@@ -71,7 +70,7 @@ def convert(args: argparse.Namespace, kinds: Counter, left_out: Counter) -> Iter
         UserError: no row is left, as with an input of another format.
     """
     options = Options(prompt=args.prompt, delimiter=args.delimiter, root=Path(args.root) if args.root else None)
-    for where, row in tqdm(read_rows(args.source, args.input, options), unit=" rows", delay=2):
+    for where, row in Progress(read_rows(args.source, args.input, options), unit=" rows", delay=2):
         if isinstance(row, RowError):
             if not args.skip_bad:
                 raise row

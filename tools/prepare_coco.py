@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from internvl.cli import Parser
@@ -25,6 +23,7 @@ from internvl.data.conversion import CAPTION_PROMPT, ask, one_line, write_lines
 from internvl.data.json_stream import BrokenJsonError, stream_json
 from internvl.errors import UserError, ends_on_user_error
 from internvl.json_files import write_json
+from internvl.progress import Progress
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAIN, TEST, TRUTH = "coco_karpathy_train_567k.jsonl", "coco_karpathy_test.json", "coco_karpathy_test_gt.json"
@@ -90,7 +89,9 @@ def stream_items(file: Path, prefix: str) -> Iterator[dict]:
     found = False
     try:
         with open(file, "rb") as stream:
-            for item in tqdm(stream_json(stream, prefix), desc=f"{file.name}, {prefix[:-5]}", leave=False, delay=2):
+            for item in Progress(
+                stream_json(stream, prefix), desc=f"{file.name}, {prefix[:-5]}", leave=False, delay=2
+            ):
                 found = True
                 yield item
     except BrokenJsonError as err:

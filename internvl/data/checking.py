@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from internvl.data.annotation import KINDS, Row
 from internvl.data.dataset import ConversationDataset
@@ -20,6 +19,7 @@ from internvl.data.sharing import shared_part
 from internvl.data.video import place_frames
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import Turn
+from internvl.progress import Progress
 
 # What became of a row: it trains; it trains, cut to max_seq_length; it is left out for its length; it is an error.
 GOOD, CUT, LONG, BAD = range(4)
@@ -151,7 +151,7 @@ def check_dataset(
         tasks += [(number, start, min(start + ROWS_PER_TASK, rows)) for start in range(0, rows, ROWS_PER_TASK)]
         checks[number].facts = np.empty(rows, FACTS)
     total = sum(stop - start for _, start, stop in tasks)
-    with tqdm(total=total, desc="Checking rows", unit=" rows", leave=False, delay=2) as progress:
+    with Progress(total=total, desc="Checking rows", unit=" rows", leave=False, delay=2) as progress:
         for (number, start, stop), part in zip(tasks, run(dataset, tasks, deep, processes), strict=True):
             check = checks[number]
             check.facts[start:stop] = part.facts

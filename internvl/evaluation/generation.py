@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 from torch import distributed
-from tqdm import tqdm
 
 from internvl.errors import UserError
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import CaptionSet
 from internvl.evaluation.questions import Question, count_tokens, read_request
 from internvl.inference.requests import AnsweringEngine, Request
+from internvl.progress import Progress
 
 # Frames of a video, as the model card's example takes.
 NUM_FRAMES = 8
@@ -51,7 +51,7 @@ def generate_captions(
     batches = make_batches(
         [(left[index], (lengths[index] + answer_tokens) * beams) for index in order], batch_size, batch_tokens
     )
-    bar = tqdm(total=len(order), desc="Captioning", unit=" answers", disable=quiet or rank > 0, dynamic_ncols=True)
+    bar = Progress(total=len(order), desc="Captioning", unit=" answers", disable=quiet or rank > 0, dynamic_ncols=True)
     with bar:
         for questions, requests in read_ahead(engine, batches, num_frames):
             answers = answer_batch(engine, requests, **generation)

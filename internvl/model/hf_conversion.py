@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from internvl.errors import UserError, shorten
 from internvl.json_files import write_json
@@ -29,6 +28,7 @@ from internvl.model.loading import HF_MODEL_TYPE, load_checkpoint_tokenizer, one
 from internvl.model.packaging import read_generation
 from internvl.model.safetensors_stream import TensorPlan
 from internvl.model.tiling import read_tiling
+from internvl.progress import Progress
 
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -81,7 +81,7 @@ def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = 
         planned.update({new: (tuple(p.shape), info.dtype) for new, p in zip(hf_names(name), parts, strict=True)})
 
     def values() -> Iterator[tuple[str, torch.Tensor]]:
-        for name in tqdm(checkpoint.tensors, desc="Converting", unit=" tensors", delay=1):
+        for name in Progress(checkpoint.tensors, desc="Converting", unit=" tensors", delay=1):
             yield from zip(hf_names(name), split(name, checkpoint.tensor(name), config), strict=True)
 
     generation = read_generation(checkpoint.folder)
@@ -121,7 +121,7 @@ def convert_from_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool 
     planned = {name: (info.shape, info.dtype) for name, info in view.tensors.items()}
 
     def values() -> Iterator[tuple[str, torch.Tensor]]:
-        for name in tqdm(planned, desc="Converting", unit=" tensors", delay=1):
+        for name in Progress(planned, desc="Converting", unit=" tensors", delay=1):
             yield name, view.tensor(name)
 
     with atomic_folder(out) as partial:

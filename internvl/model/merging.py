@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from internvl.errors import UserError
@@ -23,6 +22,7 @@ from internvl.model.lora import Adapter, merge_weight
 from internvl.model.packaging import read_generation, write_chat_tokenizer, write_generation, write_model_files
 from internvl.model.safetensors_stream import DTYPE_OF_SPELLING, SPELLING, TensorPlan
 from internvl.model.tiling import FIELDS as TILING_FIELDS
+from internvl.progress import Progress
 
 CHOICES_OF_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES_OF_DTYPE = {SPELLING[dtype]: name for name, dtype in CHOICES_OF_DTYPE.items()}
@@ -174,7 +174,7 @@ def merge_checkpoint(
     plan = TensorPlan({name: (info.shape, spelling or info.dtype) for name, info in stored.items()})
 
     def values() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, source in tqdm(sources.items(), desc="Merging", unit=" tensors", delay=1):
+        for name, source in Progress(sources.items(), desc="Merging", unit=" tensors", delay=1):
             yield name, source.read(DTYPE_OF_SPELLING[plan.tensors[name][1]])
 
     with atomic_folder(out) as partial:

@@ -1,11 +1,11 @@
 """The progress line of a training: step, loss, learning rate, rows per second, waiting, time left, evaluation."""
 
 import logging
-import sys
 import time
 
-from tqdm import tqdm
 from transformers import TrainerCallback
+
+from internvl.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -13,24 +13,24 @@ SHOWN_MEASURES = {"eval loss": "eval_loss", "CIDEr": "eval_CIDEr"}
 
 
 class ProgressLine(TrainerCallback):
-    """One line, redrawn in place on a terminal and at most every ten seconds in a log."""
+    """One line, redrawn in place on a terminal; in a log, a line every 30 seconds."""
 
     def __init__(self, rows_per_step: int):
         self.rows_per_step = rows_per_step
-        self.bar: tqdm | None = None
+        self.bar: Progress | None = None
         self.measured = ""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
         self.started, self.first_step = time.monotonic(), state.global_step
-        self.bar = tqdm(
+        self.bar = Progress(
             total=state.max_steps,
             initial=state.global_step,
             desc="Training",
             unit="step",
             dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 10,
+            mininterval=0.5,
             bar_format="{desc}: {n_fmt}/{total_fmt} steps |{bar:20}| {elapsed}<{remaining}{postfix}",
         )
 

@@ -38,9 +38,7 @@ def test_planned_activations_are_those_that_autograd_keeps(tiny_base, dropout, r
     planned = plan(model, recompute, dropout)
     recompute_activations(model, planned.num_recomputed)
     ids, layout = torch.randint(5, 300, (1, TOKENS)), SequenceLayout(((TOKENS, ()),))
-    states = saved_bytes(
-        lambda: model.language_model.model(input_ids=ids, layout=layout).last_hidden_state, model
-    )
+    states = saved_bytes(lambda: model.language_model.model(input_ids=ids, layout=layout).last_hidden_state, model)
     expected = planned.activations - (planned.per_layer if recompute == "true" else 0)
     assert states == pytest.approx(expected, rel=0.05)
 

@@ -87,14 +87,10 @@ def test_what_is_saved_of_a_training_is_put_back_into_it(full, flags, tiny_base,
 def test_what_another_training_saved_is_not_put_into_this_one(tiny_base, tmp_path):
     whole, _ = moved(tiny_base, 1, use_backbone_lora=2)
     save_adapter(whole, tmp_path, base=tiny_base, base_sha256="0" * 64, lora_dropout=0.0)
-    with pytest.raises(
-        UserError, match=r"vision_model.* has no place in the model that trains\. Pass --over"
-    ):
+    with pytest.raises(UserError, match=r"vision_model.* has no place in the model that trains\. Pass --over"):
         load_trained(moved(tiny_base, 1)[0], Checkpoint(tmp_path))
     other = choose_trainable(load_model(tiny_base).model, **FROZEN, use_llm_lora=8, use_backbone_lora=2)
-    with pytest.raises(
-        UserError, match=r"does not fit the model that trains \(size mismatch .*--overwrite"
-    ):
+    with pytest.raises(UserError, match=r"does not fit the model that trains \(size mismatch .*--overwrite"):
         load_trained(other, Checkpoint(tmp_path))
 
 
