@@ -118,7 +118,12 @@ class ServerClient:
         Raises:
             UserError: the server has no such model, or several to choose from.
         """
-        served = self.models()
+        try:
+            served = self.models()
+        except ServerError:
+            if name is None:
+                raise
+            return name  # without a hub cache, transformers serve cannot list what it serves
         if name is None and len(served) == 1:
             return served[0]
         if name is None:

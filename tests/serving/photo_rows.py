@@ -13,6 +13,6 @@ for annotation in captions["annotations"]:
     references.setdefault(annotation["image_id"], annotation["caption"])
 with open(out, "w", encoding="utf-8") as stream:
     for image in captions["images"]:
-        if (folder / "images" / "val2017" / image["file_name"]).is_file() and image["id"] in references:
+        if (folder / "images" / image["file_name"]).is_file() and image["id"] in references:
             turns = [{"from": "human", "value": PROMPT}, {"from": "gpt", "value": references[image["id"]]}]
             stream.write(json.dumps({"image": image["file_name"], "conversations": turns}) + "\n")

@@ -25,10 +25,10 @@ WORK=$INTERNVL_SERVING_WORK
 PHOTOS=$INTERNVL_SERVING_PHOTOS
 BASE=pretrained/InternVL2-Tiny
 
-# inputs_hash: prints a hash of all that the models and the captions of evaluate.sh depend on.
+# inputs_hash: prints a hash of all that the models depend on.
 inputs_hash() {
-    find internvl eval shell data/habitat "$BASE" tools/merge_lora.py tools/convert_to_hf.py tests/serving/run.sh \
-        -type f -not -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum
+    find internvl/model internvl/data internvl/train shell/lib shell/internvl2.0 data/habitat "$BASE" tools/merge_lora.py \
+        tools/convert_to_hf.py -type f -not -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum
 }
 
 make_models() {
@@ -56,14 +56,14 @@ HASH=$(inputs_hash)
 if [[ ! -f $WORK/inputs.txt || $(<"$WORK/inputs.txt") != "$HASH" ]]; then
     rm -f -- "$WORK/inputs.txt"
     make_models
-    say "== Captions of evaluate.sh"
-    caption habitat caption-habitat
-    rm -rf -- "${WORK:?}/photos"
-    if [[ -d $PHOTOS ]]; then
-        "$PYTHON" tests/serving/photo_rows.py "$PHOTOS" "$WORK/photos.jsonl"
-        caption photos caption-custom --annotation "$WORK/photos.jsonl" --root "$PHOTOS/images/val2017"
-    fi
     printf '%s\n' "$HASH" >"$WORK/inputs.txt"
+fi
+say "== Captions of evaluate.sh"
+caption habitat caption-habitat
+rm -rf -- "${WORK:?}/photos"
+if [[ -d $PHOTOS ]]; then
+    "$PYTHON" tests/serving/photo_rows.py "$PHOTOS" "$WORK/photos.jsonl"
+    caption photos caption-custom --annotation "$WORK/photos.jsonl" --root "$PHOTOS/images"
 fi
 [[ -d $WORK/photos ]] || say "$PHOTOS: not there, so no real photos are compared."
 say "== Servers"

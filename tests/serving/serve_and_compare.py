@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+SECONDS_TO_START = 600
 
 
 def serve_commands(work: Path, base: Path, port: int) -> dict[tuple[str, str], tuple[list[str], str, Path, int]]:
@@ -59,16 +61,12 @@ def running(command: list[str], url: str, log: Path) -> Iterator[None]:
             command, stdout=stream, stderr=stream, env={**os.environ, **ENVIRONMENT}, start_new_session=True
         )
     try:
-        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        while True:
-            try:
-                client.models.list()
-                break
-            except Exception:  # not yet: it does not listen, or is loading
-                if process.poll() is not None:
-                    tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
-                    sys.exit(f"{' '.join(command)}\nended with status {process.returncode}:\n{tail}")
-                time.sleep(0.5)
+        started = time.monotonic()
+        while not is_ready(url):
+            if process.poll() is not None or time.monotonic() - started > SECONDS_TO_START:
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+                sys.exit(f"{' '.join(command)}\ndid not start (status {process.poll()}):\n{tail}")
+            time.sleep(0.5)
         yield
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -78,6 +76,15 @@ def running(command: list[str], url: str, log: Path) -> Iterator[None]:
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
         process.wait()
+
+
+def is_ready(url: str) -> bool:
+    """Return whether a server answers."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=10) as stream:
+            return stream.status == 200
+    except OSError:  # it does not listen yet, or is loading
+        return False
 
 
 def ask(url: str, model: str, image: Path) -> str:
@@ -158,6 +165,9 @@ def main() -> None:
     parser.add_argument("--only", help='one "<engine> <layout>" of the table')
     args = parser.parse_args()
     work, base = args.work.resolve(), args.base.resolve()
+    # transformers serve lists the models of the hub's cache, and fails without one.
+    (work / "hub").mkdir(exist_ok=True)
+    ENVIRONMENT["HF_HUB_CACHE"] = str(work / "hub")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
