@@ -17,6 +17,10 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
         return super().parse_known_args(self.in_one_spelling(sys.argv[1:] if args is None else args), namespace)
 
+    def error(self, message: str):
+        """End with one line; argparse would print the usage of a script that evaluate.sh's user never called."""
+        self.exit(2, f"error: command line: {message}. --help lists the flags.\n")
+
     def in_one_spelling(self, args: Sequence[str]) -> list[str]:
         """Return the arguments with this parser's own names, and switches without a word behind them."""
         result, rest = [], [str(argument) for argument in args]

@@ -21,6 +21,8 @@ def setup_logging() -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # torch warns at every CPU run that pinned memory needs an accelerator; nobody asked for it to be pinned.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    # torch counts cores, and tears the progress line; more workers than cores can be right where they wait for a disk.
+    warnings.filterwarnings("ignore", message=".*DataLoader will create.*")
     # peft reads a property that transformers has renamed; the user cannot do anything about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     # DeepSpeed calls what torch has renamed, dozens of times a step with ZeRO-3.
