@@ -158,6 +158,17 @@ def choose_tile_limit(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
     return limit
 
 
+def warn_of_other_base(adapter: Checkpoint) -> None:
+    """Say so where an adapter is scored on other weights than it was trained on; a merge refuses them."""
+    recorded, base = adapter.recorded_base_sha256, adapter.base()
+    if recorded and recorded != base.sha256():
+        logger.warning(
+            "%s: was trained on a base with other weights than %s has now (SHA-256 %s… recorded), so these are not "
+            "the scores of that training. --base names another folder.",
+            *(adapter.folder, base.folder, recorded[:12]),
+        )
+
+
 def read_sets(args: argparse.Namespace) -> list[CaptionSet]:
     """Return the sets to score, as far as ``--limit`` goes.
 
@@ -372,6 +383,8 @@ def main(argv: list[str] | None = None) -> None:
     check_scorers()
     first = start_processes()
     torch.manual_seed(args.seed)
+    if first and checkpoint.is_adapter:
+        warn_of_other_base(checkpoint)
     with open_engine(args, checkpoint, sets, sizes) as engine:
         sha256 = from_first(checkpoint.sha256 if first else None)
         folders = [evaluate_set(args, engine, data, sizes, sha256, other, first) for data in sets]

@@ -67,6 +67,20 @@ def test_another_base_is_taken_with_the_flag_that_the_refusal_names(trained_adap
     config = json.loads((trained_adapter / "adapter_config.json").read_text())
     config["auto_mapping"]["base_model_sha256"] = "0" * 64
     (trained_adapter / "adapter_config.json").write_text(json.dumps(config))
+    flags = [
+        "--checkpoint",
+        trained_adapter,
+        "--datasets",
+        "habitat",
+        "--limit",
+        "1",
+        "--out-dir",
+        tmp_path / "result",
+    ]
+    scored = subprocess.run(
+        [warm_python, "eval/caption/evaluate_caption.py", *flags], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert scored.returncode == 0 and "was trained on a base with other weights" in scored.stderr
     merge = [warm_python, "tools/merge_lora.py", trained_adapter, tmp_path / "merged"]
     refused = subprocess.run(merge, cwd=REPOSITORY, capture_output=True, text=True)
     assert refused.returncode == 2 and "--allow-other-base" in refused.stderr
