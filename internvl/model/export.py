@@ -38,6 +38,12 @@ def merge_first(adapter: Checkpoint) -> str:
     return f"Merge it, and use the merged model: python tools/merge_lora.py {adapter.folder} MERGED"
 
 
+def merge_instead(adapter: Checkpoint) -> str:
+    """Return the advice for an adapter of transformers' layout that has no equal in the published one."""
+    merge = f"python tools/merge_lora.py {adapter.folder} MERGED"
+    return f"Merge it instead, which writes the published layout at once: {merge}"
+
+
 def published_config(base: Checkpoint) -> InternVLChatConfig:
     """Return the configuration of a base in either layout, as the published layout has it."""
     file = base.folder / "config.json"
@@ -210,8 +216,8 @@ def adapter_from_hf(adapter: Checkpoint, out: str | Path, *, overwrite: bool = F
         present = [new for new in news if new in layers.saved]
         if present and len(present) < len(news):
             raise UserError(
-                f"{adapter.folder}: {present[0]} is trained in full without the other parts of {name}. Merge it into "
-                "the -hf model with PEFT (merge_and_unload), then convert that with --back."
+                f"{adapter.folder}: {present[0]} is trained in full without the other parts of {name}. "
+                f"{merge_instead(adapter)}"
             )
         if present:
             tensors[PEFT_PREFIX + name] = join(name, [layers.tensor(layers.saved[new]) for new in news], config)
@@ -274,7 +280,7 @@ def join_layers(
     if first is None or not same:
         raise UserError(
             f"{adapter.folder}: query, key and value of {name} have LoRA of their own, and no single LoRA equals "
-            "them. Merge it into the -hf model with PEFT (merge_and_unload), then convert that with --back."
+            f"them. {merge_instead(adapter)}"
         )
     return {
         key: adapter.tensor(stored)

@@ -105,7 +105,7 @@ def test_a_shared_training_that_was_cut_off_continues_exactly(train):
     assert losses(folder) == losses(whole)
 
 
-def test_kept_features_serve_later_epochs_and_evaluations(train, tiny_base, captions_meta, tmp_path):
+def test_kept_features_serve_later_epochs_and_evaluations(train, captions_meta, tmp_path):
     cache = tmp_path / "features"
     flags = [*SHARED, "--vision_cache", str(cache), "--max_steps", "-1", "--num_train_epochs", "2"]
     first, _ = train("first", *flags)
@@ -116,7 +116,7 @@ def test_kept_features_serve_later_epochs_and_evaluations(train, tiny_base, capt
     assert losses(first) == losses(second)
     folder = captions_meta.parent
     process = run_launcher(
-        "evaluate.sh", str(tiny_base), "caption-custom", "--annotation", str(folder / "rows.jsonl"),
+        "evaluate.sh", str(first), "caption-custom", "--annotation", str(folder / "rows.jsonl"),
         "--root", str(folder), "--dynamic", "--vision-cache", str(cache), "--out-dir", str(tmp_path / "result"),
         "--max-new-tokens", "4",
     )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from internvl.distributed import SET_BY_TORCHRUN
 from tests.conftest import REPOSITORY, free_port
 
 BATCHES = 12  # micro-batches of a training: 6 steps of 2
@@ -67,7 +68,7 @@ def train(runs, tiny_base, rows_folder, tmp_path):
         started = []
         for rank in range(processes):
             env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "RANK": str(rank)}
-            env |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
+            env |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes), SET_BY_TORCHRUN: "none"}
             own = (everywhere or {}) | ((fault or {}) if rank == victim else {})
             started.append(runs.start("finetune", argv, tmp_path / "log.txt", own, **(env if processes > 1 else {})))
         if (fault or {}).get("signal") == signal.SIGSTOP:
