@@ -119,5 +119,5 @@ def test_an_adapter_of_the_hf_copy_goes_its_whole_way(cases, tmp_path, capsys):
 
     with pytest.raises(SystemExit, match="2"):
         convert_to_hf.main([str(adapter), str(tmp_path / "there")])
-    assert "Merge it first: python tools/merge_lora.py" in capsys.readouterr().err
+    assert "has transformers' layout already. Pass --back" in capsys.readouterr().err
     convert_to_hf.main([str(tmp_path / "merged"), str(tmp_path / "there")])
