@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every check there is: ruff, shellcheck and the tests. Installs what it needs first. Arguments go to pytest.
+# Every check there is: ruff, shellcheck, the documentation and the tests. Installs what it needs first. Arguments go to
+# pytest.
 #
 #   bash tests/run.sh
 #   bash tests/run.sh tests/shell -k dry_run
@@ -44,6 +45,17 @@ run_shellcheck() {
     PATH="$(dirname -- "$PYTHON"):$PATH" shellcheck --external-sources -- "${scripts[@]}"
 }
 
+# shellcheck disable=SC2329 # called through check
+# build_docs: the site from docs/, thrown away again; broken links and anchors are errors. Fetches nothing. (--quiet would
+# switch --strict off.)
+build_docs() {
+    local site status=0
+    site=$(mktemp -d)
+    NO_MKDOCS_2_WARNING=1 "$PYTHON" -m mkdocs build --strict --site-dir "$site" || status=$?
+    rm -rf -- "$site"
+    return "$status"
+}
+
 # A path given to pytest is relative to where it was typed, like everywhere else here.
 ARGUMENTS=()
 for ARGUMENT in "$@"; do
@@ -61,6 +73,7 @@ fi
 check 'ruff check' "$PYTHON" -m ruff check --quiet .
 check 'ruff format' "$PYTHON" -m ruff format --check --quiet .
 check 'shellcheck' run_shellcheck
+check 'docs' build_docs
 check 'pytest' "$PYTHON" -m pytest ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}
 
 if ((FIRST_STATUS != 0)); then
