@@ -1,7 +1,7 @@
 """Hooks of mkdocs: pages and pictures outside docs/ join the site, and relative links are those of the repository.
 
-So the same files read well on a Git host and on the site. A link to a file that is no page (a source file, say) becomes
-its text.
+So the same files read well on a Git host and on the site. A link to a file that is not a page (a source file, say)
+becomes its text.
 """
 
 import posixpath

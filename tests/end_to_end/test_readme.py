@@ -1,7 +1,6 @@
-"""The README's commands, run as they stand there, in a copy of the repository laid out as a user's."""
+"""The commands of the README and of docs/, run as they stand there, in a copy of the repository as a user has it."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -10,23 +9,36 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.documents import blocks_of, commands_of
 from tests.end_to_end.launching import run_launcher
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line.split("  #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.strip()
-]
+README = REPOSITORY / "README.md"
+DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
 # What the two newcomer commands do is the subject of test_quickstart and of whoever runs these tests.
 NEWCOMER = ["bash shell/quickstart.sh", "bash tests/run.sh"]
-# The network is not there in a test; what the script does after the download is run by the next line of the README.
-NEEDS_NETWORK = ["bash tools/download_pretrained.sh"]
+# The network is not there in a test; what the script does after the download is run by the next lines of
+# docs/training.md.
+NEEDS_NETWORK = ["bash tools/download_pretrained.sh", 'pip install "transformers[serving]"']
+# tests/serving/run.sh runs these, in an environment with vLLM and transformers serve.
+NEEDS_SERVER = ["vllm serve ", "transformers serve ", "python tools/check_serving.py "]
 # A full epoch of the shipped set is the quickstart's business: here each training takes a few steps.
 SHORTER = {"lora.sh": " --max_steps 3 --save_strategy no", "lora_coco.sh": " --save_strategy no"}
-# The finetune on COCO, further up in the README, needs the files that this makes: they are laid out from the start.
+# The finetune on COCO needs the files that this makes: they are laid out from the start.
 REPLACING = {"dataset_coco.json": " --overwrite"}
+# What users of the original type, word for word; some page has to have each.
+PUBLISHED = [
+    "GPUS=1 PER_DEVICE_BATCH_SIZE=4 bash shell/internvl2.0/habitat_2b_finetune/lora.sh",
+    "GPUS=1 PER_DEVICE_BATCH_SIZE=4 bash shell/internvl2.0/2nd_finetune/"
+    "internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_lora_coco.sh",
+    "GPUS=1 bash evaluate.sh pretrained/InternVL2-2B caption-coco --dynamic --auto",
+    "PYTHONPATH=$PYTHONPATH:$(pwd) python tools/merge_lora.py log/habitat/lora_annots_1/ "
+    "log_merged/habitat/lora_annots_1",
+    "cp pretrained/InternVL2-2B/*.py log_merged/habitat/lora_annots_1",
+    "cp pretrained/InternVL2-2B/config.json log_merged/habitat/lora_annots_1",
+]
+# What commands of docs/ start from, and the command that makes it.
+TRAINED, MERGED = Path("log/habitat/lora_annots_1"), Path("log_merged/habitat/lora_annots_1")
+MADE_BY = {TRAINED: PUBLISHED[0], MERGED: PUBLISHED[3]}
 
 
 def copy_repository(folder: Path) -> Path:
@@ -86,13 +98,17 @@ def lay_out_coco(folder: Path) -> None:
 
 
 def lay_out_inputs(folder: Path) -> None:
-    """Put files to convert there: LLaVA rows with their pictures, and the ten COCO pictures as Karpathy lists them."""
+    """Put files to convert there: rows of other tools with their images, and the COCO images as Karpathy has them."""
     names = sorted(path.name for path in (folder / "data" / "coco" / "val2014").iterdir())
     (folder / "data" / "mine").mkdir()
     for name in names:
         shutil.copyfile(folder / "data" / "coco" / "val2014" / name, folder / "data" / "mine" / name)
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A room."}]
+    messages = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A room."}]
     (folder / "llava.json").write_text(json.dumps([{"image": name, "conversations": turns} for name in names]))
+    (folder / "sharegpt.json").write_text(json.dumps([{"images": [name], "conversations": turns} for name in names]))
+    swift = [{"images": [name], "messages": messages} for name in names]
+    (folder / "swift.jsonl").write_text("".join(json.dumps(row) + "\n" for row in swift))
     images = [
         {
             "cocoid": int(name[-16:-4]),
@@ -111,29 +127,57 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess:
     return run_launcher(str(folder.parent / "command.sh"), cwd=folder)
 
 
-def test_the_readme_still_has_the_documented_commands():
-    assert [command for command in COMMANDS if command in NEWCOMER] == NEWCOMER
-    assert sum("evaluate.sh" in command for command in COMMANDS) == 5
-    assert sum(command.startswith("cp ") for command in COMMANDS) == 2
+def run_command(command: str, folder: Path) -> None:
+    """Run a command as it stands in a document, but for what makes it shorter."""
+    for end, flags in (SHORTER | REPLACING).items():
+        if command.endswith(end):
+            command += flags
+    if "caption-habitat" in command:
+        command += " --limit 4"
+    process = shell(command, folder)
+    assert process.returncode == 0, f"{command}\n{process.stdout[-1500:]}\n{process.stderr[-3000:]}"
+
+
+def runnable(file: Path) -> list[str]:
+    """The commands of a document that need neither the network nor a server."""
+    return [
+        command
+        for command in commands_of(file)
+        if command not in NEWCOMER + NEEDS_NETWORK and not command.startswith(tuple(NEEDS_SERVER))
+    ]
+
+
+def test_the_published_commands_are_documented():
+    commands = [command for file in [README, *DOCS] for command in commands_of(file)]
+    assert [command for command in commands_of(README) if command in NEWCOMER] == NEWCOMER
+    assert [command for command in PUBLISHED if command not in commands] == []
+    unused = [skipped for skipped in NEEDS_NETWORK if skipped not in commands]
+    unused += [start for start in NEEDS_SERVER if not any(command.startswith(start) for command in commands)]
+    assert unused == []
 
 
 def test_every_command_of_the_readme_works_in_order(user_copy):
-    commands = [command for command in COMMANDS if command not in NEWCOMER + NEEDS_NETWORK]
-    assert len(commands) >= 12
+    commands = runnable(README)
+    assert len(commands) >= 6
     for command in commands:
-        for end, flags in (SHORTER | REPLACING).items():
-            if command.endswith(end):
-                command += flags
-        if "caption-habitat" in command:
-            command += " --limit 4"
-        process = shell(command, user_copy)
-        assert process.returncode == 0, f"{command}\n{process.stdout[-1500:]}\n{process.stderr[-3000:]}"
-    merged = user_copy / "log_merged" / "habitat" / "lora_annots_1"
+        run_command(command, user_copy)
     picture = next((user_copy / "data" / "coco" / "val2014").glob("*.jpg"))
-    script = README.split("```python\n")[1].split("```")[0]
-    script = script.replace('"log_merged/habitat/lora_annots_1"', repr(str(merged))).replace("photo.jpg", str(picture))
+    [script] = blocks_of(README, "python")
+    script = script.replace(f'"{MERGED}"', repr(str(user_copy / MERGED))).replace("photo.jpg", str(picture))
     process = subprocess.run([sys.executable, "-c", script], cwd=user_copy.parent, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+
+
+def test_every_command_of_the_docs_works(user_copy):
+    for folder, command in MADE_BY.items():  # unless the README's test has run in this copy
+        if not (user_copy / folder).is_dir():
+            run_command(command, user_copy)
+    commands = [command for file in DOCS for command in runnable(file)]
+    assert len(commands) >= 12
+    for command in commands:
+        run_command(command, user_copy)
+    for name in ("from_swift", "from_sharegpt"):
+        assert len((user_copy / "data" / "mine" / f"{name}.jsonl").read_text().splitlines()) == 10
 
 
 def test_the_quickstart_works_on_a_small_set(tmp_path, tiny_base):
@@ -166,29 +210,3 @@ def keep_first_pictures(habitat: Path, number: int) -> None:
     for file in (habitat / "images" / "val").glob("*.jpg"):
         if int(file.stem.rsplit("_", 1)[-1]) not in kept:
             file.unlink()
-
-
-def test_the_readmes_json_examples_are_accepted(tmp_path):
-    from internvl.data.annotation import AnnotationFile
-    from internvl.data.meta import read_entry
-
-    meta, rows = (block.strip() for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL))
-    [(name, entry)] = json.loads(meta).items()
-    entry["root"], entry["annotation"] = str(tmp_path), str(tmp_path / "rows.jsonl")
-    (tmp_path / "rows.jsonl").write_text(rows)
-    assert read_entry(Path("meta.json"), name, entry).length == 5750
-    file = AnnotationFile(tmp_path / "rows.jsonl")
-    assert [len(file.row(index).images) for index in range(len(file))] == [0, 1, 2, 0]
-    assert file.row(3).video == "a.mp4"
-
-
-def test_the_worked_example_of_the_evaluation_is_read_as_it_says(tmp_path):
-    from internvl.evaluation.datasets import ENTRY_KEYS, read_custom_set
-
-    text = (REPOSITORY / "eval" / "caption" / "README.md").read_text(encoding="utf-8")
-    rows, short, whole = (block.strip() for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
-    (tmp_path / "val.jsonl").write_text(rows)
-    references = read_custom_set(tmp_path / "val.jsonl", tmp_path).references()
-    assert list(references.values()) == [["A white stove.", "A stove with four plates."], ["Metal."], ["A whisk."]]
-    for entry in (short, whole):
-        assert json.loads(entry)["kitchen"].keys() <= ENTRY_KEYS
