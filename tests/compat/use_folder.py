@@ -134,10 +134,12 @@ def main() -> None:
         result["logits"] = logits[0, -LOGIT_POSITIONS:].tolist()
         result["chat"] = use_chat(model, tokenizer, processor)
         result["generate"] = use_generate(model, tokenizer, dict(inputs))
-        use_saving(model, tokenizer, processor, model(input_ids=ids).logits, ids)
+        plain = model(input_ids=ids).logits
+        use_saving(model, tokenizer, processor, plain, ids)
         use_names(Path(folder))
         half = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16).eval()
         assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+        assert (half(input_ids=ids).logits.float() - plain).abs().max() < 0.05 * plain.abs().max()
         assert isinstance(half.chat(tokenizer, None, "What?", GREEDY), str)
     messages = [{"role": "user", "content": "Hello."}]
     encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
