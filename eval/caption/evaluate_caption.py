@@ -137,8 +137,8 @@ def check_server_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--num-beams: is {args.num_beams}, and {flag} searches with one. Remove one of the two.")
     if args.vision_cache:
         raise UserError(f"--vision-cache: has no effect with {flag}. Remove one of the two.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"GPUS: is {os.environ['WORLD_SIZE']}, and with {flag} one process asks. Set GPUS=1.")
+    if (world_size := rank_and_world_size()[1]) > 1:
+        raise UserError(f"GPUS: is {world_size}, and with {flag} one process asks. Set GPUS=1.")
     if args.server and args.precision != "auto":
         raise UserError(f"--precision: is {args.precision}, and with --server the server decides. Remove the flag.")
 
