@@ -18,4 +18,4 @@ ensure_python
 HF=$(mktemp -d)
 trap 'rm -rf -- "$HF"' EXIT
 "$PYTHON" tools/convert_to_hf.py "$FOLDER" "$HF/hf" >/dev/null
-"$PYTHON" -m tests.compat.versions "$FOLDER" --hf "$HF/hf" "$@"
+"$PYTHON" -m tests.compat.versions --folder "$FOLDER" --hf "$HF/hf" "$@"

@@ -8,7 +8,7 @@ import pytest
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.hf_conversion import convert_to_hf
 from internvl.model.internvl_chat import compat
-from tests.compat.versions import NEWEST, OLDEST, differences, use
+from tests.compat.versions import NEWEST, OLDEST, VERSIONS, differences, make_parser, use
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,12 @@ def test_everything_automodel_offers_is_equal_on_this_version(folder, hf_folder,
     assert outcome.result is not None, outcome.failure
     assert outcome.result["transformers"] == version
     assert differences(outcome.result, expected) == []
+
+
+@pytest.mark.parametrize("words", [[], ["4.57.6", "5.24.0"]])
+def test_the_script_takes_versions_or_all_of_them(words):
+    args = make_parser().parse_args(["--folder", "a", "--hf", "b", *words])
+    assert list(args.versions) == (words or list(VERSIONS))
 
 
 def test_an_unknown_version_is_named_in_one_line(caplog):

@@ -1,6 +1,6 @@
 """Run ``use_folder.py`` on several versions of transformers and compare what comes out.
 
-    python -m tests.compat.versions FOLDER [--hf FOLDER] [VERSION…]     # usually through tests/compat/run.sh
+    python -m tests.compat.versions --folder FOLDER [--hf FOLDER] [VERSION…]     # usually through tests/compat/run.sh
 
 Each version is installed once, with what it asks for, into a folder of its own (``tests/compat/.versions``, or
 ``$INTERNVL_COMPAT``), and found before the environment's packages; torch stays the environment's one.
@@ -82,12 +82,16 @@ def logit_error(result: dict, expected: dict) -> float:
     return max(abs(mine - theirs) for row in rows for mine, theirs in zip(*row, strict=True))
 
 
-def main(argv: list[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="checkpoint folder of the published layout")
+    parser.add_argument("--folder", type=Path, required=True, help="checkpoint folder of the published layout")
     parser.add_argument("--hf", type=Path, help="the same in transformers' own layout")
     parser.add_argument("versions", nargs="*", default=VERSIONS, help="of transformers (default: %(default)s)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
     expected = use(version("transformers"), args.folder, args.hf)
     if expected.result is None:
         sys.stderr.write(expected.failure)
