@@ -43,7 +43,7 @@ def media_path(root: Path, name: str, where: str, *, allow_outside_root: bool = 
         raise RowError(
             where,
             "outside the root",
-            f"{describe_way_out(root, name)}, out of the data set's root {str(root)!r}",
+            describe_way_out(root, name),
             "Pass --allow_outside_root True if it is meant, as with images linked from another disk; else correct the "
             "path",
         )
@@ -52,15 +52,15 @@ def media_path(root: Path, name: str, where: str, *, allow_outside_root: bool = 
 
 def describe_way_out(root: Path, name: str) -> str:
     """Return how a path leads out of its root: in the same words for all images behind one link."""
-    path = root
+    path, outside = root, f"out of the data set's root {str(root)!r}"
     for part in Path(name).parts:
         path = path / part
         if path.is_symlink() and not os.path.realpath(path).startswith(os.path.join(real_folder(str(root)), "")):
             target = Path(os.path.realpath(path))
             if target.is_dir():
-                return f"the link {str(path.relative_to(root))!r} leads to {target}"
-            return f"links in {str(path.parent.relative_to(root))!r} lead to {target.parent}"
-    return f"{shorten(name)} leads elsewhere"
+                return f"the link {str(path.relative_to(root))!r} leads to {target}, {outside}"
+            return f"links in {str(path.parent.relative_to(root))!r} lead to {target.parent}, {outside}"
+    return f"{shorten(name)} leads {outside}"
 
 
 def leads_outside(root: str, name: str) -> bool:
