@@ -2,23 +2,52 @@
 
 import json
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 
 from internvl.errors import UserError
+
+UTF8_MARK = b"\xef\xbb\xbf"  # a byte order mark, which some editors put before UTF-8
+# How files begin that are mistaken for JSON: what they are, and how to get the text.
+OTHER_FORMS = {
+    b"\xff\xfe": ("UTF-16 text", "Save the file as UTF-8"),
+    b"\xfe\xff": ("UTF-16 text", "Save the file as UTF-8"),
+    b"\x1f\x8b": ("gzip-compressed", "Unpack it: gunzip < FILE > UNPACKED"),
+    b"\x28\xb5\x2f\xfd": ("zstd-compressed", "Unpack it: unzstd < FILE > UNPACKED"),
+    b"\xfd7zXZ\0": ("xz-compressed", "Unpack it: unxz < FILE > UNPACKED"),
+    b"BZh": ("bzip2-compressed", "Unpack it: bunzip2 < FILE > UNPACKED"),
+    b"PK\x03\x04": ("a zip archive", "Unpack it: unzip FILE"),
+    b"PAR1": ("a Parquet table", "Write its rows as JSONL, for example with pandas: read_parquet(FILE).to_json"),
+    b"ARROW1": ("an Arrow file", "Write its rows as JSONL, for example with the datasets library: Dataset.to_json"),
+    b"version https://git-lfs": ("a Git LFS pointer, not the file", "Fetch the file: git lfs pull"),
+}
+
+
+def check_form(file: Path, head: bytes) -> None:
+    """Refuse a file whose first bytes, ``head``, show that it is no text in UTF-8.
+
+    Raises:
+        UserError: it is compressed, an archive, a table, UTF-16 or a pointer; with how to get its text.
+    """
+    for start, (form, todo) in OTHER_FORMS.items():
+        if head.startswith(start):
+            raise UserError(f"{file}:1: is {form}. {todo.replace('FILE', shlex.quote(str(file)))}.")
 
 
 def read_json(file: Path, todo: str = "Correct the file") -> object:
     """Parse a JSON file, with or without a byte order mark in front; ``todo`` ends the messages.
 
     Raises:
-        UserError: it cannot be read, is not JSON in UTF-8, or is JSON that readers would understand differently: a
-            key twice in an object, NaN or Infinity, a number of thousands of digits, lists in lists without end.
+        UserError: it cannot be read, is not JSON in UTF-8 (``check_form``), or is JSON that readers would understand
+            differently: a key twice in an object, NaN or Infinity, a number of thousands of digits, lists in lists
+            without end.
     """
     try:
-        return json.loads(
-            file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys, parse_constant=refuse_constant
-        )
+        content = file.read_bytes()
+        check_form(file, content)
+        text = content.removeprefix(UTF8_MARK).decode()
+        return json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant)
     except OSError as err:
         raise UserError(f"{file}: cannot be read: {err.strerror}. Check the path.") from err
     except UnicodeDecodeError as err:

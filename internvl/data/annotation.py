@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from internvl.data.boxes import check_boxes
-from internvl.data.json_stream import UTF8_MARK
 from internvl.data.problems import RowError
 from internvl.data.row_keys import FOREIGN_MARKS, check_meaningful, system_message, unread_keys
 from internvl.errors import UserError, shorten
-from internvl.json_files import DuplicateKeyError, unique_keys
+from internvl.json_files import UTF8_MARK, DuplicateKeyError, check_form, unique_keys
 from internvl.model.internvl_chat.conversation import (
     ADDED_SPECIAL_TOKENS,
     IMAGE_PLACEHOLDER,
@@ -30,7 +29,6 @@ RESERVED_TOKENS = [IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN, "<s>", "</
 assert set(RESERVED_TOKENS[:3]) < set(ADDED_SPECIAL_TOKENS)
 # A conversation is some kilobytes; a line beyond this is another file's content, or one with its newlines lost.
 MAX_LINE_BYTES = 16 << 20
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 KINDS = ("text", "image", "images", "video")
 
 
@@ -90,8 +88,7 @@ class AnnotationFile:
         self._line_numbers = np.flatnonzero(filled) + 1
 
     def _check_form(self, head: bytes) -> None:
-        if head.startswith(UTF16_MARKS):
-            raise UserError(f"{self.path}:1: is UTF-16 text. Save the file as UTF-8.")
+        check_form(self.path, head)
         if head.removeprefix(UTF8_MARK).lstrip().startswith(b"["):
             raise UserError(
                 f"{self.path}:1: starts with '[', a JSON array instead of JSONL. Write one object per line: "

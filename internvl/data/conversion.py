@@ -14,9 +14,10 @@ from internvl.data.annotation import MAX_LINE_BYTES, parse_line, parse_row
 from internvl.data.conversation_formats import CONVERTERS, check_shape, kept_fields
 from internvl.data.grounding_marks import fill_in_marks
 from internvl.data.image_files import image_suffixes
-from internvl.data.json_stream import UTF8_MARK, BrokenJsonError, stream_json
+from internvl.data.json_stream import BrokenJsonError, stream_json
 from internvl.data.problems import RowError
 from internvl.errors import UserError, shorten
+from internvl.json_files import UTF8_MARK, check_form
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,14 @@ def read_objects(path: Path) -> Iterator[tuple[str, object | RowError]]:
 def open_input(path: Path):
     if not path.is_file():
         raise UserError(f"{path}: there is no such file. Correct the path.")
-    return open(path, "rb")
+    stream = open(path, "rb")
+    try:
+        check_form(path, stream.read(64))
+    except UserError:
+        stream.close()
+        raise
+    stream.seek(0)
+    return stream
 
 
 def skip_mark(stream):

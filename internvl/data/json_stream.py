@@ -6,10 +6,11 @@ from typing import BinaryIO
 import ijson
 import numpy as np
 
+from internvl.json_files import UTF8_MARK
+
 # Annotations nest to a depth of about six. ijson keeps the whole path of each value, so that a megabyte of brackets
 # would take more memory than there is.
 MAX_DEPTH = 500
-UTF8_MARK = b"\xef\xbb\xbf"
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 

@@ -17,6 +17,8 @@ from internvl.model.internvl_chat.image_processing_internvl_chat import read_ori
 
 Result = TypeVar("Result")
 MAX_NAME = 4096  # characters of a path; Linux takes no longer one
+DATA_ADDRESSES = ("data:image/", "data:video/", "data:application/", "data:;base64,")  # RFC 2397
+TOO_LONG = "Give a path; a picture in base64 is to be written to a file first"
 # Beyond this a side is no photo; resizing such a strip to tiles would blur everything on it.
 MAX_SIDE_RATIO = 200
 
@@ -28,6 +30,10 @@ def media_path(root: Path, name: str, where: str, *, allow_outside_root: bool = 
         RowError: ``name`` is an address or no file name, or leads out of ``root`` (unless allowed), be it through
             ``..`` or through a link; of a folder of frames, none of them may.
     """
+    if name.startswith(DATA_ADDRESSES):
+        raise RowError(
+            where, "base64", f"{shorten(name)} holds the picture itself", "Write it to a file and give the file's path"
+        )
     if "://" in name:
         raise RowError(
             where, "address", f"{shorten(name)} is an address", "Download it and give its path below the root"
@@ -37,7 +43,7 @@ def media_path(root: Path, name: str, where: str, *, allow_outside_root: bool = 
     if printable(name) != name:
         raise RowError(where, "path", f"{shorten(name)} has characters that cannot be shown", "Rename the file")
     if len(name) > MAX_NAME:
-        raise RowError(where, "path", f"{shorten(name)} has more than {MAX_NAME:,} characters", "Shorten the path")
+        raise RowError(where, "path", f"{shorten(name)} has more than {MAX_NAME:,} characters", TOO_LONG)
     path = root / name
     if not allow_outside_root and leads_outside(str(root), name):
         raise RowError(

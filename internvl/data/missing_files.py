@@ -22,14 +22,18 @@ class Similar(NamedTuple):
 def find_similar(path: Path) -> Similar | None:
     """Return the file that the path of a missing one may mean, None if there is none.
 
-    Looked for: backslashes, percent signs of an address, another case or Unicode form, a folder named twice, and a
-    root that is one folder too high or too deep.
+    Looked for: backslashes, percent signs of an address, spaces around the name, another case or Unicode form, a
+    folder named twice, and a root that is one folder too high or too deep.
     """
     folder = next((parent for parent in path.parents if parent.is_dir()), None)
     if folder is None:
         return None
     name = path.relative_to(folder).as_posix()
-    forms = ((name.replace("\\", "/"), "it has backslashes"), (unquote(name), "it is written as in an address"))
+    forms = (
+        (name.replace("\\", "/"), "it has backslashes"),
+        (unquote(name), "it is written as in an address"),
+        (name.strip(), "it has spaces around it"),
+    )
     for form, difference in forms:
         if form != name and (folder / form).is_file():
             return Similar(str(folder / form), difference, RENAME)

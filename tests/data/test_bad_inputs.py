@@ -1,5 +1,6 @@
 """Every kind of bad row we could think of: its own message at its line, no traceback, and nothing trains."""
 
+import gzip
 import json
 import shutil
 import struct
@@ -110,6 +111,8 @@ BAD_ROWS = [
     ("decompression bomb", shown("bomb.png"), r"bomb\.png: (has more than|cannot be read as a picture).*pixels"),
     ("strip of 1 px", shown("strip.png"), r"strip\.png: is 4000 × 1 px"),
     ("address", shown("https://example.com/a.png"), r"is an address"),
+    ("base64", shown("data:image/png;base64,iVBORw0KGgo="), r"holds the picture itself\. Write it to a file"),
+    ("base64 without a head", shown("iVBORw0KGgo" * 500), r"more than 4,096 characters\. Give a path"),
     ("outside the root", shown("../outside.png"), r"leads out of the data set's root"),
     ("absolute path", shown("/etc/hostname"), r"leads out of the data set's root"),
     ("NUL in a path", shown("a\0.png"), r"has a NUL character"),
@@ -193,10 +196,13 @@ def test_each_kind_of_bad_row_is_named_at_its_line_and_trains_nothing(line, mess
         (b"[\n" + GOOD + b"\n]\n", r"rows\.jsonl:1: starts with '\[', a JSON array .*convert_annotations\.py"),
         (b"\xef\xbb\xbf[" + GOOD + b"]", r"rows\.jsonl:1: starts with '\['"),
         (GOOD.decode().encode("utf-16"), r"rows\.jsonl:1: is UTF-16 text"),
+        (gzip.compress(GOOD), r"rows\.jsonl:1: is gzip-compressed\. Unpack it: gunzip < .*rows\.jsonl > UNPACKED\."),
+        (b"PAR1" + bytes(40), r"rows\.jsonl:1: is a Parquet table\. Write its rows as JSONL"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"rows\.jsonl:1: is a Git LFS pointer.*git lfs pull"),
         (b"", r"rows\.jsonl: holds no rows"),
         (b"\n \n\r\n", r"rows\.jsonl: holds no rows"),
     ],
-    ids=["array", "array behind a mark", "UTF-16", "empty", "blank lines"],
+    ids=["array", "array behind a mark", "UTF-16", "gzip", "Parquet", "Git LFS", "empty", "blank lines"],
 )
 def test_files_of_another_form_are_named(content, message, media, tiny_model, tmp_path):
     file = tmp_path / "rows.jsonl"

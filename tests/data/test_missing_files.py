@@ -37,6 +37,7 @@ def root(tmp_path):
         ("train2017/nested/../../x.jpg", None, "Check the path and the data set's root"),
         ("TRAIN2017/X.JPG", "train2017/x.jpg", "upper and lower case differ. Write it as the file is called"),
         ("train2017\\x.jpg", "train2017/x.jpg", "it has backslashes"),
+        ("train2017/x.jpg ", "train2017/x.jpg", "it has spaces around it"),
         ("My%20Folder/a%20b.jpg", "My Folder/a b.jpg", "it is written as in an address"),
         (COMPOSED, DECOMPOSED, "the Unicode form of the name differs"),
         ("My Folder/train2017/x.jpg", "train2017/x.jpg", "one folder higher"),

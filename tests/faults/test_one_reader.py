@@ -1,7 +1,10 @@
 """One reader for each kind of thing: every command gives the same odd file the same verdict."""
 
+import gzip
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import convert_annotations
@@ -106,6 +109,19 @@ def test_every_json_file_may_start_with_a_byte_order_mark(tmp_path, name, monkey
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
     assert JSON_FILES[name](tmp_path / name) == plain
     assert not any(isinstance(row, tuple) and isinstance(row[1], RowError) for row in plain if isinstance(plain, list))
+
+
+@pytest.mark.parametrize("name", JSON_FILES)
+def test_every_reader_of_json_says_how_to_unpack_a_compressed_file(tmp_path, name):
+    content = (CASES / "12" / name).read_bytes()
+    file = tmp_path / "my data" / name
+    file.parent.mkdir()
+    file.write_bytes(gzip.compress(content))
+    with pytest.raises(UserError, match="is gzip-compressed. Unpack it: ") as error:
+        JSON_FILES[name](file)
+    command = re.search(r"gunzip < .*UNPACKED", str(error.value))[0]
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert (tmp_path / "UNPACKED").read_bytes() == content
 
 
 @settings(max_examples=60, deadline=None)
