@@ -1,6 +1,7 @@
 """Videos: which frames, from files and folders, and how they are told to the model."""
 
 import random
+import struct
 from pathlib import Path
 
 import av
@@ -118,6 +119,31 @@ def test_the_cover_picture_of_a_video_is_not_its_stream(tmp_path):
             container.mux(stream.encode())
     assert read_video_info(file).num_frames == 5
     assert read_chosen_frames(file, lambda info: [4])[0].size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("cosine", "sine", "red"), [(1, 0, "left"), (0, 1, "top"), (-1, 0, "right"), (0, -1, "bottom")]
+)
+def test_a_video_that_was_filmed_upright_is_seen_upright(tmp_path, cosine, sine, red):
+    """The display matrix of the mp4's header takes a point (x, y) to (cos x - sin y, sin x + cos y), y being down."""
+    file = tmp_path / "phone.mp4"
+    level = np.zeros((64, 128, 3), np.uint8)
+    level[:, :32, 0] = 255  # red at the left as stored
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24")))
+        container.mux(stream.encode())
+    one = 1 << 16
+    plain = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", cosine * one, sine * one, 0, -sine * one, cosine * one, 0, 0, 0, 1 << 30)
+    content = file.read_bytes()
+    start = content.index(plain, content.index(b"tkhd"))
+    file.write_bytes(content[:start] + turned + content[start + len(plain) :])
+    frame = np.asarray(read_chosen_frames(file, lambda info: [0])[0])[..., 0]
+    sides = {"left": frame[:, :8], "top": frame[:8], "right": frame[:, -8:], "bottom": frame[-8:]}
+    assert frame.shape == ((64, 128) if cosine else (128, 64))
+    assert max(sides, key=lambda side: sides[side].mean()) == red and sides[red].min() > 200
 
 
 def test_frames_that_pillow_does_not_read_are_not_left_out_in_silence(tmp_path):
