@@ -211,14 +211,14 @@ def from_first(make: Callable[[], Any] | None) -> Any:
 
 
 def check_output(parent: Path) -> None:
-    """Make sure that results can be written below ``parent``.
+    """Make sure that results can be written below ``parent``, without making it: the checkpoint may yet be refused.
 
     Raises:
         UserError: they cannot.
     """
+    there = next(folder for folder in (parent, *parent.parents) if os.path.lexists(folder))
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=parent):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as err:
         raise UserError(f"{parent}: cannot be written to ({err.strerror}). Pass another folder as --out-dir.") from err

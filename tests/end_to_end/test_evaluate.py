@@ -107,6 +107,10 @@ def test_a_file_of_ones_own_is_scored_and_compared(trained_adapter, tiny_base, r
         (["pretrained/InternVL2-Tiny", "caption-train", "--meta", "no.json"], "no.json: there is no such meta file"),
         (["pretrained/InternVL2-Tiny", "caption-habitat", "--compare", "data"], "data: is no result folder"),
         (["pretrained/InternVL2-Tiny", "caption-habitat", "--beams", "2"], "--beams"),
+        (
+            ["pretrained/InternVL2-Tiny", "caption-habitat", "--out-dir", "README.md/mine/here"],
+            r"README.md/mine: cannot be written to \(Not a directory\)\. Pass another folder as --out-dir",
+        ),
     ],
 )
 def test_what_is_missing_is_named_with_status_2(arguments, message):
