@@ -10,7 +10,14 @@ import numpy as np
 
 from internvl.data.boxes import check_boxes
 from internvl.data.problems import RowError
-from internvl.data.row_keys import FOREIGN_MARKS, check_meaningful, system_message, unread_keys
+from internvl.data.row_keys import (
+    FOREIGN_MARKS,
+    check_meaningful,
+    check_media_keys,
+    check_own_form,
+    system_message,
+    unread_keys,
+)
 from internvl.errors import UserError, shorten
 from internvl.json_files import UTF8_MARK, DuplicateKeyError, check_form, unique_keys
 from internvl.model.internvl_chat.conversation import (
@@ -165,7 +172,9 @@ def parse_row(record: object, where: str) -> Row:
     if not isinstance(record, dict):
         what = f"holds {type(record).__name__}, not an object"
         raise RowError(where, "not an object", what, "Write one JSON object per line")
+    check_own_form(record, where)
     check_meaningful(record, where)
+    check_media_keys(record, where)
     turns = parse_turns(record.get("conversations"), where)
     system = system_message(record, where)
     if system is not None:
@@ -259,8 +268,10 @@ def parse_turns(conversations: object, where: str) -> list[Turn]:
     for number, turn in enumerate(conversations, 1):
         role, value = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
         if role not in ("system", "human", "gpt"):
-            what = f"turn {number} is from {shorten(role)}"
-            raise RowError(where, "role", what, "Use 'human', 'gpt' or a leading 'system'")
+            what, todo = f"turn {number} is from {shorten(role)}", "Use 'human', 'gpt' or a leading 'system'"
+            if role in ("user", "assistant"):
+                todo += "; python tools/convert_annotations.py FILE OUT.jsonl --from sharegpt does"
+            raise RowError(where, "role", what, todo)
         if not isinstance(value, str):
             what = f"turn {number} has the value {shorten(value)}"
             raise RowError(where, "turn without text", what, "Give its text as 'value'")

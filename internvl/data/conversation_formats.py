@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from internvl.data.annotation import path_of
 from internvl.data.problems import RowError
-from internvl.data.row_keys import MEANINGFUL_KEYS, SYSTEM_KEYS, system_message
+from internvl.data.row_keys import MEANINGFUL_KEYS, SYSTEM_KEYS, nearest_format, system_message
 from internvl.data.video import place_frames
 from internvl.errors import shorten
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Turn
@@ -14,23 +14,6 @@ ROLES = {"user": "human", "assistant": "gpt", "human": "human", "gpt": "gpt", "s
 MEDIA_FIELDS = {"image", "images", "video", "videos"}
 CONVERTED_FIELDS = {"conversations", "messages", *SYSTEM_KEYS, *MEDIA_FIELDS}
 INSTRUCTION_FIELDS = {"instruction", "input", "output", "query", "response", "history"}
-
-
-def nearest_format(record: dict) -> str | None:
-    """Return which ``--from`` an object is for, by its keys; None if it is for none."""
-    conversations, messages = record.get("conversations"), record.get("messages")
-    if isinstance(messages, list):
-        return "messages"
-    if isinstance(conversations, list):
-        roles = any(isinstance(turn, dict) and "role" in turn for turn in conversations)
-        return "sharegpt" if roles or any(record.get(key) for key in ("images", "videos")) else "llava"
-    if "instruction" in record or ("query" in record and "response" in record):
-        return "alpaca"
-    if "image" in record and "caption" in record:
-        return "captions"
-    if "images" in record and "annotations" in record:
-        return "coco"
-    return None
 
 
 def check_shape(record: dict, name: str, where: str) -> None:

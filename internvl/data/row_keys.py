@@ -27,7 +27,22 @@ MEANINGFUL_KEYS = {
     ),
     "loss": ((None, True, 1), "that some answers are not learnt", "Remove what is not to be learnt, or the key"),
     "weight": ((None, 1, 1.0), "that an answer counts more or less", "Remove the key: all answers count alike"),
+    "audio": (
+        (None, "", []),
+        "sound, which the model does not hear",
+        "Remove the row, or the key if nothing needs it",
+    ),
+    "audios": (
+        (None, "", []),
+        "sound, which the model does not hear",
+        "Remove the row, or the key if nothing needs it",
+    ),
     "channel": ((None,), "that losses are told apart by it", "Remove the key, or make a data set of each channel"),
+}
+# Keys under which other tools have a row's media → the key that is read here.
+MEDIA_KEYS = {
+    **dict.fromkeys(("images", "Image", "img", "image_path", "image_paths", "image_file", "img_path"), "image"),
+    **dict.fromkeys(("videos", "Video", "video_path", "video_paths", "video_file"), "video"),
 }
 # Marks that other tools replace by something; here they would be taught as the letters they are.
 FOREIGN_MARKS = ("<bbox>", "<ref-object>", "<audio>")
@@ -43,6 +58,51 @@ def check_meaningful(record: dict, where: str, of: str = "") -> None:
         if key in record and not any(record[key] is value or record[key] == value for value in neutral):
             what = f"{of}has the key {key!r} ({shorten(record[key], 60)}): {meaning}"
             raise RowError(where, f"key {key!r}", what, todo)
+
+
+def nearest_format(record: dict) -> str | None:
+    """Return which ``--from`` an object is for, by its keys; None if it is for none."""
+    conversations, messages = record.get("conversations"), record.get("messages")
+    if isinstance(messages, list):
+        return "messages"
+    if isinstance(conversations, list):
+        roles = any(isinstance(turn, dict) and "role" in turn for turn in conversations)
+        return "sharegpt" if roles or any(record.get(key) for key in ("images", "videos")) else "llava"
+    if "instruction" in record or ("query" in record and "response" in record):
+        return "alpaca"
+    if "image" in record and "caption" in record:
+        return "captions"
+    if "images" in record and "annotations" in record:
+        return "coco"
+    return None
+
+
+def check_own_form(record: dict, where: str) -> None:
+    """Refuse a row that is in a form which the conversion reads, and training does not.
+
+    Raises:
+        RowError: names the ``--from`` that it is for.
+    """
+    form = nearest_format(record)
+    if form in (None, "llava") or (form == "sharegpt" and (record.get("image") or record.get("video"))):
+        return
+    what = f"has the keys {shorten(sorted(record), 100)}, the form of --from {form}"
+    todo = f"Convert the file: python tools/convert_annotations.py FILE OUT.jsonl --from {form}"
+    raise RowError(where, "another format", what, todo)
+
+
+def check_media_keys(record: dict, where: str) -> None:
+    """Refuse a row whose media are all under keys of other tools: it would train as if it had none.
+
+    Raises:
+        RowError: names the key and the one that is read.
+    """
+    if any(record.get(key) for key in ("image", "video")):
+        return
+    for key, ours in MEDIA_KEYS.items():
+        if record.get(key):
+            what = f"has the key {key!r} ({shorten(record[key], 60)}) and no {ours!r}"
+            raise RowError(where, f"key {key!r}", what, f"Rename it to {ours!r}")
 
 
 def unread_keys(record: dict) -> Iterator[str]:

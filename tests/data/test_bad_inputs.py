@@ -63,7 +63,7 @@ BAD_ROWS = [
     ("no conversations", b'{"id": 1}', r"conversations is None"),
     ("empty conversations", row(), r"conversations is \[\]"),
     ("conversations are text", b'{"conversations": "Hi"}', r"conversations is 'Hi'"),
-    ("messages instead", b'{"messages": []}', r"conversations is None"),
+    ("messages instead", b'{"messages": []}', r"has the keys \['messages'\], the form of --from messages"),
     ("turn is text", b'{"conversations": ["Hi", "Ho"]}', r"turn 1 is from None"),
     ("unknown role", row({"from": "user", "value": "x"}, ANSWER), r"turn 1 is from 'user'"),
     ("role missing", row({"value": "x"}, ANSWER), r"turn 1 is from None"),

@@ -1,6 +1,7 @@
 """Rows of other tools and of people who write more into them: read, refused by name, or counted (public cases)."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from internvl.data.annotation import AnnotationFile, parse_row
 from internvl.data.checking import check_dataset
 from internvl.data.conversion import FORMATS, Options, read_rows
 from internvl.data.problems import RowError
+from internvl.data.row_keys import MEDIA_KEYS
 from internvl.data.summary import summarize
 from tests.data.opening import open_rows
 
@@ -60,6 +62,41 @@ def test_keys_that_change_what_is_asked_or_taught_are_refused_by_name(fields, wo
     if "system" not in fields:
         with pytest.raises(RowError, match="turn 2 has the key"):
             parse_row({"conversations": [TURNS[0], {**TURNS[1], **fields}]}, "f:1")
+
+
+def test_media_under_other_keys_are_not_left_out_in_silence():
+    for key, ours in MEDIA_KEYS.items():
+        row = {key: "a.jpg", "conversations": TURNS}
+        with pytest.raises(RowError, match=f"--from sharegpt|has the key '{key}' .* Rename it to '{ours}'"):
+            parse_row(row, "f:1")
+        assert parse_row({ours: "b.jpg", **row}, "f:1").notes == (f"key {key!r}, not read",)
+        renamed = parse_row({ours: row.pop(key), **row}, "f:1")
+        assert "a.jpg" in (renamed.video, *renamed.images)
+    with pytest.raises(RowError, match="has the key 'audio' .*: sound"):
+        parse_row({"image": "a.jpg", "audio": "a.wav", "conversations": TURNS}, "f:1")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}]},
+        {"conversations": [{"from": "user", "value": "Q?"}, {"from": "assistant", "value": "A."}]},
+        {"images": ["a.jpg"], "conversations": [TURNS[0], {"from": "gpt", "value": "A."}]},
+        {"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}]},
+        {"instruction": "Q?", "input": "", "output": "A."},
+        {"query": "Q?", "response": "A."},
+        {"image": "a.jpg", "caption": "A."},
+    ],
+    ids=lambda row: " ".join(row),
+)
+def test_a_training_row_of_another_form_names_the_conversion_that_makes_it_right(row, tmp_path):
+    with pytest.raises(RowError) as error:
+        parse_row(row, "f:1")
+    command = re.search(r"tools/(convert_annotations)\.py FILE OUT\.jsonl --from (\w+)", str(error.value))
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    (made,) = converted(command[2], file)
+    assert parse_row(made, "f:1").turns[-1] == ("gpt", "A.")
 
 
 def test_values_that_change_nothing_are_taken():
