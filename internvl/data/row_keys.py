@@ -83,8 +83,13 @@ def check_own_form(record: dict, where: str) -> None:
     Raises:
         RowError: names the ``--from`` that it is for.
     """
-    form = nearest_format(record)
-    if form in (None, "llava") or (form == "sharegpt" and (record.get("image") or record.get("video"))):
+    form, conversations = nearest_format(record), record.get("conversations")
+    if isinstance(conversations, list):  # ours, but for turns of role and content, or media under other keys alone
+        has_roles = any(isinstance(turn, dict) and "role" in turn and "from" not in turn for turn in conversations)
+        has_media = any(record.get(key) for key in ("images", "videos"))
+        has_ours = any(record.get(key) for key in ("image", "video"))
+        form = "sharegpt" if has_roles or (has_media and not has_ours) else None
+    if form is None:
         return
     what = f"has the keys {shorten(sorted(record), 100)}, the form of --from {form}"
     todo = f"Convert the file: python tools/convert_annotations.py FILE OUT.jsonl --from {form}"

@@ -80,6 +80,10 @@ def test_media_under_other_keys_are_not_left_out_in_silence():
     "row",
     [
         {"conversations": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}]},
+        {
+            "image": "a.jpg",
+            "conversations": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}],
+        },
         {"conversations": [{"from": "user", "value": "Q?"}, {"from": "assistant", "value": "A."}]},
         {"images": ["a.jpg"], "conversations": [TURNS[0], {"from": "gpt", "value": "A."}]},
         {"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}]},
@@ -103,6 +107,12 @@ def test_values_that_change_nothing_are_taken():
     neutral = {"tools": None, "history": [], "objects": {}, "loss": True, "weight": 1.0, "channel": None, "system": ""}
     answer = {**TURNS[1], "loss": 1.0, "weight": 1}
     assert parse_row({**neutral, "conversations": [TURNS[0], answer]}, "f:1").notes == ()
+    # A row of our form may have what other forms have, beside it: it is counted.
+    others = {"messages": [], "instruction": "x", "caption": "y", "images": ["b.jpg"]}
+    row = parse_row(
+        {"image": "a.jpg", **others, "conversations": [TURNS[0], {**TURNS[1], "role": "assistant"}]}, "f:1"
+    )
+    assert row.images == ("a.jpg",) and len(row.notes) == 5
 
 
 def test_other_keys_are_counted_by_the_check(tiny_model, tmp_path):
