@@ -12,6 +12,7 @@ from internvl.errors import shorten
 ROW_KEYS = {"id", "conversations", "image", "video", "clip", "width", "height", "width_list", "height_list"}
 SYSTEM_KEYS = ("system", "system_prompt")  # of LLaMA-Factory and ms-swift, and of lmms-finetune
 TURN_KEYS = {"from", "value"}
+SOUND = ((None, "", []), "sound, which the model does not hear", "Remove the row, or the key if nothing needs it")
 # Key of another tool → the values that change nothing, what it means there, and what to do here.
 MEANINGFUL_KEYS = {
     "tools": (
@@ -27,16 +28,8 @@ MEANINGFUL_KEYS = {
     ),
     "loss": ((None, True, 1), "that some answers are not learnt", "Remove what is not to be learnt, or the key"),
     "weight": ((None, 1, 1.0), "that an answer counts more or less", "Remove the key: all answers count alike"),
-    "audio": (
-        (None, "", []),
-        "sound, which the model does not hear",
-        "Remove the row, or the key if nothing needs it",
-    ),
-    "audios": (
-        (None, "", []),
-        "sound, which the model does not hear",
-        "Remove the row, or the key if nothing needs it",
-    ),
+    "audio": SOUND,
+    "audios": SOUND,
     "channel": ((None,), "that losses are told apart by it", "Remove the key, or make a data set of each channel"),
 }
 # Keys under which other tools have a row's media → the key that is read here.
@@ -77,18 +70,24 @@ def nearest_format(record: dict) -> str | None:
     return None
 
 
+def has_own_media(record: dict) -> bool:
+    """Whether a row has media under the keys that are read."""
+    return bool(record.get("image") or record.get("video"))
+
+
 def check_own_form(record: dict, where: str) -> None:
     """Refuse a row that is in a form which the conversion reads, and training does not.
 
     Raises:
         RowError: names the ``--from`` that it is for.
     """
-    form, conversations = nearest_format(record), record.get("conversations")
+    conversations = record.get("conversations")
     if isinstance(conversations, list):  # ours, but for turns of role and content, or media under other keys alone
         has_roles = any(isinstance(turn, dict) and "role" in turn and "from" not in turn for turn in conversations)
-        has_media = any(record.get(key) for key in ("images", "videos"))
-        has_ours = any(record.get(key) for key in ("image", "video"))
-        form = "sharegpt" if has_roles or (has_media and not has_ours) else None
+        has_others = any(record.get(key) for key in ("images", "videos")) and not has_own_media(record)
+        form = "sharegpt" if has_roles or has_others else None
+    else:
+        form = nearest_format(record)
     if form is None:
         return
     what = f"has the keys {shorten(sorted(record), 100)}, the form of --from {form}"
@@ -102,7 +101,7 @@ def check_media_keys(record: dict, where: str) -> None:
     Raises:
         RowError: names the key and the one that is read.
     """
-    if any(record.get(key) for key in ("image", "video")):
+    if has_own_media(record):
         return
     for key, ours in MEDIA_KEYS.items():
         if record.get(key):
