@@ -17,6 +17,7 @@ from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_model
 from internvl.model.merging import merge_checkpoint
 from tests.model.random_adapters import LANGUAGE, VISION, rewrite, save, wrap
+from tests.model.refusals import assert_refused
 
 PLAIN = {"r": 4, "lora_alpha": 12, "target_modules": LANGUAGE}
 
@@ -81,14 +82,7 @@ REFUSED = {
 @pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_is_not_read_is_refused_by_name_and_leaves_nothing(changes, message, adapter, tmp_path, capsys):
     rewrite(adapter, **changes)
-    out = tmp_path / "out" / "merged"
-    with pytest.raises(SystemExit, match="2"):
-        merge_lora([str(adapter), str(out)])
-    said = capsys.readouterr().err
-    with pytest.raises(UserError, match=message) as err:
-        load_model(adapter)
-    assert said == f"error: {err.value}\n"  # merging and loading say the same
-    assert not out.parent.exists()
+    assert_refused(adapter, message, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("start", [True, False, None, "gaussian", "orthogonal", "eva", "mica"])

@@ -18,6 +18,7 @@ from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_model
 from tests.conftest import REPOSITORY, free_port
 from tests.model.random_adapters import LANGUAGE, rewrite, save, wrap
+from tests.model.refusals import assert_refused
 
 LAYER = "base_model.model.language_model.model.layers.0.attention.wo"
 SETTINGS = {"r": 4, "lora_alpha": 12, "target_modules": LANGUAGE, "modules_to_save": ["mlp1"]}
@@ -92,14 +93,7 @@ def test_a_tensor_that_is_not_read_is_named_and_nothing_is_written(damage, messa
     if message is None:
         renamed("wo.lora_B.weight", "wo.lora_B.two.weight")(adapter)
         message = r"holds several adapters \('one', 'two'\)"
-    out = tmp_path / "out" / "merged"
-    with pytest.raises(SystemExit, match="2"):
-        merge_lora([str(adapter), str(out)])
-    said = capsys.readouterr().err
-    with pytest.raises(UserError, match=message) as err:
-        load_model(adapter)
-    assert said == f"error: {err.value}\n"  # merging and loading say the same
-    assert not out.parent.exists()
+    assert_refused(adapter, message, tmp_path, capsys)
 
 
 def test_an_empty_file_and_one_that_is_not_there_are_named(adapter):
