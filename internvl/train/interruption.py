@@ -24,7 +24,8 @@ class StopOnSignal(TrainerCallback):
     """
 
     def __init__(self):
-        self.caught = 0
+        self.caught = 0  # what every process has agreed on
+        self._noted = 0  # what this process has received: a signal may come at any moment, also while they agree
         self._first: float | None = None  # when this process got one
         self._before: dict[int, object] = {}
 
@@ -37,9 +38,10 @@ class StopOnSignal(TrainerCallback):
         elif time.monotonic() - self._first > SAME_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.caught = number
+        self._noted = number
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.caught = self._noted
         if distributed.is_initialized():
             # One process may have had it a step earlier than another, or alone: all stop after the same step.
             numbers = torch.tensor(self.caught, device=args.device)
