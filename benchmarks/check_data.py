@@ -1,8 +1,8 @@
 """Time the check of training data on generated rows: per core, on all cores, and again from the kept result.
 
-    python benchmarks/check_data.py --rows 200000 --pictures 5000 --json check_data.json
+    python benchmarks/check_data.py --rows 200000 --images 5000 --json check_data.json
 
-Rows are captions of 5 to 25 words about one of the pictures, which are 640 × 480 JPEG files. Each way runs in a
+Rows are captions of 5 to 25 words about one of the images, which are 640 × 480 JPEG files. Each way runs in a
 process of its own; its peak resident memory is that of the largest process.
 """
 
@@ -34,11 +34,11 @@ WORDS = "a the man woman dog red small street on of with sitting standing holdin
 WAYS = ("one process", "all cores", "kept result")
 
 
-def write_data(folder: Path, num_rows: int, num_pictures: int) -> None:
-    """Write pictures and ``rows.jsonl``."""
+def write_data(folder: Path, num_rows: int, num_images: int) -> None:
+    """Write images and ``rows.jsonl``."""
     chance = random.Random(0)
     (folder / "images").mkdir()
-    for number in range(num_pictures):
+    for number in range(num_images):
         color = tuple(chance.randrange(256) for _ in range(3))
         Image.new("RGB", (640, 480), color).save(folder / "images" / f"{number}.jpg")
     with open(folder / "rows.jsonl", "w", encoding="utf-8") as file:
@@ -48,7 +48,7 @@ def write_data(folder: Path, num_rows: int, num_pictures: int) -> None:
                 {"from": "human", "value": "<image>\nProvide a one-sentence caption for the provided image."},
                 {"from": "gpt", "value": f"{caption} {number}."},
             ]
-            row = {"id": number, "image": f"images/{number % num_pictures}.jpg", "conversations": turns}
+            row = {"id": number, "image": f"images/{number % num_images}.jpg", "conversations": turns}
             file.write(json.dumps(row) + "\n")
 
 
@@ -79,7 +79,7 @@ def measure(way: str, folder: Path, tokenizer: Path) -> dict:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000, help="default %(default)s")
-    parser.add_argument("--pictures", type=int, default=5_000, help="default %(default)s")
+    parser.add_argument("--images", type=int, default=5_000, help="default %(default)s")
     parser.add_argument("--tokenizer", type=Path, default=Path("pretrained/InternVL2-Tiny"), help="checkpoint folder")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--way", nargs=2, metavar=("WAY", "FOLDER"), help="check rows that are there; print JSON")
@@ -87,10 +87,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.way:
         print(json.dumps(measure(args.way[0], Path(args.way[1]), args.tokenizer)))
         return
-    figures = {"cores": count_cores(), "pictures": args.pictures, "ways": {}}
+    figures = {"cores": count_cores(), "images": args.images, "ways": {}}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_data(folder, args.rows, args.pictures)
+        write_data(folder, args.rows, args.images)
         # The first with a cache fills it.
         for way in (*WAYS, WAYS[-1]):
             command = [sys.executable, __file__, "--way", way, folder, "--tokenizer", args.tokenizer]

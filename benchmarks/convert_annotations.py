@@ -21,7 +21,7 @@ TOOL = Path(__file__).resolve().parents[1] / "tools" / "convert_annotations.py"
 
 
 def write_rows(file: Path, num_rows: int, *, array: bool) -> None:
-    """Write rows of one picture and one question, about 250 bytes each."""
+    """Write rows of one image and one question, about 250 bytes each."""
     with open(file, "w", encoding="utf-8") as stream:
         stream.write("[\n" if array else "")
         for number in range(num_rows):

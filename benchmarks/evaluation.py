@@ -1,9 +1,9 @@
-"""Time captioning in batches against one picture at a time, and scoring; both ways must give the same captions.
+"""Time captioning in batches against one image at a time, and scoring; both ways must give the same captions.
 
     python benchmarks/evaluation.py --checkpoint pretrained/InternVL2-Tiny --dataset habitat --json evaluation.json
 
 Both ways run in one process, in turn, ``--rounds`` times; the figures are medians. Scored are captions of
-``--images`` pictures against five each, made of words of the data set's own references.
+``--images`` images against five each, made of words of the data set's own references.
 """
 
 import argparse
@@ -30,7 +30,7 @@ REFERENCES = 5
 
 
 def caption(engine: Engine, data: CaptionSet, batch_size: int) -> tuple[list[dict], float]:
-    """Return the captions and the seconds they took, reading pictures included."""
+    """Return the captions and the seconds they took, reading images included."""
     with tempfile.TemporaryDirectory() as folder:
         log = AnswerLog(Path(folder), {})
         started = time.perf_counter()
@@ -76,10 +76,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="pretrained/InternVL2-Tiny")
     parser.add_argument("--dataset", default="habitat", help="name of eval/caption/datasets.json")
-    parser.add_argument("--limit", type=int, help="only the first N pictures")
+    parser.add_argument("--limit", type=int, help="only the first N images")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=5000, help="pictures to score (default %(default)s)")
+    parser.add_argument("--images", type=int, default=5000, help="images to score (default %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args(argv)
     data = read_caption_set(args.dataset).first(args.limit)
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     median = {way: statistics.median(times) for way, times in seconds.items()}
     figures = {
         "device": detect_device()[0],
-        "pictures": len(data.questions),
+        "images": len(data.questions),
         "batch_size": args.batch_size,
         "median_seconds": median,
         "batched_over_one_by_one": median["one by one"] / median["batched"],
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         "scoring_seconds": time_scoring(data, args.images),
     }
     for way, taken in median.items():
-        print(f"{way}: {len(data.questions) / taken:.1f} pictures/s")
+        print(f"{way}: {len(data.questions) / taken:.1f} images/s")
     print(f"batched over one by one: {figures['batched_over_one_by_one']:.2f}, same captions")
     print(f"scoring {args.images} × {REFERENCES}: {figures['scoring_seconds']:.1f} s")
     if args.json:

@@ -31,7 +31,7 @@ from internvl.model.loading import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LORA = "shell/internvl2.0/habitat_2b_finetune/lora.sh"
-PICTURE = REPOSITORY / "data" / "habitat" / "images" / "val" / "habitat_val_000000000001.jpg"
+IMAGE = REPOSITORY / "data" / "habitat" / "images" / "val" / "habitat_val_000000000001.jpg"
 WRITE_STAGE = "--only-write"
 
 
@@ -78,7 +78,7 @@ def rehearse(published: Path, folder: Path, precision: str, steps: int) -> dict:
     for file in [*base.glob("*.py"), base / "config.json"]:
         shutil.copyfile(file, merged / file.name)
     caption = folder / "caption.json"
-    stage("AutoModel, one caption", python, "tools/caption_with_automodel.py", merged, PICTURE, "--json", caption)
+    stage("AutoModel, one caption", python, "tools/caption_with_automodel.py", merged, IMAGE, "--json", caption)
     return {
         "precision": precision,
         "parameters": sum(torch.Size(info.shape).numel() for info in Checkpoint(base).tensors.values()),

@@ -1,14 +1,14 @@
-"""Time answers about pictures: this project's way against its plain path and transformers' own model.
+"""Time answers about images: this project's way against its plain path and transformers' own model.
 
     python benchmarks/generate.py --json generate.json
-    python benchmarks/generate.py --size full --pictures 32 --batch-size 16   # InternVL2-2B's shape, for a GPU
+    python benchmarks/generate.py --size full --images 32 --batch-size 16   # InternVL2-2B's shape, for a GPU
 
-All ways have the same random weights, prompts and pictures; they run in one process, in turn, ``--rounds`` times, and
+All ways have the same random weights, prompts and images; they run in one process, in turn, ``--rounds`` times, and
 the figures are medians. In fp32 all must give the same ids; in half precision, where sums of another order are other
 numbers, the answers that differ are counted.
 
-- ours: pictures as bytes in batches, and with several beams every prompt is read once;
-- plain: one picture at a time, pixel values in float, and prompts repeated for every beam before they are read;
+- ours: images as bytes in batches, and with several beams every prompt is read once;
+- plain: one image at a time, pixel values in float, and prompts repeated for every beam before they are read;
 - transformers: ``InternVLForConditionalGeneration.generate`` on the same batches, pixel values in float.
 """
 
@@ -40,16 +40,16 @@ from internvl.model.internvl_chat.image_processing_internvl_chat import normaliz
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import choose_attention
-from internvl.model.vision_cache import Picture, picture_features
+from internvl.model.vision_cache import TiledImage, image_features
 
 BEAMS = (1, 3)
 
 
 class Prompts(NamedTuple):
-    """Prompts int64 (B, N) of equal length, and the pictures they are about: as bytes, and as (T, 3, S, S) floats."""
+    """Prompts int64 (B, N) of equal length, and the images they are about: as bytes, and as (T, 3, S, S) floats."""
 
     input_ids: torch.Tensor
-    pictures: list[Picture]
+    images: list[TiledImage]
     pixel_values: list[torch.Tensor]
 
     def batches(self, size: int) -> Iterator["Prompts"]:
@@ -57,12 +57,12 @@ class Prompts(NamedTuple):
             yield Prompts(*(part[start : start + size] for part in self))
 
 
-def make_prompts(config: InternVLChatConfig, num_pictures: int, tiles: int, device: str) -> Prompts:
-    """Return one question about each of ``num_pictures`` pictures."""
-    rows = MadeUpRows(RowShape(pictures=num_pictures, captions=1, tiles=tiles), config)
+def make_prompts(config: InternVLChatConfig, num_images: int, tiles: int, device: str) -> Prompts:
+    """Return one question about each of ``num_images`` images."""
+    rows = MadeUpRows(RowShape(images=num_images, captions=1, tiles=tiles), config)
     ids = [[token for token, label in zip(*sample, strict=True) if label == IGNORE_INDEX] for sample in rows.samples]
     return Prompts(
-        torch.tensor(ids, device=device), rows.pictures, [normalize_pixels(p.tiles).to(device) for p in rows.pictures]
+        torch.tensor(ids, device=device), rows.images, [normalize_pixels(p.tiles).to(device) for p in rows.images]
     )
 
 
@@ -70,7 +70,7 @@ def answer_ours(model: InternVLChatModel, prompts: Prompts, batch_size: int, con
     """Return the answers' ids (B, new tokens)."""
     answers = []
     for batch in prompts.batches(batch_size):
-        features = picture_features(model, batch.pictures)
+        features = image_features(model, batch.images)
         mask = torch.ones_like(batch.input_ids)
         answers.append(model.generate(None, batch.input_ids, mask, features, generation_config=config))
     return torch.cat(answers)
@@ -80,7 +80,7 @@ def answer_ours(model: InternVLChatModel, prompts: Prompts, batch_size: int, con
 def answer_plain(
     model: InternVLChatModel, prompts: Prompts, batch_size: int, config: GenerationConfig
 ) -> torch.Tensor:
-    """Return the answers' ids (B, new tokens), one picture at a time whatever ``batch_size`` is."""
+    """Return the answers' ids (B, new tokens), one image at a time whatever ``batch_size`` is."""
     answers = []
     for batch in prompts.batches(1):
         features = model.extract_feature(batch.pixel_values[0])
@@ -126,7 +126,7 @@ def load_ways(
 def measure(
     ways: dict[str, Callable], prompts: Prompts, batch_size: int, rounds: int, config: GenerationConfig, *, exact: bool
 ) -> dict:
-    """Return the pictures/s of each way.
+    """Return the images/s of each way.
 
     Raises:
         UserError: ``exact``, and a way gave other ids than ours.
@@ -146,11 +146,11 @@ def measure(
             f"{config.num_beams} beams: of {len(prompts.input_ids)} answers, so many differ from ours: {differing}. "
             "Please report this."
         )
-    num_pictures = len(prompts.input_ids)
-    speed = {way: num_pictures / statistics.median(taken) for way, taken in seconds.items()}
+    num_images = len(prompts.input_ids)
+    speed = {way: num_images / statistics.median(taken) for way, taken in seconds.items()}
     return {
         "seconds": seconds,
-        "pictures_per_second": speed,
+        "images_per_second": speed,
         "ours_over": {way: speed["ours"] / speed[way] for way in speed if way != "ours"},
         "answers_unlike_ours": differing,
         "different_answers": len({tuple(ids) for ids in answers["ours"].tolist()}),
@@ -159,14 +159,14 @@ def measure(
 
 def print_figures(figures: dict) -> None:
     title = (
-        f"{figures['pictures']} pictures of {figures['tiles']} tiles, {figures['new_tokens']} new tokens, batches of "
+        f"{figures['images']} images of {figures['tiles']} tiles, {figures['new_tokens']} new tokens, batches of "
         f"{figures['batch_size']} ({figures['size']}, {figures['dtype']}, {figures['device']})"
     )
     table = Table("beams", "way", title=title)
-    table.add_column("pictures/s", justify="right")
+    table.add_column("images/s", justify="right")
     table.add_column("speed of ours over it", justify="right")
     for beams, measured in figures["beams"].items():
-        for way, speed in measured["pictures_per_second"].items():
+        for way, speed in measured["images_per_second"].items():
             ratio = measured["ours_over"].get(way)
             table.add_row(beams, way, f"{speed:.2f}", f"{ratio:.2f} ×" if ratio else "")
         table.add_section()
@@ -185,12 +185,12 @@ def compare(args: argparse.Namespace, folder: Path) -> dict:
     config = size_config(args.size, published=args.published)
     ours, theirs = write_pair(folder / f"{args.size}-{config.llm_config.vocab_size}-{dtype}", config, DTYPES[dtype])
     ways = load_ways(ours, theirs, DTYPES[dtype], device)
-    prompts = make_prompts(config, args.pictures, args.tiles, device)
+    prompts = make_prompts(config, args.images, args.tiles, device)
     figures = {
         "size": args.size,
         "dtype": dtype,
         "device": torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads",
-        **{name: getattr(args, name) for name in ("pictures", "tiles", "batch_size", "new_tokens", "rounds")},
+        **{name: getattr(args, name) for name in ("images", "tiles", "batch_size", "new_tokens", "rounds")},
         "beams": {},
     }
     for beams in BEAMS:
@@ -214,8 +214,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", choices=[*SIZES, FULL], default="mid", help="of the model (default %(default)s)")
     parser.add_argument("--published", type=Path, default=PUBLISHED, help="folder with config.json, for --size full")
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: the best of this machine")
-    parser.add_argument("--pictures", type=int, default=8, help="default %(default)s")
-    parser.add_argument("--tiles", type=int, default=7, help="of a picture (default %(default)s)")
+    parser.add_argument("--images", type=int, default=8, help="default %(default)s")
+    parser.add_argument("--tiles", type=int, default=7, help="of an image (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="of ours and transformers (default %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=8, help="of an answer (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")

@@ -1,9 +1,9 @@
-"""Train the shipped set with and without shared pictures, several seeds each, and compare the captions' scores.
+"""Train the shipped set with and without shared images, several seeds each, and compare the captions' scores.
 
     python benchmarks/sharing_quality.py --json sharing_quality.json
 
 Each training is one epoch of the quickstart's recipe by the real launcher, and each evaluation the real
-``evaluate.sh`` on the val pictures; both ways take turns. The question is whether the difference between the ways'
+``evaluate.sh`` on the val images; both ways take turns. The question is whether the difference between the ways'
 means is less than the spread of seeds.
 """
 
@@ -75,7 +75,7 @@ def summarize(runs: list[dict]) -> dict:
 
 
 def print_figures(runs: list[dict], summary: dict) -> None:
-    table = Table(title="habitat, one epoch, with and without shared pictures")
+    table = Table(title="habitat, one epoch, with and without shared images")
     for column in ("seed", *(f"{way} {what}" for way in WAYS for what in ("CIDEr", "Bleu_4", "seconds"))):
         table.add_column(column, justify="right")
     for seed in sorted({run["seed"] for run in runs}):

@@ -17,7 +17,7 @@ from internvl.data.sharing import EpochUnits, group_rows, share_prefix, single_r
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.image_processing_internvl_chat import normalize_pixels
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
-from internvl.model.vision_cache import Picture, VisionCache
+from internvl.model.vision_cache import TiledImage, VisionCache
 
 # Tokens of the system message up to <img>, and from </img> over the question to the answer, as in the COCO recipe.
 HEAD_TOKENS, TAIL_TOKENS = 45, 15
@@ -32,12 +32,12 @@ QUESTION_SHARE = 0.5
 class RowShape:
     """Which rows one optimizer step has; lengths in tokens.
 
-    ``pictures`` × ``captions`` rows about pictures of ``tiles`` tiles, with captions of ``caption_tokens`` on average;
+    ``images`` × ``captions`` rows about images of ``tiles`` tiles, with captions of ``caption_tokens`` on average;
     or ``texts`` rows without any, whose lengths are spread between ``shortest`` and ``longest`` evenly on a
     logarithmic scale.
     """
 
-    pictures: int = 4
+    images: int = 4
     captions: int = 5
     tiles: int = 7
     caption_tokens: int = 22
@@ -47,14 +47,14 @@ class RowShape:
 
     @property
     def num_rows(self) -> int:
-        return self.texts or self.pictures * self.captions
+        return self.texts or self.images * self.captions
 
 
 class MadeUpRows(Dataset):
     """The rows of one optimizer step, which is an epoch, ready in memory.
 
     Items are as ``ConversationDataset`` has them: a row's number or a :class:`Unit` gives ``{"input_ids": int64 (N,),
-    "labels": int64 (N,), "group": …, "pictures": […]}``. Pictures are bytes, or with ``float_pixels`` normalised
+    "labels": int64 (N,), "group": …, "images": […]}``. Images are bytes, or with ``float_pixels`` normalised
     already. With a ``vision_cache`` their features are looked up there first; ``always_new`` gives them other names in
     each epoch, under which nothing is kept yet.
     """
@@ -73,9 +73,9 @@ class MadeUpRows(Dataset):
         last = config.llm_config.vocab_size - SPECIAL_TOKENS
         self.vision_cache = vision_cache
         self.always_new = always_new
-        self.pictures: list[Picture] = []
+        self.images: list[TiledImage] = []
         self.samples: list[Sample] = []
-        self.owners: list[int] = []  # which picture each row is about
+        self.owners: list[int] = []  # which image each row is about
 
         def words(count: int) -> list[int]:
             return [chance.randrange(FIRST_TEXT_TOKEN, last) for _ in range(count)]
@@ -92,10 +92,10 @@ class MadeUpRows(Dataset):
         prompt = words(HEAD_TOKENS) + image + words(TAIL_TOKENS)
         generator = torch.Generator().manual_seed(seed)
         size = (shape.tiles, 3, config.image_size, config.image_size)
-        for number in range(shape.pictures):
+        for number in range(shape.images):
             tiles = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
             key = vision_cache.key(tiles.numpy().tobytes(), {}) if vision_cache else None
-            self.pictures.append(Picture(tiles=normalize_pixels(tiles) if float_pixels else tiles, key=key))
+            self.images.append(TiledImage(tiles=normalize_pixels(tiles) if float_pixels else tiles, key=key))
             for _ in range(shape.captions):
                 add(prompt, words(round(shape.caption_tokens * chance.uniform(*CAPTION_SPREAD))))
                 self.owners.append(number)
@@ -110,7 +110,7 @@ class MadeUpRows(Dataset):
         return [len(sample.input_ids) for sample in self.samples]
 
     def units(self, *, share: bool, grouped: bool) -> EpochUnits:
-        """Return the rows in groups that ``share`` a picture, or alone; not ``grouped``: as if all were as long."""
+        """Return the rows in groups that ``share`` an image, or alone; not ``grouped``: as if all were as long."""
         if not share:
             return single_rows(self.lengths if grouped else [1] * len(self))
         return group_rows(
@@ -130,15 +130,15 @@ class MadeUpRows(Dataset):
             "input_ids": torch.tensor(shared.input_ids),
             "labels": torch.tensor(shared.labels),
             "group": (shared.prefix, shared.continuations),
-            "pictures": [self.picture(self.owners[unit.items[0]], unit.epoch)] if self.pictures else [],
+            "images": [self.image(self.owners[unit.items[0]], unit.epoch)] if self.images else [],
         }
 
-    def picture(self, number: int, epoch: int) -> Picture:
-        """Return a picture, or its features where they are kept."""
-        picture = self.pictures[number]
+    def image(self, number: int, epoch: int) -> TiledImage:
+        """Return an image, or its features where they are kept."""
+        image = self.images[number]
         if self.vision_cache is None:
-            return picture
+            return image
         if self.always_new:
-            picture = replace(picture, key=self.vision_cache.key(f"{picture.key} {epoch}".encode(), {}))
-        features = self.vision_cache.load(picture.key)
-        return picture if features is None else Picture(features=features, key=picture.key)
+            image = replace(image, key=self.vision_cache.key(f"{image.key} {epoch}".encode(), {}))
+        features = self.vision_cache.load(image.key)
+        return image if features is None else TiledImage(features=features, key=image.key)

@@ -31,26 +31,26 @@ COCO = RowShape()
 
 
 def scenarios(captions: int, tiles: int) -> dict[str, Scenario]:
-    """Return all scenarios; ``captions`` a picture and ``tiles`` are those of whatever does not vary them."""
+    """Return all scenarios; ``captions`` an image and ``tiles`` are those of whatever does not vary them."""
     coco = replace(COCO, captions=captions, tiles=tiles)
 
     def vary(name: str, values: tuple[int, ...]) -> tuple[Point, ...]:
-        return tuple(Point(value, replace(coco, pictures=2, **{name: value}), per_device=2) for value in values)
+        return tuple(Point(value, replace(coco, images=2, **{name: value}), per_device=2) for value in values)
 
     mixed = RowShape(texts=16)
     return {
         "main": Scenario(
-            # A picture's rows at once, five where the recipe has four: two pictures are a whole step, minutes a round.
+            # An image's rows at once, five where the recipe has four: two images are a whole step, minutes a round.
             "captions of COCO's shape",
-            (Point("main", replace(coco, pictures=2), per_device=captions),),
+            (Point("main", replace(coco, images=2), per_device=captions),),
             ways=("ours", "plain", "plain_kept", "hf"),
         ),
         "single": Scenario(
-            "one caption a picture, one tile", (Point("single", RowShape(pictures=16, captions=1, tiles=1)),)
+            "one caption an image, one tile", (Point("single", RowShape(images=16, captions=1, tiles=1)),)
         ),
         "cache": Scenario(
-            "features of pictures kept between epochs",
-            (Point("cache", replace(coco, pictures=2), per_device=captions),),
+            "features of images kept between epochs",
+            (Point("cache", replace(coco, images=2), per_device=captions),),
             ways=("second_epoch", "first_epoch", "ours"),
         ),
         "mixed": Scenario(
@@ -58,11 +58,11 @@ def scenarios(captions: int, tiles: int) -> dict[str, Scenario]:
             (Point("mixed", mixed),),
             ways=("packed", "padded", "padded_by_length"),
         ),
-        "captions": Scenario("captions a picture", vary("captions", (1, 2, 5, 10))),
-        "tiles": Scenario("tiles a picture", vary("tiles", (1, 7, 13))),
+        "captions": Scenario("captions an image", vary("captions", (1, 2, 5, 10))),
+        "tiles": Scenario("tiles an image", vary("tiles", (1, 7, 13))),
         "batch": Scenario(
             "rows a device takes at once",
-            tuple(Point(rows, replace(coco, pictures=2), per_device=rows) for rows in (1, 2, captions, 2 * captions)),
+            tuple(Point(rows, replace(coco, images=2), per_device=rows) for rows in (1, 2, captions, 2 * captions)),
         ),
         "length": Scenario("tokens of a caption", vary("caption_tokens", (22, 100, 400))),
     }

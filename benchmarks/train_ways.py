@@ -28,7 +28,7 @@ from internvl.model.internvl_chat.configuration_internvl_chat import InternVLCha
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import choose_attention
-from internvl.model.vision_cache import VisionCache, picture_features
+from internvl.model.vision_cache import VisionCache, image_features
 from internvl.train.memory import read_peak, recompute_activations, reset_peak
 from internvl.train.trainer import FinetuneTrainer
 
@@ -41,10 +41,10 @@ HF_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_pro
 class Way:
     """How the rows of a step go through the model.
 
-    ``share`` the tokens of a picture among its rows; ``packed`` micro-batches, without padding; ``grouped`` by length
+    ``share`` the tokens of an image among its rows; ``packed`` micro-batches, without padding; ``grouped`` by length
     where they are padded; ``recompute`` activations in all layers; ``published`` does what the original does beside
     that: pixel values in float, logits of all positions, and the loss of those; ``hf`` is transformers' own model.
-    ``cache`` keeps features: "new" ones of pictures never seen before, or it is "filled" with those of all pictures.
+    ``cache`` keeps features: "new" ones of images never seen before, or it is "filled" with those of all images.
     """
 
     label: str
@@ -243,7 +243,7 @@ def make_trainer(task: Task, folder: str) -> tuple[Trainer, MadeUpRows]:
         config.llm_config.pad_token_id,
         config.image_size,
         packed=way.packed or way.share,
-        keep_pictures=bool(way.cache),
+        keep_images=bool(way.cache),
     )
     make_rows = partial(MadeUpRows, task.rows, config, float_pixels=way.published)
     if way.hf:
@@ -270,7 +270,7 @@ def make_trainer(task: Task, folder: str) -> tuple[Trainer, MadeUpRows]:
             vision_cache=cache,
         )
         if way.cache == "filled":
-            picture_features(trainer.model, rows.pictures, cache)
+            image_features(trainer.model, rows.images, cache)
     same_adapters(model)
     trainer.remove_callback(PrinterCallback)
     return trainer, rows

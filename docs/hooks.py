@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages and pictures outside docs/ join the site, and relative links are those of the repository.
+"""Hooks of mkdocs: pages and images outside docs/ join the site, and relative links are those of the repository.
 
 So the same files read well on a Git host and on the site. A link to a file that is not a page (a source file, say)
 becomes its text.

@@ -44,15 +44,15 @@ merge() {
 
 automodel() {
     # From a folder outside the repository, without it on the import path: nothing but transformers and the merged folder.
-    local elsewhere pictures
+    local elsewhere images
     elsewhere=$(mktemp -d)
-    pictures=("$REPO_ROOT"/data/habitat/images/val/*.jpg)
+    images=("$REPO_ROOT"/data/habitat/images/val/*.jpg)
     (
         cd -- "$elsewhere"
         unset PYTHONPATH
         cp -- "$REPO_ROOT/tools/caption_with_automodel.py" .
         export HF_MODULES_CACHE="$elsewhere/modules"
-        "$PYTHON" caption_with_automodel.py "$REPO_ROOT/$MERGED" "${pictures[@]}" --json captions.json
+        "$PYTHON" caption_with_automodel.py "$REPO_ROOT/$MERGED" "${images[@]}" --json captions.json
     )
     mv -- "$elsewhere/captions.json" "$REPO_ROOT/$OUT/automodel.json"
     rm -rf -- "$elsewhere"

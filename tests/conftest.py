@@ -73,8 +73,8 @@ def bare_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def picture(width: int, height: int, k: int) -> Image.Image:
-    """A deterministic colourful picture."""
+def make_image(width: int, height: int, k: int) -> Image.Image:
+    """A deterministic colourful image."""
     x = torch.arange(width).repeat(height, 1)
     y = torch.arange(height)[:, None].repeat(1, width)
     channels = [x * (3 + k) + 7 * y, x * x // (5 + k) + 2 * y, (x * y) // (9 + k) + 29 * k]
@@ -82,12 +82,12 @@ def picture(width: int, height: int, k: int) -> Image.Image:
 
 
 def pixels(sample: dict) -> torch.Tensor | None:
-    """The tiles of all pictures of a training sample, uint8 (T, 3, S, S); None of a text."""
-    return torch.cat([picture.tiles for picture in sample["pictures"]]) if sample["pictures"] else None
+    """The tiles of all images of a training sample, uint8 (T, 3, S, S); None of a text."""
+    return torch.cat([image.tiles for image in sample["images"]]) if sample["images"] else None
 
 
 def num_tiles(sample: dict) -> int:
-    return sum(len(picture) for picture in sample["pictures"])
+    return sum(len(image) for image in sample["images"])
 
 
 @pytest.fixture(scope="session")
@@ -128,12 +128,12 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def rows_folder(tmp_path_factory) -> Path:
-    """A data set of 24 rows: single pictures of three shapes, two pictures, and text; with its meta file."""
+    """A data set of 24 rows: single images of three shapes, two images, and text; with its meta file."""
     folder = tmp_path_factory.mktemp("rows")
     (folder / "images").mkdir()
     shapes = [(60, 60), (120, 60), (90, 130)]
     for number in range(12):
-        picture(*shapes[number % 3], number).save(folder / "images" / f"picture_{number:06d}.png")
+        make_image(*shapes[number % 3], number).save(folder / "images" / f"image_{number:06d}.png")
     rows = []
     for number in range(24):
         answer = f"Pattern {number} has {number % 3 + 1} colours and {'many ' * (number % 4)}waves."
@@ -142,10 +142,10 @@ def rows_folder(tmp_path_factory) -> Path:
         elif number % 4 == 2:
             question, image = (
                 "<image>\n<image>\nCompare them.",
-                [f"images/picture_{n % 12:06d}.png" for n in (number, number + 1)],
+                [f"images/image_{n % 12:06d}.png" for n in (number, number + 1)],
             )
         else:
-            question, image = "<image>\nDescribe it.", f"images/picture_{number % 12:06d}.png"
+            question, image = "<image>\nDescribe it.", f"images/image_{number % 12:06d}.png"
         row = {"id": number, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
         rows.append(row if image is None else {**row, "image": image})
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

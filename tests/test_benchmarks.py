@@ -44,7 +44,7 @@ def test_full_size_rehearsal_refuses_a_folder_without_config(warm_python, reposi
 
 def test_check_data_benchmark_runs(run_benchmark, repository, tiny_base, tmp_path):
     script = repository / "benchmarks" / "check_data.py"
-    figures = run_benchmark(script, tmp_path / "figures.json", "--rows", 50, "--pictures", 5, "--tokenizer", tiny_base)
+    figures = run_benchmark(script, tmp_path / "figures.json", "--rows", 50, "--images", 5, "--tokenizer", tiny_base)
     assert figures["ways"].keys() == {"one process", "all cores", "kept result"}
     assert all((way["rows"], way["errors"]) == (50, 0) for way in figures["ways"].values())
 
@@ -59,7 +59,7 @@ def test_evaluation_benchmark_runs(run_benchmark, repository, tiny_base, tmp_pat
     script = repository / "benchmarks" / "evaluation.py"
     arguments = ["--checkpoint", tiny_base, "--limit", 6, "--batch-size", 3, "--rounds", 1, "--images", 20]
     figures = run_benchmark(script, tmp_path / "figures.json", *arguments)
-    assert figures["pictures"] == 6 and figures["scored_images"] == 20
+    assert figures["images"] == 6 and figures["scored_images"] == 20
     assert figures["batched_over_one_by_one"] > 0 and figures["scoring_seconds"] > 0
 
 
@@ -76,7 +76,7 @@ def test_training_benchmark_runs_and_all_ways_train_the_same(run_benchmark, repo
     ways = figures["main"]["points"][0]["ways"]
     assert ways.keys() == {"ours", "plain", "plain_kept", "hf"}
     for way in ways.values():
-        # fp32 sums in another order; the gradient norm differs by 2e-2 where captions of a picture see each other.
+        # fp32 sums in another order; the gradient norm differs by 2e-2 where captions of an image see each other.
         assert way["loss"] == pytest.approx(ways["ours"]["loss"], rel=1e-5)
         assert way["grad_norm"] == pytest.approx(ways["ours"]["grad_norm"], rel=1e-5)
         assert way["rows_per_second"] > 0 and way["peak_mib"] > way["above_start_mib"] > 0
@@ -104,9 +104,9 @@ def test_training_benchmark_refuses_a_folder_without_config(warm_python, reposit
 @pytest.mark.slow
 def test_generation_benchmark_runs(run_benchmark, repository, tmp_path):
     script = repository / "benchmarks" / "generate.py"
-    figures = run_benchmark(script, tmp_path / "figures.json", *TINY, "--pictures", 3, "--batch-size", 2)
+    figures = run_benchmark(script, tmp_path / "figures.json", *TINY, "--images", 3, "--batch-size", 2)
     assert figures["beams"].keys() == {"1", "3"}
     for measured in figures["beams"].values():
         assert measured["answers_unlike_ours"] == {"plain": 0, "transformers": 0}
         assert measured["different_answers"] > 1  # or equal ids would say little
-        assert measured["pictures_per_second"].keys() == {"ours", "plain", "transformers"}
+        assert measured["images_per_second"].keys() == {"ours", "plain", "transformers"}

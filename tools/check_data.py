@@ -4,7 +4,7 @@
     python tools/check_data.py shell/data/habitat.json --preview preview.html       # see what the model will be taught
     python tools/check_data.py shell/data/habitat.json --write-clean cleaned        # good and rejected rows apart
 
-Pictures and videos are judged by their headers; --deep decodes them. Any data flag of the finetune script may be given
+Images and videos are judged by their headers; --deep decodes them. Any data flag of the finetune script may be given
 (--max_seq_length, --max_dynamic_patch, --on_long_sample, …: internvl/train/internvl_chat_finetune.py --help), so that
 rows are judged as that training would. Ends with status 2 when a row could not be trained on.
 """
@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         help="checkpoint whose tokenizer and sizes count (default: InternVL2-2B, else the tiny one)",
     )
-    parser.add_argument("--deep", action="store_true", help="decode every picture and video")
+    parser.add_argument("--deep", action="store_true", help="decode every image and video")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything found to this JSON file")
     parser.add_argument("--preview", type=Path, metavar="HTML", help="write a page that shows rows as they are taught")
     parser.add_argument("--preview-rows", type=int, default=4, metavar="N", help="of each kind (default %(default)s)")
@@ -137,12 +137,12 @@ def preview_rows(dataset: ConversationDataset, check: DatasetCheck, per_kind: in
                     kind=kind,
                     dataset=spec.name,
                     sample=sample,
-                    num_tiles=tiles_of_pictures(sample["input_ids"], dataset),
+                    num_tiles=tiles_of_images(sample["input_ids"], dataset),
                 )
 
 
-def tiles_of_pictures(input_ids: torch.Tensor, dataset: ConversationDataset) -> tuple[int, ...]:
-    """Return each picture's number of tiles: the length of its run of image tokens says."""
+def tiles_of_images(input_ids: torch.Tensor, dataset: ConversationDataset) -> tuple[int, ...]:
+    """Return each image's number of tiles: the length of its run of image tokens says."""
     runs = itertools.groupby((input_ids == dataset.image_token_id).tolist())
     return tuple(len(list(run)) // dataset.settings.num_image_token for is_image, run in runs if is_image)
 

@@ -3,8 +3,8 @@
     python tools/check_serving.py http://127.0.0.1:8000 --model habitat --checkpoint log_merged/habitat/lora_annots_1
     python tools/check_serving.py http://127.0.0.1:8000 --model habitat --checkpoint log/habitat/lora_annots_1
 
-A dozen short questions with made-up pictures, at the server and here in float32. Ends with status 0 and one line when
-prompt, pictures and weights are the same, and with status 2 naming what differs: the published chat template, another
+A dozen short questions with made-up images, at the server and here in float32. Ends with status 0 and one line when
+prompt, images and weights are the same, and with status 2 naming what differs: the published chat template, another
 limit of tiles, the base without its adapter, the weights of an earlier training, ….
 """
 

@@ -6,7 +6,7 @@
     python tools/convert_annotations.py sharegpt.json train.jsonl --from sharegpt     # LLaMA-Factory
     python tools/convert_annotations.py captions_train2014.json train.jsonl --from coco
     python tools/convert_annotations.py table.csv train.jsonl --from csv              # image,caption
-    python tools/convert_annotations.py pictures/ train.jsonl --from imagefolder
+    python tools/convert_annotations.py images/ train.jsonl --from imagefolder
     python tools/convert_annotations.py train.jsonl swift.jsonl --to messages
 
 Rows are read and written one at a time, so millions take no more memory than a few. One that could not be trained on
@@ -34,14 +34,14 @@ SHOWN = 10  # messages about rows left out; all are counted
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("input", type=Path, metavar="IN", help="file, or folder of pictures, to read")
+    parser.add_argument("input", type=Path, metavar="IN", help="file, or folder of images, to read")
     parser.add_argument("output", type=Path, metavar="OUT", help="JSONL file to write")
     parser.add_argument("--from", dest="source", choices=FORMATS, default="internvl", help="default: %(default)s")
     parser.add_argument("--to", dest="target", choices=["internvl", "messages"], default="internvl")
-    parser.add_argument("--prompt", default=CAPTION_PROMPT, help="question about pictures that come with a caption")
+    parser.add_argument("--prompt", default=CAPTION_PROMPT, help="question about images that come with a caption")
     parser.add_argument("--delimiter", default=",", help="between columns (default: a comma)")
     parser.add_argument("--meta", type=Path, help="write a meta file for a training on OUT, too")
-    parser.add_argument("--root", default="", help="folder where the paths of pictures start")
+    parser.add_argument("--root", default="", help="folder where the paths of images start")
     parser.add_argument("--skip-bad", action="store_true", help="leave out rows that could not be trained on")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT and the meta file if they are there")
     return parser

@@ -45,7 +45,7 @@ PUBLISHED_2B = {
     },
     "force_image_size": 448, "template": "internlm2-chat", "ps_version": "v2", "max_dynamic_patch": 12,
 }  # fmt: skip
-EXAMPLE_PICTURE = (640, 480)
+EXAMPLE_IMAGE = (640, 480)
 MAX_TILES = 6
 FROZEN, TRAINED, DATA = "#dbe4ee", "#f6c28b", "#e8f0d8"
 
@@ -75,11 +75,11 @@ def arrow(axes, x: float, y: float, dx: float, dy: float = 0.0, label: str = "")
 
 
 def draw_model_card(file: Path) -> None:
-    """Draw how a picture and a question become an answer."""
+    """Draw how an image and a question become an answer."""
     model = published_model()
     config = model.config
     vision, llm = config.vision_config, config.llm_config
-    width, height = EXAMPLE_PICTURE
+    width, height = EXAMPLE_IMAGE
     columns, rows = choose_grid(width, height, 1, MAX_TILES, config.image_size)
     tiles = count_tiles(width, height, min_num=1, max_num=MAX_TILES, image_size=config.image_size, use_thumbnail=True)
     tokens = tiles * config.num_image_token
@@ -88,7 +88,7 @@ def draw_model_card(file: Path) -> None:
     axes.set(xlim=(0, 14.2), ylim=(0, 4.6))
     axes.axis("off")
     axes.set_title(f"InternVL2-2B: {millions(model)}", fontsize=12)
-    box(axes, 0.1, 2.6, 2.0, 1.4, f"picture\n{width} × {height} px", DATA)
+    box(axes, 0.1, 2.6, 2.0, 1.4, f"image\n{width} × {height} px", DATA)
     arrow(axes, 2.15, 3.3, 0.75)
     box(axes, 2.95, 2.6, 2.2, 1.4, f"{columns} × {rows} tiles\n+ thumbnail\n= {tiles} × {config.image_size} px", DATA)
     arrow(axes, 5.2, 3.3, 0.75)
@@ -172,7 +172,7 @@ def draw_train_config(file: Path) -> None:
 
 
 def draw_quickstart(folder: Path, file: Path) -> None:
-    """Draw four val pictures of a finished quickstart, evenly spaced in id, with the captions before and after."""
+    """Draw four val images of a finished quickstart, evenly spaced in id, with the captions before and after."""
     before = {
         entry["image_id"]: entry["caption"]
         for entry in json.loads((folder / "base" / "predictions.json").read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ from internvl.model.packaging import write_chat_tokenizer, write_model_files
 
 TEMPLATE = "internlm2-chat"
 # The Chinese system message heads every prompt. Seen this often by the vocabulary trainer it becomes a few long
-# pieces; spelled in bytes it would be longer than the picture and the question together.
+# pieces; spelled in bytes it would be longer than the image and the question together.
 SYSTEM_MESSAGE_REPEATS = 1000
 
 

@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
 def self_check(unmerged: Checkpoint, merged: Checkpoint, adapter: "Adapter | None") -> str:
     """Return a line on how the merged folder compares with the adapter, in float32.
 
-    Its weights are compared with PEFT's own merge, and its greedy answer about a fixed picture with that of the
+    Its weights are compared with PEFT's own merge, and its greedy answer about a fixed image with that of the
     adapter as PEFT puts it on its base. LoRA inside a checkpoint is in PEFT's layers when the model is built.
 
     Raises:
@@ -80,13 +80,13 @@ def self_check(unmerged: Checkpoint, merged: Checkpoint, adapter: "Adapter | Non
 
 
 def ask(engine: "Engine") -> str:
-    """Return a model's greedy answer about a fixed picture."""
+    """Return a model's greedy answer about a fixed image."""
     from PIL import Image
 
     from internvl.inference.engine import Request
 
-    picture = Image.linear_gradient("L").resize((320, 240)).convert("RGB")
-    request = Request([engine.tiles(picture)], SELF_CHECK_QUESTION)
+    image = Image.linear_gradient("L").resize((320, 240)).convert("RGB")
+    request = Request([engine.tiles(image)], SELF_CHECK_QUESTION)
     return engine.answer([request], max_new_tokens=SELF_CHECK_TOKENS, do_sample=False)[0]
 
 

@@ -2,11 +2,11 @@
 
     python tools/prepare_coco.py --karpathy dataset_coco.json            # the split published scores are made on
     python tools/prepare_coco.py --train captions_train2014.json --test captions_val2014.json
-    python tools/check_data.py shell/data/coco_caption.json              # are all pictures there?
+    python tools/check_data.py shell/data/coco_caption.json              # are all images there?
 
 Writes to data/coco/annotations/ what the COCO launcher and ``evaluate.sh MODEL caption-coco`` read:
-coco_karpathy_train_567k.jsonl, a row per caption; coco_karpathy_test.json and coco_karpathy_test_gt.json, the pictures
-to caption and their references. Pictures are expected in data/coco/train2014 and data/coco/val2014.
+coco_karpathy_train_567k.jsonl, a row per caption; coco_karpathy_test.json and coco_karpathy_test_gt.json, the images
+to caption and their references. Images are expected in data/coco/train2014 and data/coco/val2014.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from internvl.progress import Progress
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAIN, TEST, TRUTH = "coco_karpathy_train_567k.jsonl", "coco_karpathy_test.json", "coco_karpathy_test_gt.json"
-# Pictures in dataset_coco.json, and what its split has: the counts of the original's own files.
-FULL_PICTURES, FULL_TRAIN_ROWS, FULL_TEST_PICTURES, FULL_TEST_CAPTIONS = 123_287, 566_747, 5_000, 25_010
-SHOWN = 3  # names of missing pictures; all are counted
+# Images in dataset_coco.json, and what its split has: the counts of the original's own files.
+FULL_IMAGES, FULL_TRAIN_ROWS, FULL_TEST_IMAGES, FULL_TEST_CAPTIONS = 123_287, 566_747, 5_000, 25_010
+SHOWN = 3  # names of missing images; all are counted
 TRAIN_SPLITS = {"train", "restval"}
 
 
 class Captioned(NamedTuple):
-    """A picture: its COCO id, path below the root, and captions."""
+    """An image: its COCO id, path below the root, and captions."""
 
     image_id: int
     path: str
@@ -44,7 +44,7 @@ class Captioned(NamedTuple):
 
 
 def read_karpathy(file: Path) -> Iterator[Captioned]:
-    """Yield the pictures of dataset_coco.json."""
+    """Yield the images of dataset_coco.json."""
     for number, image in enumerate(stream_items(file, "images.item"), 1):
         try:
             captioned = Captioned(
@@ -63,10 +63,10 @@ def read_karpathy(file: Path) -> Iterator[Captioned]:
 
 
 def read_official(file: Path, *, is_train: bool) -> Iterator[Captioned]:
-    """Yield the pictures of a captions JSON of COCO, 2014 or 2017."""
+    """Yield the images of a captions JSON of COCO, 2014 or 2017."""
     captions: dict[int, list[str]] = {}
     try:
-        paths = {image["id"]: picture_path(image["file_name"], file) for image in stream_items(file, "images.item")}
+        paths = {image["id"]: image_path(image["file_name"], file) for image in stream_items(file, "images.item")}
         for note in stream_items(file, "annotations.item"):
             captions.setdefault(note["image_id"], []).append(one_line(note["caption"]))
     except (KeyError, TypeError, AttributeError) as err:
@@ -76,9 +76,7 @@ def read_official(file: Path, *, is_train: bool) -> Iterator[Captioned]:
         ) from err
     for image_id, texts in captions.items():
         if image_id not in paths:
-            raise UserError(
-                f"{file}: a caption is of picture {image_id}, which is not among the images. Copy it again."
-            )
+            raise UserError(f"{file}: a caption is of image {image_id}, which is not among the images. Copy it again.")
         yield Captioned(image_id, paths[image_id], texts, is_train, not is_train)
 
 
@@ -100,8 +98,8 @@ def stream_items(file: Path, prefix: str) -> Iterator[dict]:
         raise UserError(f"{file}: has no {prefix[:-5]}. Name dataset_coco.json, or a captions JSON of COCO.")
 
 
-def picture_path(file_name: str, file: Path) -> str:
-    """Return a picture's path below the root: folders are called as COCO's archives are."""
+def image_path(file_name: str, file: Path) -> str:
+    """Return an image's path below the root: folders are called as COCO's archives are."""
     if "/" in file_name:
         return file_name
     folder = re.search(r"(train|val)20\d\d", file_name) or re.search(r"(train|val)20\d\d", file.name)
@@ -112,23 +110,23 @@ def picture_path(file_name: str, file: Path) -> str:
     return f"{folder[0]}/{file_name}"
 
 
-def prepare(pictures: list[Captioned], out: Path) -> int:
+def prepare(images: list[Captioned], out: Path) -> int:
     """Write the three files; returns the number of train rows. Empty captions, which teach nothing, give none."""
     rows = (
-        ask(picture.path, CAPTION_PROMPT, caption)
-        for picture in pictures
-        if picture.is_train
-        for caption in picture.captions
+        ask(image.path, CAPTION_PROMPT, caption)
+        for image in images
+        if image.is_train
+        for caption in image.captions
         if caption
     )
     num_rows = write_lines(out / TRAIN, ({"id": number, **row} for number, row in enumerate(rows)))
-    test = [picture for picture in pictures if picture.is_test]
-    captions = [(picture.image_id, caption) for picture in test for caption in picture.captions]
-    write_json(out / TEST, [{"image": picture.path, "caption": picture.captions} for picture in test])
+    test = [image for image in images if image.is_test]
+    captions = [(image.image_id, caption) for image in test for caption in image.captions]
+    write_json(out / TEST, [{"image": image.path, "caption": image.captions} for image in test])
     write_json(
         out / TRUTH,
         {
-            "images": [{"id": picture.image_id, "file_name": picture.path} for picture in test],
+            "images": [{"id": image.image_id, "file_name": image.path} for image in test],
             "annotations": [
                 {"id": number, "image_id": image_id, "caption": caption}
                 for number, (image_id, caption) in enumerate(captions)
@@ -138,32 +136,32 @@ def prepare(pictures: list[Captioned], out: Path) -> int:
     return num_rows
 
 
-def count(pictures: list[Captioned]) -> tuple[int, int, int]:
-    """Return the numbers of train captions, test pictures and test captions."""
+def count(images: list[Captioned]) -> tuple[int, int, int]:
+    """Return the numbers of train captions, test images and test captions."""
     return (
-        sum(len(picture.captions) for picture in pictures if picture.is_train),
-        sum(picture.is_test for picture in pictures),
-        sum(len(picture.captions) for picture in pictures if picture.is_test),
+        sum(len(image.captions) for image in images if image.is_train),
+        sum(image.is_test for image in images),
+        sum(len(image.captions) for image in images if image.is_test),
     )
 
 
-def check_counts(file: Path | None, pictures: list[Captioned]) -> str:
+def check_counts(file: Path | None, images: list[Captioned]) -> str:
     """Return a line on whether this is the full Karpathy split; ``file`` is its JSON, None for the official ones.
 
     Raises:
-        UserError: it has all pictures, and other numbers of captions than it must have.
+        UserError: it has all images, and other numbers of captions than it must have.
     """
-    found = "{:,} train captions, {:,} test pictures and {:,} test captions".format(*count(pictures))
+    found = "{:,} train captions, {:,} test images and {:,} test captions".format(*count(images))
     if file is None:
         return (
-            f"This is not Karpathy's split, whose names the files have: {len(pictures):,} pictures, {found}. Scores "
+            f"This is not Karpathy's split, whose names the files have: {len(images):,} images, {found}. Scores "
             "on it are not those that are published."
         )
-    if len(pictures) != FULL_PICTURES:
-        return f"This is not the full Karpathy set: {len(pictures):,} of {FULL_PICTURES:,} pictures, {found}."
-    if count(pictures) != (FULL_TRAIN_ROWS, FULL_TEST_PICTURES, FULL_TEST_CAPTIONS):
+    if len(images) != FULL_IMAGES:
+        return f"This is not the full Karpathy set: {len(images):,} of {FULL_IMAGES:,} images, {found}."
+    if count(images) != (FULL_TRAIN_ROWS, FULL_TEST_IMAGES, FULL_TEST_CAPTIONS):
         raise UserError(
-            f"{file}: has {found} instead of {FULL_TRAIN_ROWS:,}, {FULL_TEST_PICTURES:,} and {FULL_TEST_CAPTIONS:,}. "
+            f"{file}: has {found} instead of {FULL_TRAIN_ROWS:,}, {FULL_TEST_IMAGES:,} and {FULL_TEST_CAPTIONS:,}. "
             "Download it again."
         )
     return "This is the full Karpathy set."
@@ -181,26 +179,26 @@ def main(argv: list[str] | None = None) -> None:
     if bool(args.karpathy) == bool(args.train or args.test):
         raise UserError("command line: give either --karpathy, or --train and --test.")
     if args.karpathy:
-        pictures = list(read_karpathy(args.karpathy))
+        images = list(read_karpathy(args.karpathy))
     elif args.train and args.test:
-        pictures = [*read_official(args.train, is_train=True), *read_official(args.test, is_train=False)]
+        images = [*read_official(args.train, is_train=True), *read_official(args.test, is_train=False)]
     else:
         raise UserError("command line: --train and --test belong together. Give both.")
     out = args.root / "annotations"
     there = next((out / name for name in (TRAIN, TEST, TRUTH) if (out / name).exists()), None)
     if there and not args.overwrite:
         raise UserError(f"{there}: is there already. Name another --root, or pass --overwrite.")
-    remark = check_counts(args.karpathy, pictures)
-    num_rows = prepare(pictures, out)
-    num_train, num_test, num_captions = count(pictures)
-    print(f"Wrote {num_rows:,} train rows, {num_test:,} test pictures and {num_captions:,} references to {out}.")
+    remark = check_counts(args.karpathy, images)
+    num_rows = prepare(images, out)
+    num_train, num_test, num_captions = count(images)
+    print(f"Wrote {num_rows:,} train rows, {num_test:,} test images and {num_captions:,} references to {out}.")
     if num_rows != num_train:
         print(f"Left out of the train rows: {num_train - num_rows:,} empty captions.")
     print(remark)
-    missing = [picture.path for picture in pictures if not (args.root / picture.path).is_file()]
+    missing = [image.path for image in images if not (args.root / image.path).is_file()]
     if missing:
         first = ", ".join(missing[:SHOWN])
-        print(f"{len(missing):,} of {len(pictures):,} pictures are not in {args.root} yet, first {first}.")
+        print(f"{len(missing):,} of {len(images):,} images are not in {args.root} yet, first {first}.")
     if args.root == REPOSITORY / "data" / "coco":
         print("shell/data/coco_caption.json and evaluate.sh caption-coco read these files.")
 

@@ -18,10 +18,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write the data set to")
     parser.add_argument("--style", choices=STYLES, default="habitat", help="wording of the annotations")
-    parser.add_argument("--num-train", type=int, default=600, help="training pictures")
-    parser.add_argument("--num-val", type=int, default=100, help="validation pictures (style habitat only)")
+    parser.add_argument("--num-train", type=int, default=600, help="training images")
+    parser.add_argument("--num-val", type=int, default=100, help="validation images (style habitat only)")
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other scenes")
-    parser.add_argument("--size", type=int, default=256, help="width and height of the pictures in pixels")
+    parser.add_argument("--size", type=int, default=256, help="width and height of the images in pixels")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rendering processes")
     return parser.parse_args(argv)
 
@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None) -> None:
     """Render and write the data set."""
     args = parse_args(argv)
     write_dataset(args.out, args.style, args.num_train, args.num_val, args.seed, args.size, args.workers)
-    pictures = list((args.out / "images").rglob("*.jpg"))
-    total = sum(picture.stat().st_size for picture in pictures)
-    print(f"{len(pictures)} pictures, {total / 1e6:.1f} MB in {args.out}")
+    images = list((args.out / "images").rglob("*.jpg"))
+    total = sum(image.stat().st_size for image in images)
+    print(f"{len(images)} images, {total / 1e6:.1f} MB in {args.out}")
 
 
 if __name__ == "__main__":

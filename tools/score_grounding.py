@@ -26,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("predictions", type=Path, help="captions in the COCO results format")
     parser.add_argument("scenes", type=Path, help="scenes.json of the data set")
     parser.add_argument("--split", default="val", help="split of the data set the captions belong to")
-    parser.add_argument("--seed", type=int, default=0, help="which pictures the captions are swapped between")
+    parser.add_argument("--seed", type=int, default=0, help="which images the captions are swapped between")
     parser.add_argument("--json", type=Path, help="also write the scores to this file")
     return parser.parse_args(argv)
 
@@ -72,7 +72,7 @@ def is_scene(pieces: object) -> bool:
 
 @ends_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    """Score the captions against their own pictures and, as a floor, against swapped ones."""
+    """Score the captions against their own images and, as a floor, against swapped ones."""
     args = parse_args(argv)
     captions, scenes = read_captions(args.predictions), read_scenes(args.scenes, args.split)
     unknown = next((image_id for image_id in captions if image_id not in scenes), None)

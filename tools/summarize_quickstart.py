@@ -3,7 +3,7 @@
     python tools/summarize_quickstart.py log/quickstart install=120 finetune=240
 
 Called by ``shell/quickstart.sh`` with the seconds of each stage. Beside the caption scores it reports the F1 of the
-(colour, piece, side) statements in the captions, once against each picture's own scene and once against another's: a
+(colour, piece, side) statements in the captions, once against each image's own scene and once against another's: a
 model that looks is good at the first and bad at the second.
 """
 
@@ -31,7 +31,7 @@ RUNS = {"base": "base", "adapter": "adapter_captions", "merged": "merged"}
 
 
 def random_captions(image_ids: list[int], seed: int = 0) -> list[dict]:
-    """Answer each picture with a caption drawn from the train set: what knowing the style alone is worth."""
+    """Answer each image with a caption drawn from the train set: what knowing the style alone is worth."""
     captions = [
         json.loads(line)["conversations"][1]["value"]
         for line in (HABITAT / "train.jsonl").read_text(encoding="utf-8").splitlines()
@@ -83,7 +83,7 @@ def score_table(summary: dict) -> tuple[list[str], list[list[str]]]:
 def print_summary(summary: dict, folder: Path) -> None:
     """Print the table, the times and three captions."""
     columns, rows = score_table(summary)
-    table = Table(title="habitat, 100 val pictures")
+    table = Table(title="habitat, 100 val images")
     for column in columns:
         table.add_column(column, justify="left" if column == "metric" else "right")
     for row in rows:
@@ -92,14 +92,14 @@ def print_summary(summary: dict, folder: Path) -> None:
     console.print(table)
     console.print("Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items()))
     same = "identical" if summary["captions_identical"] else "NOT identical"
-    console.print(f"Captions of adapter, merged model and AutoModel on all pictures: {same}.")
+    console.print(f"Captions of adapter, merged model and AutoModel on all images: {same}.")
     automodel = json.loads((folder / "automodel.json").read_text(encoding="utf-8"))
     for entry in automodel[:3]:
         console.print(f"  {entry['image_id']}: {entry['caption']}")
 
 
 def write_page(summary: dict, folder: Path) -> None:
-    """Write report.html: captions before and after beside each picture, the table and the loss curve."""
+    """Write report.html: captions before and after beside each image, the table and the loss curve."""
     data = read_caption_set("habitat")
     references = data.references()
     before = by_id(json.loads((folder / RUNS["base"] / "predictions.json").read_text()))

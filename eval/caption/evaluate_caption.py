@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     which.add_argument("--meta", type=Path, metavar="FILE", help="a training's meta file: score on the training rows")
     parser.add_argument("--root", type=Path, metavar="FOLDER", help="where the paths in --annotation start")
     parser.add_argument("--allow-outside-root", action="store_true", help="allow paths in rows that lead out of it")
-    parser.add_argument("--prompt", help="asked about each picture of --datasets instead of the set's own question")
+    parser.add_argument("--prompt", help="asked about each image of --datasets instead of the set's own question")
     parser.add_argument("--batch-size", type=int, default=16, help="most questions a batch (default %(default)s)")
     parser.add_argument(
         "--batch-tokens",
@@ -74,11 +74,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="most tokens a batch: prompts and answers of all beams (default %(default)s)",
     )
     parser.add_argument("--num-frames", type=int, default=NUM_FRAMES, help="frames of a video (default %(default)s)")
-    parser.add_argument("--dynamic", action="store_true", help="cut pictures into tiles")
+    parser.add_argument("--dynamic", action="store_true", help="cut images into tiles")
     parser.add_argument(
         "--max-num",
         type=int,
-        help="most tiles of a picture with --dynamic (default: the checkpoint's, as it was trained)",
+        help="most tiles of an image with --dynamic (default: the checkpoint's, as it was trained)",
     )
     parser.add_argument("--num-beams", type=int, default=1, help="beams; 1 is greedy (default %(default)s)")
     parser.add_argument("--min-new-tokens", type=int, help="of an answer (default: 8 of caption sets, 1 of rows)")
@@ -89,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--auto", action="store_true", help="one process, the model over all devices")
     parser.add_argument("--precision", default="auto", choices=["auto", *DTYPES], help="auto is the device's best")
     parser.add_argument(
-        "--vision-cache", type=Path, metavar="FOLDER", help="keep pictures' features there; a training may share it"
+        "--vision-cache", type=Path, metavar="FOLDER", help="keep images' features there; a training may share it"
     )
     parser.add_argument(
         "--vision-cache-gb", type=float, default=VISION_CACHE_GB, help="most that is kept (default %(default)s)"
@@ -144,7 +144,7 @@ def check_server_arguments(args: argparse.Namespace) -> None:
 
 
 def choose_tile_limit(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
-    """Return the most tiles of a picture: ``--max-num``, or what the checkpoint was trained with."""
+    """Return the most tiles of an image: ``--max-num``, or what the checkpoint was trained with."""
     if not args.dynamic:
         return 1
     if args.max_num is not None:
@@ -247,7 +247,7 @@ def open_engine(
 ) -> Iterator[AnsweringEngine]:
     """Yield what answers the questions of ``sets``: the checkpoint loaded here, or a server, as the flags say.
 
-    ``sizes`` are those of the pictures in px, by file.
+    ``sizes`` are those of the images in px, by file.
     """
     if not args.server and args.engine != "vllm":
         engine = Engine.load(checkpoint, precision=args.precision, auto=args.auto, max_tiles=args.max_num)
@@ -289,7 +289,7 @@ def evaluate_set(
 ) -> Path:
     """Caption a set and, on the first process, score it and write the result; returns the result folder.
 
-    ``sizes`` are the pictures' in px, ``sha256`` is that of the checkpoint's weights, ``other`` a result to compare
+    ``sizes`` are the images' in px, ``sha256`` is that of the checkpoint's weights, ``other`` a result to compare
     with.
     """
     generation = {
@@ -345,7 +345,7 @@ def evaluate_set(
         "processes": process_place()[1],
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "generation_seconds": round(seconds, 2),
-        "pictures_per_second": round((len(predictions) - answered) / seconds, 2),
+        "images_per_second": round((len(predictions) - answered) / seconds, 2),
     }
     write_results(folder, data, predictions, scores, settings)
     log.remove()
@@ -377,7 +377,7 @@ def main(argv: list[str] | None = None) -> None:
     other = read_result(args.compare) if args.compare else None
     if other and other.lines.keys() != {question.id for question in sets[0].questions}:
         raise UserError(
-            f"{args.compare}: is a result of other pictures than {sets[0].name} has. Compare results of the same data "
+            f"{args.compare}: is a result of other images than {sets[0].name} has. Compare results of the same data "
             "set and --limit."
         )
     check_scorers()

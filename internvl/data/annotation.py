@@ -164,7 +164,7 @@ def parse_line(line: bytes, where: str) -> object:
 def parse_row(record: object, where: str) -> Row:
     """Check one annotation object; see :class:`Row` for what comes out.
 
-    A single picture or a video without its mark in the text is put before the first question, as the original did.
+    A single image or a video without its mark in the text is put before the first question, as the original did.
 
     Raises:
         RowError: it is not a conversation that could be trained on.
@@ -184,19 +184,19 @@ def parse_row(record: object, where: str) -> Row:
     images = [path_of(image) for image in ([images] if single else images)]
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         what = f"image is {shorten(record['image'])}"
-        raise RowError(where, "picture path", what, "Give a path or a list of paths")
+        raise RowError(where, "image path", what, "Give a path or a list of paths")
     video = path_of(record.get("video") or None)
     if isinstance(video, list) and len(video) == 1:
         video = path_of(video[0])
     if video is not None and not isinstance(video, str):
         raise RowError(where, "video path", f"video is {shorten(video)}", "Give the path of one video")
     if video and images:
-        what = f"has pictures ({shorten(images)}) and a video ({shorten(video)})"
-        raise RowError(where, "pictures and video", what, "Give one row either pictures or a video")
+        what = f"has images ({shorten(images)}) and a video ({shorten(video)})"
+        raise RowError(where, "images and video", what, "Give one row either images or a video")
     if video:
         check_video_mark(turns, where)
     place_mark(turns, VIDEO_PLACEHOLDER, "videos", int(video is not None), where)
-    place_mark(turns, IMAGE_PLACEHOLDER, "pictures", len(images), where)
+    place_mark(turns, IMAGE_PLACEHOLDER, "images", len(images), where)
     return Row(
         turns=tuple(turns),
         images=tuple(images),
@@ -317,7 +317,7 @@ def check_value(turn: Turn, number: int, where: str) -> None:
 
 
 def check_marks(turn: Turn, number: int, where: str) -> None:
-    """Refuse reserved tokens, picture and video marks outside human turns, and boxes that are none."""
+    """Refuse reserved tokens, image and video marks outside human turns, and boxes that are none."""
     found = next((mark for mark in FOREIGN_MARKS if mark in turn.value), None)
     if found:
         what = f"turn {number} contains {found}, a mark that another tool fills in and that would be taught as text"
@@ -339,7 +339,7 @@ def check_marks(turn: Turn, number: int, where: str) -> None:
 
 
 def parse_sizes(record: dict, single: bool, num_images: int, where: str) -> tuple[tuple[int, int] | None, ...]:
-    """Return the declared (width, height) of each picture: ``width``/``height``, or ``width_list``/``height_list``."""
+    """Return the declared (width, height) of each image: ``width``/``height``, or ``width_list``/``height_list``."""
     keys = ("width", "height") if single else ("width_list", "height_list")
     if any(record.get(key) is None for key in keys):
         return (None,) * num_images
@@ -349,7 +349,7 @@ def parse_sizes(record: dict, single: bool, num_images: int, where: str) -> tupl
     if len(sizes) != num_images or not whole:
         what = (
             f"{keys[0]} {shorten(record[keys[0]])} and {keys[1]} {shorten(record[keys[1]])} do not give a size in px "
-            f"for each of {num_images} pictures"
+            f"for each of {num_images} images"
         )
         raise RowError(where, "declared size", what, "Correct or remove them")
     return tuple(sizes)

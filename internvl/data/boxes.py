@@ -1,4 +1,4 @@
-"""Boxes in texts: the model's ``<ref>name</ref><box>[[x1, y1, x2, y2]]</box>``, in thousandths of the picture.
+"""Boxes in texts: the model's ``<ref>name</ref><box>[[x1, y1, x2, y2]]</box>``, in thousandths of the image.
 
 The model card of InternVL gives coordinates as whole numbers from 0 to 1000: x in thousandths of the width, y in
 thousandths of the height, (x1, y1) the upper left corner and (x2, y2) the lower right one.
@@ -24,18 +24,18 @@ class Mention(NamedTuple):
 
 
 def format_boxes(label: str | None, boxes: list[tuple[float, float, float, float]], width: int, height: int) -> str:
-    """Return the model's text for boxes given in px of a ``width`` × ``height`` picture.
+    """Return the model's text for boxes given in px of a ``width`` × ``height`` image.
 
-    Coordinates are rounded to thousandths, and those outside the picture moved to its edge.
+    Coordinates are rounded to thousandths, and those outside the image moved to its edge.
 
     Example: ``format_boxes("cup", [(0, 0, 320, 240)], 640, 480)`` is ``<ref>cup</ref><box>[[0, 0, 500, 500]]</box>``.
 
     Raises:
         ValueError: the text would not be of the model's form (no boxes, corners the wrong way round, tags in the
-            label), or the picture has no size.
+            label), or the image has no size.
     """
     if width <= 0 or height <= 0:
-        raise ValueError(f"the picture has the size {width} × {height}")
+        raise ValueError(f"the image has the size {width} × {height}")
     sides = (width, height, width, height)
     scaled = [
         [min(SCALE, max(0, round(value * SCALE / side))) for value, side in zip(box, sides, strict=True)]
@@ -64,7 +64,7 @@ def parse_boxes(text: str) -> list[Mention]:
 
 
 def to_pixels(box: Box, width: int, height: int) -> tuple[float, float, float, float]:
-    """Return a box in thousandths as px of a ``width`` × ``height`` picture."""
+    """Return a box in thousandths as px of a ``width`` × ``height`` image."""
     x1, y1, x2, y2 = box
     return x1 * width / SCALE, y1 * height / SCALE, x2 * width / SCALE, y2 * height / SCALE
 

@@ -88,7 +88,7 @@ def save(file: Path, check: FileCheck) -> None:
 
 
 def load(file: Path, data: ConversationDataset, number: int) -> FileCheck | None:
-    """Return a kept result, or None if there is none or a picture or video has changed since."""
+    """Return a kept result, or None if there is none or an image or video has changed since."""
     try:
         if not file.is_file():
             return None
@@ -102,7 +102,7 @@ def load(file: Path, data: ConversationDataset, number: int) -> FileCheck | None
         unchanged = all(media_state(root / name) == tuple(state) for name, state in text["media"].items())
     except OSError:
         return None
-    # A missing picture may have been put there since; only a result without errors is final.
+    # A missing image may have been put there since; only a result without errors is final.
     if not unchanged or any(not left_out for *_, left_out in text["problems"]):
         return None
     problems = [Problem(*problem) for problem in text["problems"]]

@@ -1,4 +1,4 @@
-"""Check every row before anything trains: text completely, pictures and videos by their headers, on all cores."""
+"""Check every row before anything trains: text completely, images and videos by their headers, on all cores."""
 
 import hashlib
 import multiprocessing
@@ -13,7 +13,7 @@ import numpy as np
 
 from internvl.data.annotation import KINDS, Row
 from internvl.data.dataset import ConversationDataset
-from internvl.data.media import count_frames, read_info, read_picture, read_picture_size, read_video
+from internvl.data.media import count_frames, read_image, read_image_size, read_info, read_video
 from internvl.data.problems import LongRowError, RowError
 from internvl.data.sharing import shared_part
 from internvl.data.video import place_frames
@@ -32,7 +32,7 @@ FACTS = np.dtype(
         ("image_tokens", "i4"),
         ("tiles", "i4"),
         ("content", "u8"),  # hash of turns and media, to find rows that are there twice
-        ("shared", "u8"),  # hash of what rows with the same picture must have in common to share its tokens; 0: none
+        ("shared", "u8"),  # hash of what rows with the same image must have in common to share its tokens; 0: none
     ]
 )
 ROWS_PER_TASK = 500
@@ -140,7 +140,7 @@ def first_of_each(problems: Sequence[Problem], limit: int = 10) -> list[Problem]
 def check_dataset(
     dataset: ConversationDataset, *, deep: bool = False, processes: int | None = None, numbers: Sequence[int] = ()
 ) -> DatasetCheck:
-    """Check all rows of all files (or of those numbered); ``deep`` decodes every picture and video, too.
+    """Check all rows of all files (or of those numbered); ``deep`` decodes every image and video, too.
 
     Raises nothing for bad rows: they are in the result. ``processes`` is by default one per core.
     """
@@ -202,7 +202,7 @@ def work(task: tuple[int, int, int]) -> FileCheck:
 
 
 class Checker:
-    """Checks runs of rows; keeps what it has read of pictures and videos, which occur again."""
+    """Checks runs of rows; keeps what it has read of images and videos, which occur again."""
 
     def __init__(self, dataset: ConversationDataset, deep: bool = False):
         self.dataset = dataset
@@ -233,7 +233,7 @@ class Checker:
     def read_headers(
         self, row: Row, item: tuple[int, int], check: FileCheck
     ) -> tuple[list[Turn], list[tuple[int, int]]]:
-        """Return a row's turns, frames placed, and its pictures' (width, height) in px."""
+        """Return a row's turns, frames placed, and its images' (width, height) in px."""
         spec, _ = self.dataset.files[item[0]]
         if row.video:
             path = self.dataset.path(spec, row.video, row.where)
@@ -254,8 +254,8 @@ class Checker:
     def look_at(self, path: Path, where: str) -> Look:
         """Return what the check wants to know of an image; without ``deep`` from its header alone."""
         if not self.deep:
-            return Look(read_picture_size(path, where))
-        image = read_picture(path, where)
+            return Look(read_image_size(path, where))
+        image = read_image(path, where)
         is_plain = all(least == greatest for least, greatest in image.getextrema())
         return Look(image.size, is_plain, count_frames(path) > 1)
 

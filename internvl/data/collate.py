@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from internvl.data.dataset import BadSample
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 from internvl.model.internvl_chat.sequence_layout import SequenceLayout
-from internvl.model.vision_cache import Picture
+from internvl.model.vision_cache import TiledImage
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Collator:
 
     A padded batch holds ``input_ids``, ``labels`` and ``attention_mask``, int64 (B, N), padded on the right, the mask
     made from lengths, since any token id may occur in a text. With ``packed``, a batch is one sequence, (1, N), and
-    a ``layout`` takes the mask's place; groups that share a picture need it.
+    a ``layout`` takes the mask's place; groups that share an image need it.
 
-    Pictures come as ``pixel_values``, uint8 (T, 3, S, S), and ``image_flags``, int64 (T,); with ``keep_pictures`` as
-    the list ``pictures`` instead, for whoever has their features. A batch without any gets one black tile flagged 0,
+    Images come as ``pixel_values``, uint8 (T, 3, S, S), and ``image_flags``, int64 (T,); with ``keep_images`` as
+    the list ``images`` instead, for whoever has their features. A batch without any gets one black tile flagged 0,
     so that every process runs the vision encoder and gradients can be averaged.
 
     With ``name_rows``, ``rows`` says which they are, as file:line.
@@ -35,15 +35,15 @@ class Collator:
     pad_token_id: int
     image_size: int
     packed: bool = False
-    keep_pictures: bool = False
+    keep_images: bool = False
     name_rows: bool = False
 
     def __call__(self, samples: list[dict | list[BadSample] | None]) -> dict:
         skipped = [bad for sample in samples if isinstance(sample, list) for bad in sample]
         good = [sample for sample in samples if isinstance(sample, dict)] or [self.nothing()]
         batch = self.pack(good) if self.packed else self.pad(good)
-        pictures = [picture for sample in good for picture in sample["pictures"]]
-        batch |= {"pictures": pictures} if self.keep_pictures else self.pixels(pictures)
+        images = [image for sample in good for image in sample["images"]]
+        batch |= {"images": images} if self.keep_images else self.pixels(images)
         if self.name_rows:
             batch["rows"] = [where for sample in good for where in sample["where"]]
         if skipped:
@@ -59,7 +59,7 @@ class Collator:
             "input_ids": padding,
             "labels": torch.full_like(padding, IGNORE_INDEX),
             "group": (2, ()),
-            "pictures": [],
+            "images": [],
             "where": [],
         }
 
@@ -79,9 +79,9 @@ class Collator:
             "layout": SequenceLayout(tuple(sample["group"] for sample in samples)),
         }
 
-    def pixels(self, pictures: list[Picture]) -> dict[str, torch.Tensor]:
-        if pictures:
-            pixel_values = torch.cat([picture.tiles for picture in pictures])
+    def pixels(self, images: list[TiledImage]) -> dict[str, torch.Tensor]:
+        if images:
+            pixel_values = torch.cat([image.tiles for image in images])
             image_flags = torch.ones(len(pixel_values), dtype=torch.long)
         else:
             pixel_values = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)

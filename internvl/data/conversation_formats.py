@@ -123,7 +123,7 @@ def from_messages(record: dict, where: str) -> dict:
             content = join_parts(content, in_parts, number, where)
         role = ROLES.get(role, role) if isinstance(role, str) else role
         turns.append({"from": role, "value": content, **meaningful_keys(message)})
-    images = one_list(where, "pictures", record.get("images"), record.get("image"), in_parts[IMAGE_PLACEHOLDER])
+    images = one_list(where, "images", record.get("images"), record.get("image"), in_parts[IMAGE_PLACEHOLDER])
     videos = one_list(where, "videos", record.get("videos"), record.get("video"), in_parts[VIDEO_PLACEHOLDER])
     return finish(record, turns, images, videos, where)
 
@@ -139,7 +139,7 @@ def from_sharegpt(record: dict, where: str) -> dict:
     for turn in conversations:
         role, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
         turns.append({"from": ROLES.get(str(role), role), "value": value, **meaningful_keys(turn)})
-    images = one_list(where, "pictures", record.get("images"), record.get("image"))
+    images = one_list(where, "images", record.get("images"), record.get("image"))
     videos = one_list(where, "videos", record.get("videos"), record.get("video"))
     return finish(record, turns, images, videos, where)
 
@@ -158,7 +158,7 @@ def from_alpaca(record: dict, where: str) -> dict:
         turn for asked, said in pairs for turn in ({"from": "human", "value": asked}, {"from": "gpt", "value": said})
     ]
     rest = {key: value for key, value in record.items() if key not in INSTRUCTION_FIELDS}
-    images = one_list(where, "pictures", record.get("images"), record.get("image"))
+    images = one_list(where, "images", record.get("images"), record.get("image"))
     videos = one_list(where, "videos", record.get("videos"), record.get("video"))
     return finish(rest, turns, images, videos, where)
 

@@ -29,8 +29,8 @@ MESSAGE_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 class Options:
     """What some formats need.
 
-    ``prompt`` is the question about every picture that comes with a caption, ``delimiter`` separates the columns of a
-    table, and ``root`` is where the paths of pictures start, whose sizes boxes in pixels are relative to.
+    ``prompt`` is the question about every image that comes with a caption, ``delimiter`` separates the columns of a
+    table, and ``root`` is where the paths of images start, whose sizes boxes in pixels are relative to.
     """
 
     prompt: str = CAPTION_PROMPT
@@ -125,7 +125,7 @@ def read_captions(path: Path, options: Options) -> Iterator[tuple[str, dict | Ro
 
 
 def ask(image: str, question: str, answer: str, **fields) -> dict:
-    """Return a row with one picture, one question and one answer."""
+    """Return a row with one image, one question and one answer."""
     turns = [
         {"from": "human", "value": f"{IMAGE_PLACEHOLDER}\n{question}"},
         {"from": "gpt", "value": answer},
@@ -139,7 +139,7 @@ def one_line(caption: str) -> str:
 
 
 def read_coco(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
-    """Yield a row per caption of a COCO captions file; only the pictures' names are held in memory."""
+    """Yield a row per caption of a COCO captions file; only the images' names are held in memory."""
     refuse_list(path)
     try:
         with open_input(path) as stream:
@@ -177,7 +177,7 @@ def coco_row(note: object, names: dict, where: str, prompt: str) -> tuple[str, d
         return where, RowError(where, "annotation", f"is {shorten(note, 100)}", "Give image_id and caption")
     if image_id not in names:
         what = f"image_id {image_id} is not among the images"
-        return where, RowError(where, "unknown picture", what, "Add the image or remove the annotation")
+        return where, RowError(where, "unknown image", what, "Add the image or remove the annotation")
     return where, ask(names[image_id], prompt, one_line(caption), id=fields.get("id"))
 
 
@@ -229,9 +229,9 @@ def read_csv(path: Path, options: Options) -> Iterator[tuple[str, dict | RowErro
 
 
 def read_imagefolder(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
-    """Yield a row per picture of a folder: with metadata.csv or metadata.jsonl, or a .txt file beside each picture."""
+    """Yield a row per image of a folder: with metadata.csv or metadata.jsonl, or a .txt file beside each image."""
     if not path.is_dir():
-        raise UserError(f"{path}: is not a folder. Name the folder of the pictures.")
+        raise UserError(f"{path}: is not a folder. Name the folder of the images.")
     lines, table = path / "metadata.jsonl", path / "metadata.csv"
     if lines.is_file() or table.is_file():
         columns = [["file_name", "text"], ["file_name", "caption"]]
@@ -242,7 +242,7 @@ def read_imagefolder(path: Path, options: Options) -> Iterator[tuple[str, dict |
     left_out = Counter()
     for folder, subfolders, names in os.walk(path):
         subfolders.sort()
-        for name in sorted(names):  # names alone: paths of a million pictures would take some hundred MB
+        for name in sorted(names):  # names alone: paths of a million images would take some hundred MB
             suffix = Path(name).suffix.lower()
             if suffix in image_suffixes():
                 yield text_beside(Path(folder, name), path, options)
@@ -256,13 +256,13 @@ def read_imagefolder(path: Path, options: Options) -> Iterator[tuple[str, dict |
 
 
 def text_beside(file: Path, folder: Path, options: Options) -> tuple[str, dict | RowError]:
-    """Return the row of a picture with its caption in a .txt file of the same stem."""
+    """Return the row of an image with its caption in a .txt file of the same stem."""
     caption, where = file.with_suffix(".txt"), str(file)
     try:
         text = caption.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         what = "there is no caption beside it"
-        return where, RowError(where, "no caption", what, f"Write {caption.name} or remove the picture")
+        return where, RowError(where, "no caption", what, f"Write {caption.name} or remove the image")
     except UnicodeDecodeError as err:
         where = str(caption)
         return where, RowError(where, "not UTF-8", f"is not UTF-8 text ({err.reason})", "Save the file as UTF-8")

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from internvl.data.annotation import AnnotationFile, Row
-from internvl.data.media import choose_clip, media_path, read_picture, read_picture_size, read_video
+from internvl.data.media import choose_clip, media_path, read_image, read_image_size, read_video
 from internvl.data.meta import DatasetSpec
 from internvl.data.problems import LongRowError, RowError
 from internvl.data.rendering import TOO_LONG_ADVICE, Sample, count_text_tokens, render_sample, truncate_sample
@@ -32,7 +32,7 @@ from internvl.model.internvl_chat.image_processing_internvl_chat import (
     split_into_tiles,
     stack_tiles,
 )
-from internvl.model.vision_cache import Picture, VisionCache
+from internvl.model.vision_cache import TiledImage, VisionCache
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +73,12 @@ class BadSample(NamedTuple):
 class ConversationDataset(Dataset):
     """Rows of all data sets of a meta file, mixed by ``repeat_time``, as training samples.
 
-    An item is ``{"input_ids": int64 (N,), "labels": int64 (N,), "group": (prefix, continuations), "pictures": […],
+    An item is ``{"input_ids": int64 (N,), "labels": int64 (N,), "group": (prefix, continuations), "images": […],
     "where": ["file:line", …]}``: one row, or the rows of a :class:`Unit`, whose group is as ``SequenceLayout``
-    describes it, their pictures and their places.
+    describes it, their images and their places.
     With ``on_bad_sample`` "skip" unreadable rows are a list of :class:`BadSample` instead; with "error" they raise
-    :class:`UserError`. They are never replaced by others. Features of pictures that ``vision_cache`` has are not
-    computed again, and the pictures not even decoded.
+    :class:`UserError`. They are never replaced by others. Features of images that ``vision_cache`` has are not
+    computed again, and the images not even decoded.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class ConversationDataset(Dataset):
         return len(self.index)
 
     def tile_limit(self, spec: DatasetSpec, row: Row) -> int:
-        """Return the most tiles one picture may have; pictures of one row share the limit, as in the original.
+        """Return the most tiles one image may have; images of one row share the limit, as in the original.
 
         A frame of a video is one tile.
         """
@@ -136,7 +136,7 @@ class ConversationDataset(Dataset):
         return max(1, (spec.max_dynamic_patch or self.settings.max_dynamic_patch) // max(1, len(row.images)))
 
     def tiling(self, limit: int) -> dict:
-        """Return the keyword arguments of the tiler for a picture of at most ``limit`` tiles."""
+        """Return the keyword arguments of the tiler for an image of at most ``limit`` tiles."""
         return {
             "min_num": min(self.settings.min_dynamic_patch, limit),
             "max_num": limit,
@@ -145,7 +145,7 @@ class ConversationDataset(Dataset):
         }
 
     def path(self, spec: DatasetSpec, name: str, where: str) -> Path:
-        """Return the path of a row's picture or video."""
+        """Return the path of a row's image or video."""
         return media_path(spec.root, name, where, allow_outside_root=self.settings.allow_outside_root)
 
     def choose_frames(self, row: Row, item: tuple[int, int], info: VideoInfo) -> list[int]:
@@ -186,9 +186,9 @@ class ConversationDataset(Dataset):
     def choose_tile_limit(
         self, spec: DatasetSpec, row: Row, sizes: list[tuple[int, int]], text_tokens: int | None = None
     ) -> int:
-        """Return the most tiles a picture of this row gets: fewer than usual if "fewer_tiles" makes a long row fit.
+        """Return the most tiles an image of this row gets: fewer than usual if "fewer_tiles" makes a long row fit.
 
-        ``sizes`` are its pictures' in px; ``text_tokens`` its length without image tokens, if known.
+        ``sizes`` are its images' in px; ``text_tokens`` its length without image tokens, if known.
         """
         limit = self.tile_limit(spec, row)
         if self.settings.on_long_sample != "fewer_tiles" or limit == 1:
@@ -201,7 +201,7 @@ class ConversationDataset(Dataset):
         return limit
 
     def count_tiles(self, size: tuple[int, int], limit: int) -> int:
-        """Return the number of tiles of a picture of (width, height) px."""
+        """Return the number of tiles of an image of (width, height) px."""
         return count_tiles(*size, **self.tiling(limit))
 
     def count_text_tokens(self, conversations: list[list[Turn]]) -> list[int]:
@@ -209,7 +209,7 @@ class ConversationDataset(Dataset):
         return count_text_tokens(conversations, tokenizer=self.tokenizer, template=self.settings.template)
 
     def render(self, row: Row, turns: list[Turn], num_tiles: list[int]) -> Sample:
-        """Return ids and labels of ``turns`` whose pictures have ``num_tiles`` tiles, cut to max_seq_length.
+        """Return ids and labels of ``turns`` whose images have ``num_tiles`` tiles, cut to max_seq_length.
 
         Raises:
             LongRowError: it is longer, and on_long_sample is "skip".
@@ -245,11 +245,11 @@ class ConversationDataset(Dataset):
         except UserError as err:
             if self.on_bad_sample == "error":
                 raise
-            # What a unit shares is its picture, so if one row is unreadable, all are.
+            # What a unit shares is its image, so if one row is unreadable, all are.
             return [BadSample(self.files[number][1].where(position), str(err)) for number, position in items]
 
     def _sample(self, items: list[tuple[int, int]], epoch: int) -> dict:
-        """Return the sample of rows that share their pictures."""
+        """Return the sample of rows that share their images."""
         number, position = items[0]
         spec = self.files[number][0]
         rows = [self.files[number][1].row(position) for number, position in items]
@@ -258,60 +258,60 @@ class ConversationDataset(Dataset):
             path = self.path(spec, rows[0].video, rows[0].where)
             frames = read_video(path, lambda info: self.choose_frames(rows[0], items[0], info), rows[0].where)
             conversations = [place_frames(turns, len(frames)) for turns in conversations]
-            pictures = [self.cut(frame, 1) for frame in frames]
+            images = [self.cut(frame, 1) for frame in frames]
         else:
-            # A picture differs from epoch to epoch if it is augmented, and is the same in a run that was resumed.
+            # An image differs from epoch to epoch if it is augmented, and is the same in a run that was resumed.
             chance = random.Random(repr((self.seed, epoch, items[0]))) if spec.data_augment else None
-            pictures = self.read_pictures(spec, rows[0], chance)
-        num_tiles = [len(picture) for picture in pictures]
+            images = self.read_images(spec, rows[0], chance)
+        num_tiles = [len(image) for image in images]
         samples = [self.render(row, turns, num_tiles) for row, turns in zip(rows, conversations, strict=True)]
         shared = share_prefix(samples)
         return {
             "input_ids": torch.tensor(shared.input_ids),
             "labels": torch.tensor(shared.labels),
             "group": (shared.prefix, shared.continuations),
-            "pictures": pictures,
+            "images": images,
             "where": [row.where for row in rows],
         }
 
-    def read_pictures(self, spec: DatasetSpec, row: Row, chance: random.Random | None) -> list[Picture]:
-        """Return a row's pictures, cut into tiles, or their features where they are kept.
+    def read_images(self, spec: DatasetSpec, row: Row, chance: random.Random | None) -> list[TiledImage]:
+        """Return a row's images, cut into tiles, or their features where they are kept.
 
         ``chance`` draws the quality of augmented ones, which are not kept.
         """
         paths = [self.path(spec, name, row.where) for name in row.images]
         if (self.vision_cache is None or chance is not None) and not self.settings.draft_decoding:
-            images = [read_picture(path, row.where) for path in paths]
+            images = [read_image(path, row.where) for path in paths]
             limit = self.choose_tile_limit(spec, row, [image.size for image in images])
             return [self.cut(image, limit, chance) for image in images]
-        sizes = [read_picture_size(path, row.where) for path in paths]
+        sizes = [read_image_size(path, row.where) for path in paths]
         limit = self.choose_tile_limit(spec, row, sizes)
         return [self.read_one(path, size, limit, chance, row.where) for path, size in zip(paths, sizes, strict=True)]
 
     def read_one(
         self, path: Path, size: tuple[int, int], limit: int, chance: random.Random | None, where: str
-    ) -> Picture:
-        """Return a picture of (width, height) px as far as it must be read."""
+    ) -> TiledImage:
+        """Return an image of (width, height) px as far as it must be read."""
         key, tiling = None, self.tiling(limit)
         if self.vision_cache is not None and chance is None:
             how = {**tiling, "square": self.pads_to_square}
-            # Without the flag the name is that of an evaluation, which decodes pictures whole.
+            # Without the flag the name is that of an evaluation, which decodes images whole.
             key = self.vision_cache.key(
                 path.read_bytes(), how | ({"draft": True} if self.settings.draft_decoding else {})
             )
             features = self.vision_cache.load(key)
             if features is not None:
-                return Picture(features=features, key=key)
+                return TiledImage(features=features, key=key)
         least_size = None
         if self.settings.draft_decoding and not self.pads_to_square:
             grid = choose_grid(*size, tiling["min_num"], limit, self.settings.image_size)
             least_size = tuple(side * self.settings.image_size for side in grid)
-        image = read_picture(path, where, least_size=least_size)
+        image = read_image(path, where, least_size=least_size)
         return replace(self.cut(image, limit, chance, size), key=key)
 
     @property
     def pads_to_square(self) -> bool:
-        """Whether pictures are padded: as in the original, not with tiles (and not when augmented)."""
+        """Whether images are padded: as in the original, not with tiles (and not when augmented)."""
         return self.settings.pad2square and not self.settings.dynamic_image_size
 
     def cut(
@@ -320,8 +320,8 @@ class ConversationDataset(Dataset):
         limit: int,
         chance: random.Random | None = None,
         size: tuple[int, int] | None = None,
-    ) -> Picture:
-        """Return a picture's tiles, ``limit`` at most, as bytes; ``chance`` re-encodes them as JPEG.
+    ) -> TiledImage:
+        """Return an image's tiles, ``limit`` at most, as bytes; ``chance`` re-encodes them as JPEG.
 
         ``size`` is its (width, height) in px if it was decoded smaller than it is.
         """
@@ -330,4 +330,4 @@ class ConversationDataset(Dataset):
         tiles = split_into_tiles(image, **self.tiling(limit), size=size)
         if chance is not None:
             tiles = [degrade_jpeg(tile, chance.choice(JPEG_QUALITIES)) for tile in tiles]
-        return Picture(tiles=stack_tiles(tiles, self.settings.image_size))
+        return TiledImage(tiles=stack_tiles(tiles, self.settings.image_size))

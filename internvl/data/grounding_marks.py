@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 
 from internvl.data.boxes import SCALE, format_boxes
-from internvl.data.media import read_picture_size
+from internvl.data.media import read_image_size
 from internvl.data.problems import RowError
 from internvl.errors import shorten
 
 REF, BOX = "<ref-object>", "<bbox>"
 MARKS = re.compile(f"{re.escape(REF)}|{re.escape(BOX)}")
-UNITS = ("real", "norm1", "norm1000")  # pixels, fractions, and thousandths of the picture's sides
+UNITS = ("real", "norm1", "norm1000")  # pixels, fractions, and thousandths of the image's sides
 
 
 def fill_in_marks(row: dict, where: str, root: Path) -> dict:
@@ -21,7 +21,7 @@ def fill_in_marks(row: dict, where: str, root: Path) -> dict:
         row: a converted row; ``objects`` holds ``ref`` (names), ``bbox`` (boxes, each of four numbers) and
             ``bbox_type``, in the order of the marks over all turns.
         where: file and line, for messages.
-        root: where the path of its picture starts: boxes in pixels are relative to its size.
+        root: where the path of its image starts: boxes in pixels are relative to its size.
 
     Raises:
         RowError: marks and objects differ in number, or a box is none.
@@ -62,7 +62,7 @@ def box_size(row: dict, objects: dict, unit: str, number: int, where: str, root:
     """Return the (width, height) that a box's numbers are relative to.
 
     Raises:
-        RowError: they are px of a picture that cannot be read.
+        RowError: they are px of an image that cannot be read.
     """
     if unit != "real":
         return (1, 1) if unit == "norm1" else (SCALE, SCALE)
@@ -71,10 +71,10 @@ def box_size(row: dict, objects: dict, unit: str, number: int, where: str, root:
     indices = objects.get("image_id") or [0] * (number + 1)
     index = indices[number] if isinstance(indices, list) and number < len(indices) else 0
     if not isinstance(index, int) or not 0 <= index < len(images) or not isinstance(images[index], str):
-        what = f"box {number + 1} is in px of picture {shorten(index, 20)}, which the row does not have"
+        what = f"box {number + 1} is in px of image {shorten(index, 20)}, which the row does not have"
         raise RowError(where, "objects", what, "Correct image_id, or give bbox_type norm1000")
     try:
-        return read_picture_size(root / images[index], where)
+        return read_image_size(root / images[index], where)
     except RowError as err:
         what = f"has boxes in px, and the size of {root / images[index]} is not known ({err.reason})"
         raise RowError(where, "objects", what, "Pass --root FOLDER, where the paths start") from err

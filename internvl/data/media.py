@@ -1,4 +1,4 @@
-"""Media references of a row → pictures, with their place in messages."""
+"""Media references of a row → images, with their place in messages."""
 
 import os
 import stat
@@ -18,13 +18,13 @@ from internvl.model.internvl_chat.image_processing_internvl_chat import read_ori
 Result = TypeVar("Result")
 MAX_NAME = 4096  # characters of a path; Linux takes no longer one
 DATA_ADDRESSES = ("data:image/", "data:video/", "data:application/", "data:;base64,")  # RFC 2397
-TOO_LONG = "Give a path; a picture in base64 is to be written to a file first"
+TOO_LONG = "Give a path; an image in base64 is to be written to a file first"
 # Beyond this a side is no photo; resizing such a strip to tiles would blur everything on it.
 MAX_SIDE_RATIO = 200
 
 
 def media_path(root: Path, name: str, where: str, *, allow_outside_root: bool = False) -> Path:
-    """Return the path of a picture or video.
+    """Return the path of an image or video.
 
     Raises:
         RowError: ``name`` is an address or no file name, or leads out of ``root`` (unless allowed), be it through
@@ -32,7 +32,7 @@ def media_path(root: Path, name: str, where: str, *, allow_outside_root: bool = 
     """
     if name.startswith(DATA_ADDRESSES):
         raise RowError(
-            where, "base64", f"{shorten(name)} holds the picture itself", "Write it to a file and give the file's path"
+            where, "base64", f"{shorten(name)} holds the image itself", "Write it to a file and give the file's path"
         )
     if "://" in name:
         raise RowError(
@@ -90,15 +90,15 @@ def leads_outside(root: str, name: str) -> bool:
 
 @lru_cache(maxsize=1 << 16)
 def real_folder(folder: str) -> str:
-    """Return where a folder really lies; asked once, since a data set has its pictures in few."""
+    """Return where a folder really lies; asked once, since a data set has its images in few."""
     return os.path.realpath(folder)
 
 
-def read_picture(path: Path, where: str, *, least_size: tuple[int, int] | None = None) -> Image.Image:
-    """Read a picture of a row, as RGB; ``least_size`` as in ``open_image``.
+def read_image(path: Path, where: str, *, least_size: tuple[int, int] | None = None) -> Image.Image:
+    """Read an image of a row, as RGB; ``least_size`` as in ``open_image``.
 
     Raises:
-        RowError: it is missing, no picture, too large, or cut off.
+        RowError: it is missing, no image, too large, or cut off.
     """
 
     def decode(path: Path) -> Image.Image:
@@ -106,23 +106,23 @@ def read_picture(path: Path, where: str, *, least_size: tuple[int, int] | None =
             check_size(upright_size(image), path, where)
             return to_upright_rgb(image, least_size=least_size)
 
-    return read(decode, path, "picture", where)
+    return read(decode, path, "image", where)
 
 
-def read_picture_size(path: Path, where: str) -> tuple[int, int]:
-    """Return a picture's (width, height) in px from its header, without decoding it; errors as above."""
+def read_image_size(path: Path, where: str) -> tuple[int, int]:
+    """Return an image's (width, height) in px from its header, without decoding it; errors as above."""
 
     def size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return upright_size(image)
 
-    found = read(size, path, "picture", where)
+    found = read(size, path, "image", where)
     check_size(found, path, where)
     return found
 
 
 def count_frames(path: Path) -> int:
-    """Return how many frames an image file has; the second picture of a phone's JPEG (MPO) is none."""
+    """Return how many frames an image file has; the second image of a phone's JPEG (MPO) is none."""
     with Image.open(path) as image:
         return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
@@ -134,13 +134,13 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def check_size(size: tuple[int, int], path: Path, where: str) -> None:
-    """Refuse pictures that would fill the memory, and those that no tile could show."""
+    """Refuse images that would fill the memory, and those that no tile could show."""
     if size[0] * size[1] > MAX_PIXELS:
         what = f"{path}: is {size[0]} × {size[1]} px, more than {MAX_PIXELS:,} pixels"
-        raise RowError(where, "picture too large", what, "Shrink it, or remove its row")
+        raise RowError(where, "image too large", what, "Shrink it, or remove its row")
     if max(size) > MAX_SIDE_RATIO * min(size):
         what = f"{path}: is {size[0]} × {size[1]} px, a strip"
-        raise RowError(where, "shape of a picture", what, "Cut it into pictures, or remove the row")
+        raise RowError(where, "shape of an image", what, "Cut it into images, or remove the row")
 
 
 def read_info(path: Path, where: str) -> VideoInfo:

@@ -22,7 +22,7 @@ class DatasetSpec:
 
     ``repeat_time`` is how often each row is seen in an epoch; its fraction draws that share of the rows at random.
     ``length`` is the declared number of rows over all ``annotations``, ``max_dynamic_patch`` the limit on tiles of
-    one picture; None where the entry does not say. ``data_augment`` re-encodes pictures as JPEG at random quality.
+    one image; None where the entry does not say. ``data_augment`` re-encodes images as JPEG at random quality.
     """
 
     name: str
@@ -76,7 +76,7 @@ def read_entry(path: Path, name: str, entry: object) -> DatasetSpec:
         if not os.path.isfile(file):
             raise wrong("annotation", f"{file} does not exist", "Put the file there or correct the path")
     if not os.path.isdir(root or "."):
-        raise wrong("root", f"{root} is not a folder", "Put the pictures there or correct the path")
+        raise wrong("root", f"{root} is not a folder", "Put the images there or correct the path")
     repeat_time = entry.get("repeat_time", 1)
     if (
         isinstance(repeat_time, bool)

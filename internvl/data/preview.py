@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
-from internvl.model.vision_cache import Picture
+from internvl.model.vision_cache import TiledImage
 
 SHOWN_TILES = 14  # of a row; a page of videos would be too large to open otherwise
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -21,7 +21,7 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """A row of training: its place, kind, data set, the sample, and how many tiles each picture or frame has."""
+    """A row of training: its place, kind, data set, the sample, and how many tiles each image or frame has."""
 
     where: str
     kind: str
@@ -78,10 +78,10 @@ def whole_characters(ids: list[int], tokenizer) -> Iterator[tuple[str, list[int]
         yield spelled.decode(errors="replace"), part
 
 
-def tile_pictures(pictures: Sequence[Picture]) -> list[str]:
-    """Return the tiles of pictures as PNG data addresses, as many as are shown."""
+def tile_images(images: Sequence[TiledImage]) -> list[str]:
+    """Return the tiles of images as PNG data addresses, as many as are shown."""
     addresses = []
-    for tile in itertools.islice((tile for picture in pictures for tile in picture.tiles), SHOWN_TILES):
+    for tile in itertools.islice((tile for image in images for tile in image.tiles), SHOWN_TILES):
         stream = io.BytesIO()
         Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy()).save(stream, "PNG")
         addresses.append("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode())
@@ -90,9 +90,9 @@ def tile_pictures(pictures: Sequence[Picture]) -> list[str]:
 
 def describe_row(row: PreviewRow, tokenizer, image_token_id: int) -> dict:
     """Return what the template shows of a row."""
-    tiles = iter(tile_pictures(row.sample["pictures"]))
-    noun = "frame" if row.kind == "video" else "picture"
-    pictures = [
+    tiles = iter(tile_images(row.sample["images"]))
+    noun = "frame" if row.kind == "video" else "image"
+    images = [
         {"title": f"{noun} {number}: {count} {'tile' if count == 1 else 'tiles'}", "tiles": shown}
         for number, count in enumerate(row.num_tiles, 1)
         if (shown := list(itertools.islice(tiles, count)))
@@ -103,13 +103,13 @@ def describe_row(row: PreviewRow, tokenizer, image_token_id: int) -> dict:
         "where": row.where,
         "kind": row.kind,
         "dataset": row.dataset,
-        "pictures": pictures,
+        "images": images,
         "hidden_tiles": max(0, sum(row.num_tiles) - SHOWN_TILES),
         "spans": list(make_spans(row.sample, tokenizer, image_token_id)),
         "counts": {
             "tokens": len(ids),
             "of text": len(ids) - image_tokens,
-            "of pictures": image_tokens,
+            "of images": image_tokens,
             "taught": int((labels != IGNORE_INDEX).sum()),
         },
     }

@@ -8,7 +8,7 @@ from internvl.model.internvl_chat.conversation import (
     IMG_CONTEXT_TOKEN,
     ConversationTemplate,
     Turn,
-    place_pictures,
+    place_images,
     render_turns,
 )
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
@@ -33,14 +33,14 @@ def render_sample(
     template: ConversationTemplate,
     num_image_token: int,
 ) -> Sample:
-    """Tokenize a conversation whose pictures have ``num_tiles`` tiles each.
+    """Tokenize a conversation whose images have ``num_tiles`` tiles each.
 
     Each segment of the prompt is tokenized alone, so the ids in front of an answer are exactly those of the prompt at
     inference. Taught are the answers and their end marks.
 
     Example: with 2 tiles of 256 tokens, ``<image>`` becomes ``<img>``, 512 × ``<IMG_CONTEXT>``, ``</img>``.
     """
-    placed = place_pictures(turns, [tiles * num_image_token for tiles in num_tiles])
+    placed = place_images(turns, [tiles * num_image_token for tiles in num_tiles])
     input_ids, labels = [tokenizer.bos_token_id], [IGNORE_INDEX]
     segments = render_turns(template, placed)
     encoded = tokenizer([segment.text for segment in segments], add_special_tokens=False)["input_ids"]
@@ -51,16 +51,16 @@ def render_sample(
 
 
 def count_text_tokens(conversations: list[list[Turn]], *, tokenizer, template: ConversationTemplate) -> list[int]:
-    """Return how many tokens each conversation takes, its pictures' runs of image tokens not counted.
+    """Return how many tokens each conversation takes, its images' runs of image tokens not counted.
 
-    Much faster than rendering them: texts that occur again, such as the question about every picture, are tokenized
+    Much faster than rendering them: texts that occur again, such as the question about every image, are tokenized
     once, and image tokens not at all. Tokens are split at special tokens first, so none depends on such a run.
     """
     lengths: dict[str, int] = {}
     rendered = []
     for turns in conversations:
-        num_pictures = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
-        segments = render_turns(template, place_pictures(turns, [0] * num_pictures))
+        num_images = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
+        segments = render_turns(template, place_images(turns, [0] * num_images))
         rendered.append([segment.text for segment in segments])
     texts = list({text for segments in rendered for text in segments})
     # The tokenizers library's own batch call: no offsets, no attention masks.
@@ -75,7 +75,7 @@ def truncate_sample(sample: Sample, max_length: int, *, image_token_id: int, whe
     """Cut a sample to ``max_length`` tokens from the end of the conversation.
 
     Raises:
-        RowError: the cut would go through a picture, or leave nothing to learn.
+        RowError: the cut would go through an image, or leave nothing to learn.
     """
     length = len(sample.input_ids)
     if length <= max_length:
@@ -84,7 +84,7 @@ def truncate_sample(sample: Sample, max_length: int, *, image_token_id: int, whe
         what = (
             f"takes {length} tokens and max_seq_length {max_length} would cut through its {IMG_CONTEXT_TOKEN} tokens"
         )
-        raise RowError(where, "pictures longer than max_seq_length", what, TOO_LONG_ADVICE)
+        raise RowError(where, "images longer than max_seq_length", what, TOO_LONG_ADVICE)
     cut = Sample(sample.input_ids[:max_length], sample.labels[:max_length])
     if all(label == IGNORE_INDEX for label in cut.labels):
         what = f"takes {length} tokens and max_seq_length {max_length} would cut every answer off"

@@ -1,6 +1,6 @@
 """The order of an epoch: which rows share an optimizer step, and which of them a process takes at once.
 
-A unit is what is never divided: a row, or a group of rows that share a picture's tokens (``internvl.data.sharing``).
+A unit is what is never divided: a row, or a group of rows that share an image's tokens (``internvl.data.sharing``).
 """
 
 from collections.abc import Iterator, Sequence

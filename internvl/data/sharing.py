@@ -1,4 +1,4 @@
-"""Rows about the same picture as one sequence: its tokens and the prompt once, then every row's own continuation."""
+"""Rows about the same image as one sequence: its tokens and the prompt once, then every row's own continuation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class SharedSample(NamedTuple):
 
 
 def shared_part(row: Row) -> tuple:
-    """Return what other rows must have in common with this one to share its picture's tokens; () if it can share none.
+    """Return what other rows must have in common with this one to share its image's tokens; () if it can share none.
 
-    That is its pictures and all text up to the last of them. Only pictures of the first question are shared: behind an
-    answer, a picture's tokens depend on the answer. Frames of a video are drawn for each row, so they are not shared.
+    That is its images and all text up to the last of them. Only images of the first question are shared: behind an
+    answer, an image's tokens depend on the answer. Frames of a video are drawn for each row, so they are not shared.
     """
     questions = [turn.value for turn in row.turns if turn.role == "human"]
     if not row.images or any(IMAGE_PLACEHOLDER in question for question in questions[1:]):
@@ -69,14 +69,14 @@ def single_rows(lengths: Sequence[int]) -> EpochUnits:
 
 
 def group_rows(
-    keys: np.ndarray, lengths: Sequence[int], picture_tokens: np.ndarray, *, max_rows: int, max_tokens: int
+    keys: np.ndarray, lengths: Sequence[int], image_tokens: np.ndarray, *, max_rows: int, max_tokens: int
 ) -> EpochUnits:
     """Put items that may share into groups.
 
     Args:
         keys: (items,), equal for items that may share; 0 for one that may not.
         lengths: (items,), tokens of each item alone.
-        picture_tokens: (items,), those of them that are its pictures': so many are shared at least, and a group's
+        image_tokens: (items,), those of them that are its images': so many are shared at least, and a group's
             tokens are counted as if no more were.
         max_rows: most items of a group.
         max_tokens: most tokens of a group of several.
@@ -84,7 +84,7 @@ def group_rows(
     groups: list[list[int]] = []
     costs: list[int] = []
     latest: dict[int, int] = {}  # key → number of its group that still takes items
-    for item, (key, length, shared) in enumerate(zip(keys.tolist(), lengths, picture_tokens.tolist(), strict=True)):
+    for item, (key, length, shared) in enumerate(zip(keys.tolist(), lengths, image_tokens.tolist(), strict=True)):
         number = latest.get(key) if key else None
         if number is not None and len(groups[number]) < max_rows and costs[number] + length - shared <= max_tokens:
             groups[number].append(item)
@@ -97,7 +97,7 @@ def group_rows(
 
 
 def sharing_keys(index: np.ndarray, facts: np.ndarray, sets: np.ndarray, may_share: np.ndarray) -> np.ndarray:
-    """Return one number for each item, equal where items may share their pictures' tokens, 0 where one may not.
+    """Return one number for each item, equal where items may share their images' tokens, 0 where one may not.
 
     Args:
         index: int64 (items, 2), file and row of each item. An item that is in the epoch more than once is in another

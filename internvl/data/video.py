@@ -15,7 +15,7 @@ from internvl.data.image_files import UNREADABLE_SUFFIXES, image_suffixes
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Turn
 from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
 
-# A picture or frame of more pixels is not decoded: half a gigabyte as RGB, and what a file of some bytes can claim. It
+# An image or frame of more pixels is not decoded: half a gigabyte as RGB, and what a file of some bytes can claim. It
 # is where Pillow refuses by itself, fixed here so that no library that lifts Pillow's limit lifts ours.
 MAX_PIXELS = 178_956_970
 TIME_TOLERANCE = 1e-6  # seconds; times come from whole numbers of a fraction of a second
@@ -142,10 +142,10 @@ def place_frames(turns: Sequence[Turn], num_frames: int) -> list[Turn]:
 
 
 def list_frames(folder: Path) -> list[Path]:
-    """Return the pictures of a folder of frames in their order; frame_10 comes after frame_9.
+    """Return the images of a folder of frames in their order; frame_10 comes after frame_9.
 
     Raises:
-        VideoError: one of them is no file, since reading a pipe or a device would not end; or is a picture of a kind
+        VideoError: one of them is no file, since reading a pipe or a device would not end; or is an image of a kind
             that cannot be read, which would be left out of the video.
     """
     files = [file for file in folder.iterdir() if not file.name.startswith(".")]
@@ -155,9 +155,7 @@ def list_frames(folder: Path) -> list[Path]:
         raise VideoError(f"{other}: is no file. Replace it or remove it from the frames.")
     unreadable = next((file for file in sorted(files) if file.suffix.lower() in UNREADABLE_SUFFIXES), None)
     if unreadable:
-        raise VideoError(
-            f"{unreadable}: is a picture of a kind that Pillow does not read. Convert the frames to JPEG."
-        )
+        raise VideoError(f"{unreadable}: is an image of a kind that Pillow does not read. Convert the frames to JPEG.")
 
     def numbers_by_value(file: Path) -> list[tuple[int, str]]:
         text_and_numbers = re.split(r"([0-9]{1,18})", file.name)  # other digits, and longer numbers, are text
@@ -190,7 +188,7 @@ def read_video_info(path: Path) -> VideoInfo:
 
 
 def best_stream(container):
-    """Return the video stream a player would show: not the cover picture of a file, where there is another.
+    """Return the video stream a player would show: not the cover image of a file, where there is another.
 
     Raises:
         IndexError: there is none.

@@ -1,1 +1,1 @@
-"""Evaluation: scores of generated captions, and the report that shows them beside the pictures."""
+"""Evaluation: scores of generated captions, and the report that shows them beside the images."""

@@ -1,8 +1,8 @@
-"""Two models side by side: differences of their scores with intervals, and both captions of every picture.
+"""Two models side by side: differences of their scores with intervals, and both captions of every image.
 
     python -m internvl.evaluation.compare results/caption-coco/base/… results/caption-coco/adapter/…
 
-Both folders are results of evaluate.sh on the same pictures and references. Writes comparison.json and
+Both folders are results of evaluate.sh on the same images and references. Writes comparison.json and
 comparison.html into the second, or into ``--out``.
 """
 
@@ -98,7 +98,7 @@ def column_names(first: Result, second: Result) -> tuple[str, str]:
 
 
 def paths_of(line: dict) -> tuple[Path, ...]:
-    """Return the pictures of a line of per_image.jsonl."""
+    """Return the images of a line of per_image.jsonl."""
     images = line.get("image", [])
     return tuple(Path(image) for image in ([images] if isinstance(images, str) else images))
 

@@ -91,7 +91,7 @@ def read_caption_set(name: str, prompt: str | None = None, *, allow_outside_root
     """Read a registered set; ``prompt`` replaces the set's own.
 
     Raises:
-        UserError: the set is unknown, a file of it is missing or of another form, or a picture is outside its root.
+        UserError: the set is unknown, a file of it is missing or of another form, or an image is outside its root.
     """
     registry = known_sets()
     if name not in registry:
@@ -110,21 +110,21 @@ def read_caption_set(name: str, prompt: str | None = None, *, allow_outside_root
         raise UserError(f"{REGISTRY}:{name}: has no ground_truth. Give one, or a .jsonl of training rows.")
     ground_truth = REPOSITORY / entry["ground_truth"]
     turn = Turn("human", f"{IMAGE_PLACEHOLDER}\n{prompt or entry.get('prompt', PROMPT)}")
-    pictures = read_images(annotation, root, allow_outside_root=allow_outside_root)
-    questions = [Question(image_id, (turn,), str(annotation), (path,)) for image_id, path in pictures]
+    images = read_images(annotation, root, allow_outside_root=allow_outside_root)
+    questions = [Question(image_id, (turn,), str(annotation), (path,)) for image_id, path in images]
     truth = read_json(ground_truth)
     references = references_by_image(truth, str(ground_truth))
     unknown = [question.id for question in questions if not references.get(question.id)]
     if unknown:
         raise UserError(
-            f"{ground_truth}: has no caption for {len(unknown)} of {len(questions)} pictures, first id {unknown[0]}. "
+            f"{ground_truth}: has no caption for {len(unknown)} of {len(questions)} images, first id {unknown[0]}. "
             "Use the ground truth that belongs to the annotation file."
         )
     return CaptionSet(name, questions, truth, ground_truth, **limits)
 
 
 def read_images(annotation: Path, root: Path, *, allow_outside_root: bool = False) -> list[tuple[int | str, Path]]:
-    """Return (id, path) of each picture, from either layout in use.
+    """Return (id, path) of each image, from either layout in use.
 
     A list of ``{"image": path}``, as for COCO, takes the id from the digits behind the last underscore of the name;
     a COCO-format object, as for Flickr30k and NoCaps, has ``images`` with ``id`` and ``file_name`` or ``image``.
@@ -136,18 +136,18 @@ def read_images(annotation: Path, root: Path, *, allow_outside_root: bool = Fals
     is_list = isinstance(content, list)
     items = content if is_list else content.get("images") if isinstance(content, dict) else None
     if not isinstance(items, list):
-        raise UserError(f"{annotation}: holds no list of pictures. See eval/caption/README.md for the form.")
+        raise UserError(f"{annotation}: holds no list of images. See eval/caption/README.md for the form.")
     found: dict[int | str, Path] = {}
     for number, item in enumerate(items, 1):
-        where = f"{annotation}:picture {number}"
+        where = f"{annotation}:image {number}"
         fields = item if isinstance(item, dict) else {}
         name = fields.get("image") if is_list else fields.get("file_name") or fields.get("image")
         digits = re.search(r"(?:^|_)([0-9]{1,18})$", Path(name).stem) if is_list and isinstance(name, str) else None
         image_id = int(digits[1]) if digits else fields.get("id")
         if not isinstance(name, str) or not name or type(image_id) not in (int, str) or (is_list and not digits):
-            raise UserError(f"{where}: lacks its picture or id ({shorten(item)}). See eval/caption/README.md.")
+            raise UserError(f"{where}: lacks its image or id ({shorten(item)}). See eval/caption/README.md.")
         if image_id in found:
-            raise UserError(f"{where}: has the id {image_id!r} of another picture. Remove one of them.")
+            raise UserError(f"{where}: has the id {image_id!r} of another image. Remove one of them.")
         found[image_id] = media_path(root, name, where, allow_outside_root=allow_outside_root)
     return list(found.items())
 
@@ -189,7 +189,7 @@ def read_rows(
     """Read training rows as questions with references.
 
     Every answer of a row is one to compare with, its question asked after the turns before it as they are written.
-    Rows that ask the same about the same pictures are one question with several references. Ids count from 1 in the
+    Rows that ask the same about the same images are one question with several references. Ids count from 1 in the
     order of first appearance.
 
     Raises:

@@ -16,7 +16,7 @@ from internvl.progress import Progress
 
 # Frames of a video, as the model card's example takes.
 NUM_FRAMES = 8
-# Tokens of a batch, prompts and answers of all beams: 16 pictures of 7 tiles of the 2B model.
+# Tokens of a batch, prompts and answers of all beams: 16 images of 7 tiles of the 2B model.
 BATCH_TOKENS = 32768
 
 
@@ -34,13 +34,13 @@ def generate_captions(
 ) -> list[dict]:
     """Return ``{"image_id", "caption"}`` of every question, in the order of the set.
 
-    ``sizes`` are those of the pictures, as ``check_media`` found them.
+    ``sizes`` are those of the images, as ``check_media`` found them.
     Each process answers its share of those that are not in ``log`` yet; all return the whole list. A batch holds
     questions of like length, so that little is padded: up to ``batch_size``, and only so many that prompts and answers
     stay within ``batch_tokens``. The longest come first: what does not fit into memory shows at once.
 
     Raises:
-        UserError: a picture or video cannot be read, or a single question does not fit into memory.
+        UserError: an image or video cannot be read, or a single question does not fit into memory.
     """
     rank, world = process_place()
     left = [question for question in data.questions if question.id not in log.done]
@@ -96,7 +96,7 @@ def make_batches(
 def read_ahead(
     engine: AnsweringEngine, batches: Sequence[list[Question]], num_frames: int
 ) -> Iterator[tuple[list[Question], list[Request]]]:
-    """Yield each batch with its pictures; those of the next one are read while this one is answered."""
+    """Yield each batch with its images; those of the next one are read while this one is answered."""
 
     def read(questions: list[Question]) -> list[Request]:
         return [read_request(engine, question, num_frames) for question in questions]
@@ -120,7 +120,7 @@ def answer_batch(engine: AnsweringEngine, requests: Sequence[Request], **generat
         return engine.answer(requests, **generation)
     except torch.OutOfMemoryError as err:
         if len(requests) == 1:
-            tiles = sum(len(picture) for picture in requests[0].pictures)
+            tiles = sum(len(image) for image in requests[0].images)
             raise UserError(
                 f"--max-num: one question with {tiles} tiles does not fit into the device's memory. Lower it, "
                 "--num-frames or --num-beams."

@@ -1,10 +1,10 @@
-"""What an evaluation asks: conversations up to an open answer, with their pictures or their video."""
+"""What an evaluation asks: conversations up to an open answer, with their images or their video."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from internvl.data.media import choose_clip, read_info, read_picture_size, read_video
+from internvl.data.media import choose_clip, read_image_size, read_info, read_video
 from internvl.data.problems import RowError, raise_first
 from internvl.data.rendering import count_text_tokens
 from internvl.data.video import VideoInfo, choose_frames, place_frames
@@ -16,7 +16,7 @@ from internvl.model.internvl_chat.conversation import Turn
 class Question:
     """One thing the model is asked; the answers of people to it are the references.
 
-    ``turns`` end with the human turn to answer. ``images`` are the pictures of its ``<image>`` marks in order;
+    ``turns`` end with the human turn to answer. ``images`` are the images of its ``<image>`` marks in order;
     ``video`` that of its ``<video>``, of which ``clip`` (start, end in seconds) is used. ``max_tiles`` is the data
     set's own limit on tiles. ``where`` is file and line for messages.
     """
@@ -30,7 +30,7 @@ class Question:
     max_tiles: int | None = None
 
     def media(self) -> dict[str, str | list[str]]:
-        """Return its pictures or video as an annotation row names them: ``image`` or ``video``."""
+        """Return its images or video as an annotation row names them: ``image`` or ``video``."""
         if self.video:
             return {"video": str(self.video)}
         names = [str(path) for path in self.images]
@@ -44,14 +44,14 @@ def middle_frames(question: Question, info: VideoInfo, num_frames: int) -> list[
 
 
 def tile_limit(engine: AnsweringEngine, question: Question) -> int:
-    """Return the most tiles of one of its pictures, which share the limit as in training."""
+    """Return the most tiles of one of its images, which share the limit as in training."""
     if engine.max_tiles == 1:
         return 1
     return max(1, (question.max_tiles or engine.max_tiles) // max(1, len(question.images)))
 
 
 def check_media(questions: Sequence[Question]) -> dict[Path, tuple[int, int]]:
-    """Look at every picture's header and every video's; returns the pictures' (width, height) in px.
+    """Look at every image's header and every video's; returns the images' (width, height) in px.
 
     Raises:
         UserError: some are missing or unreadable; names the first few with their place.
@@ -68,7 +68,7 @@ def check_media(questions: Sequence[Question]) -> dict[Path, tuple[int, int]]:
                 if path == question.video:
                     read_info(path, question.where)
                 else:
-                    sizes[path] = read_picture_size(path, question.where)
+                    sizes[path] = read_image_size(path, question.where)
             except RowError as err:
                 problems.append(str(err))
     raise_first(problems)
@@ -78,7 +78,7 @@ def check_media(questions: Sequence[Question]) -> dict[Path, tuple[int, int]]:
 def count_tokens(
     engine: AnsweringEngine, questions: Sequence[Question], sizes: dict[Path, tuple[int, int]], num_frames: int
 ) -> list[int]:
-    """Return the length of each question's prompt in tokens; ``sizes`` are the pictures'."""
+    """Return the length of each question's prompt in tokens; ``sizes`` are the images'."""
     texts, tiles = [], []
     for question in questions:
         turns, limit = list(question.turns), tile_limit(engine, question)
@@ -92,7 +92,7 @@ def count_tokens(
 
 
 def read_request(engine: AnsweringEngine, question: Question, num_frames: int) -> Request:
-    """Read a question's pictures or frames and cut them into tiles, as the engine takes them.
+    """Read a question's images or frames and cut them into tiles, as the engine takes them.
 
     Raises:
         RowError: one of them cannot be read.

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file with scores, their spread, and every caption beside its picture."""
+"""The report of an evaluation: one HTML file with scores, their spread, and every caption beside its image."""
 
 import base64
 import io
@@ -11,13 +11,13 @@ from types import MappingProxyType
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from internvl.data.media import read_picture, read_video
+from internvl.data.media import read_image, read_video
 from internvl.errors import UserError
 
 THUMBNAIL_PX = 320
-"""Longer side of a picture in the report."""
-MAX_PICTURES = 4
-"""Pictures shown of a row that has more."""
+"""Longer side of an image in the report."""
+MAX_IMAGES = 4
+"""Images shown of a row that has more."""
 MAX_CARDS = 500
 """Cards in a report unless the caller wants more: about 10 MB."""
 _THUMBNAIL_JPEG_QUALITY = 80
@@ -29,7 +29,7 @@ _MAX_BINS = 16
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One picture (or several, or a video, or none) with what was said about it."""
+    """One image (or several, or a video, or none) with what was said about it."""
 
     images: Sequence[Path]
     image_id: int | str
@@ -44,7 +44,7 @@ class ReportRow:
     """CIDEr of the last column minus that of the first, to be shown and ranked by, where it is known."""
 
     def name(self) -> str:
-        """Return the file names of its pictures or video, for display."""
+        """Return the file names of its images or video, for display."""
         return ", ".join(path.name for path in ((self.video,) if self.video else self.images))
 
 
@@ -71,13 +71,13 @@ class _Card:
     """A row as the template shows it."""
 
     row: ReportRow
-    pictures: Sequence["_Picture"]
-    hidden_pictures: int
+    images: Sequence["_Image"]
+    hidden_images: int
     cider: float | None
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Image:
     """A thumbnail: a data URI, and its size in px."""
 
     source: str
@@ -104,16 +104,16 @@ def write_report(
         path: the file to write; its folder is made where needed.
         title: heading and title of the page.
         scores: name -> corpus score.
-        rows: the pictures, in the order that the report starts with.
+        rows: the images, in the order that the report starts with.
         facts: what produced the captions (model, prompt, settings, versions), by name.
         intervals: name of a score -> bounds of its 95 % interval.
         notes: sentences about the scores.
         tables: further tables, such as base, adapter and merged side by side.
         figures: (caption, PNG file) of plots, such as the loss curve.
-        max_cards: show so many of the pictures, spread evenly from the best to the worst CIDEr; None shows all.
+        max_cards: show so many of the images, spread evenly from the best to the worst CIDEr; None shows all.
 
     Raises:
-        UserError: a picture or figure cannot be read, or the report cannot be written.
+        UserError: an image or figure cannot be read, or the report cannot be written.
     """
     shown = spread_over_scores(rows, max_cards)
     cider = [row.scores["CIDEr"] for row in rows if "CIDEr" in row.scores]
@@ -185,15 +185,15 @@ def _card(row: ReportRow) -> _Card:
     if row.video:
         thumbnails = [_thumbnail_of(_middle_frame(row.video, where))]
     else:
-        thumbnails = [_read_thumbnail(path, where) for path in row.images[:MAX_PICTURES]]
+        thumbnails = [_read_thumbnail(path, where) for path in row.images[:MAX_IMAGES]]
     hidden = len(row.images) - len(thumbnails) if row.images else 0
-    return _Card(row, [_picture(thumbnail) for thumbnail in thumbnails], hidden, row.scores.get("CIDEr"))
+    return _Card(row, [_image(thumbnail) for thumbnail in thumbnails], hidden, row.scores.get("CIDEr"))
 
 
-def _picture(thumbnail: Image.Image) -> _Picture:
+def _image(thumbnail: Image.Image) -> _Image:
     jpeg = io.BytesIO()
     thumbnail.save(jpeg, "JPEG", quality=_THUMBNAIL_JPEG_QUALITY, optimize=True)
-    return _Picture(_data_uri("image/jpeg", jpeg.getvalue()), thumbnail.width, thumbnail.height)
+    return _Image(_data_uri("image/jpeg", jpeg.getvalue()), thumbnail.width, thumbnail.height)
 
 
 def _middle_frame(video: Path, where: str) -> Image.Image:
@@ -201,14 +201,14 @@ def _middle_frame(video: Path, where: str) -> Image.Image:
 
 
 def _read_thumbnail(path: Path, where: str) -> Image.Image:
-    """The picture's thumbnail in RGB; turned as the model sees it."""
+    """The image's thumbnail in RGB; turned as the model sees it."""
     # A JPEG is decoded at a fraction of its size where that suffices: several times faster.
-    upright = read_picture(path, where, least_size=(2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
+    upright = read_image(path, where, least_size=(2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
     return _thumbnail_of(upright)
 
 
 def _thumbnail_of(image: Image.Image) -> Image.Image:
-    """The picture made smaller, its longer side at most `THUMBNAIL_PX`."""
+    """The image made smaller, its longer side at most `THUMBNAIL_PX`."""
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     return image
 

@@ -145,7 +145,7 @@ def read_result(folder: str | Path) -> Result:
 
 
 def is_result_line(line: object) -> bool:
-    """Whether a line of per_image.jsonl has an id, a caption, references, and paths of its pictures or video."""
+    """Whether a line of per_image.jsonl has an id, a caption, references, and paths of its images or video."""
     if not isinstance(line, dict) or type(line.get("image_id")) not in (int, str):
         return False
     images, references = line.get("image", []), line.get("references")

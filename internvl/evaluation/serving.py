@@ -23,7 +23,7 @@ def connect(
         checkpoint: what the server has loaded; its prompts and tiles are checked against it.
         url: address of the server.
         served_model: the checkpoint's name there; None for the only one.
-        max_tiles: most tiles of a picture.
+        max_tiles: most tiles of an image.
         seed: of sampling.
 
     Raises:
@@ -59,8 +59,8 @@ def start_vllm(
     Args:
         checkpoint: base, merged model or adapter.
         questions: all that will be asked.
-        sizes: (width, height) in px of each picture.
-        max_tiles: most tiles of a picture.
+        sizes: (width, height) in px of each image.
+        max_tiles: most tiles of an image.
         num_frames: frames of a video.
         max_new_tokens: most tokens of an answer.
         precision: auto, fp32, bf16 or fp16.
@@ -79,7 +79,7 @@ def start_vllm(
         port,
         precision=best if precision == "auto" else precision,
         max_model_len=longest + max_new_tokens + 64,  # and what opens the answer
-        num_pictures=max((len(question.images) or num_frames for question in questions), default=1),
+        num_images=max((len(question.images) or num_frames for question in questions), default=1),
         num_devices=num_devices if all_devices else 1,
     )
     with vllm.serve(command, port) as client:

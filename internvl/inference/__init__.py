@@ -1,1 +1,1 @@
-"""Inference: load a checkpoint once, then pictures + question → answer."""
+"""Inference: load a checkpoint once, then images + question → answer."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from internvl.data.media import read_picture
+from internvl.data.media import read_image
 from internvl.errors import UserError, shorten
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, Turn
 from internvl.model.internvl_chat.image_processing_internvl_chat import read_orientation
@@ -181,25 +181,25 @@ def reason_of(content: bytes) -> str:
     return " ".join(str(text).split())[:500]
 
 
-def data_url(picture: str | Path | Image.Image, where: str) -> str:
-    """Return a picture as a data URL whose pixels every server decodes to those that are read here.
+def data_url(image: str | Path | Image.Image, where: str) -> str:
+    """Return an image as a data URL whose pixels every server decodes to those that are read here.
 
     A plain JPEG or PNG file goes as it is. What servers read in different ways (a camera's orientation, transparency,
     palettes, 16 bits, other formats) goes as an upright RGB PNG.
 
     Raises:
-        UserError: the file is missing or not a picture.
+        UserError: the file is missing or not an image.
     """
-    if not isinstance(picture, Image.Image):
-        image = read_picture(Path(picture), where)  # says what is wrong with a damaged file
-        with Image.open(picture) as opened:
+    if not isinstance(image, Image.Image):
+        path = Path(image)
+        image = read_image(path, where)  # says what is wrong with a damaged file
+        with Image.open(path) as opened:
             kind = opened.format
             plain = opened.mode == "RGB" and read_orientation(opened) == 1 and "transparency" not in opened.info
         if plain and kind in MIME_TYPES:
-            return encode(Path(picture).read_bytes(), MIME_TYPES[kind])
-        picture = image
+            return encode(path.read_bytes(), MIME_TYPES[kind])
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
+    image.save(buffer, "PNG", compress_level=1)
     return encode(buffer.getvalue(), MIME_TYPES["PNG"])
 
 
@@ -207,15 +207,15 @@ def encode(content: bytes, mime_type: str) -> str:
     return f"data:{mime_type};base64,{base64.b64encode(content).decode()}"
 
 
-def chat_messages(turns: Sequence[Turn], pictures: Sequence[str]) -> list[dict]:
-    """Return a conversation as OpenAI's messages; ``pictures`` are the data URLs of each ``<image>``, in order.
+def chat_messages(turns: Sequence[Turn], images: Sequence[str]) -> list[dict]:
+    """Return a conversation as OpenAI's messages; ``images`` are the data URLs of each ``<image>``, in order.
 
-    A chat template writes a line break behind each picture, as the training rows have it.
+    A chat template writes a line break behind each image, as the training rows have it.
 
     Raises:
         UserError: a ``<image>`` has other text right behind it, which no message can say.
     """
-    urls = iter(pictures)
+    urls = iter(images)
     roles = {"system": "system", "human": "user", "gpt": "assistant"}
     messages = []
     for turn in turns:
@@ -228,7 +228,7 @@ def chat_messages(turns: Sequence[Turn], pictures: Sequence[str]) -> list[dict]:
         for number, text in enumerate(rest, 1):
             if not text.startswith("\n") and not (number == len(rest) and not text):
                 raise UserError(
-                    f"{shorten(value)}: a server's chat template writes a line break behind each picture, and here "
+                    f"{shorten(value)}: a server's chat template writes a line break behind each image, and here "
                     f"{shorten(text[:20])} follows. Put a line break there, or evaluate without a server."
                 )
             parts.append({"type": "image_url", "image_url": {"url": next(urls)}})

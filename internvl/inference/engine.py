@@ -1,4 +1,4 @@
-"""The one inference path of evaluation, tools and demos: pictures and a question in, an answer out."""
+"""The one inference path of evaluation, tools and demos: images and a question in, an answer out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from internvl.data.media import read_picture
+from internvl.data.media import read_image
 from internvl.device import detect_device
 from internvl.errors import UserError
 from internvl.inference.requests import PromptRules, Request
@@ -20,7 +20,7 @@ from internvl.model.internvl_chat.image_processing_internvl_chat import (
 )
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import load_model
-from internvl.model.vision_cache import Picture, VisionCache, picture_features
+from internvl.model.vision_cache import TiledImage, VisionCache, image_features
 
 __all__ = ["DTYPES", "Engine", "Request"]
 
@@ -30,7 +30,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Engine(PromptRules):
     """A loaded model that answers batches of requests.
 
-    Features of pictures are taken from ``vision_cache`` and kept there, where there is one.
+    Features of images are taken from ``vision_cache`` and kept there, where there is one.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Engine(PromptRules):
         return cls(loaded.model, loaded.tokenizer, max_tiles=max_tiles)
 
     def kept(self, path: str | Path, max_tiles: int | None = None) -> tuple[str | None, torch.Tensor | None]:
-        """Return a picture's name in the vision cache and its features if they are there; None and None without one.
+        """Return an image's name in the vision cache and its features if they are there; None and None without one.
 
-        A file that is not there has neither: whoever reads the picture says so.
+        A file that is not there has neither: whoever reads the image says so.
         """
         if self.vision_cache is None or not Path(path).is_file():
             return None, None
@@ -81,47 +81,47 @@ class Engine(PromptRules):
         return key, self.vision_cache.load(key)
 
     def read(
-        self, picture: str | Path | Image.Image, max_tiles: int | None = None, where: str | None = None
-    ) -> Picture:
-        """Return a picture as :meth:`answer` takes it: its features, if they are kept, or its tiles.
+        self, image: str | Path | Image.Image, max_tiles: int | None = None, where: str | None = None
+    ) -> TiledImage:
+        """Return an image as :meth:`answer` takes it: its features, if they are kept, or its tiles.
 
         Args:
-            picture: a file, or an image in memory.
+            image: a file, or an image in memory.
             max_tiles: most tiles; None for the engine's limit.
-            where: file and line that name the picture, for messages.
+            where: file and line that name the image, for messages.
 
         Raises:
-            UserError: the file is missing or not a picture.
+            UserError: the file is missing or not an image.
         """
-        if isinstance(picture, Image.Image):
-            return self.tiles(picture, max_tiles)
-        key, features = self.kept(picture, max_tiles)
+        if isinstance(image, Image.Image):
+            return self.tiles(image, max_tiles)
+        key, features = self.kept(image, max_tiles)
         if features is not None:
-            return Picture(features=features, key=key)
-        return self.tiles(read_picture(Path(picture), where) if where else picture, max_tiles, key)
+            return TiledImage(features=features, key=key)
+        return self.tiles(read_image(Path(image), where) if where else image, max_tiles, key)
 
     def tiles(
-        self, picture: str | Path | Image.Image, max_tiles: int | None = None, key: str | None = None
-    ) -> Picture:
-        """Return a picture cut into at most ``max_tiles`` tiles (None: the engine's limit); ``key`` names it.
+        self, image: str | Path | Image.Image, max_tiles: int | None = None, key: str | None = None
+    ) -> TiledImage:
+        """Return an image cut into at most ``max_tiles`` tiles (None: the engine's limit); ``key`` names it.
 
         Raises:
-            UserError: the file is missing or no picture.
+            UserError: the file is missing or no image.
         """
         try:
-            image = open_image(picture)
+            image = open_image(image)
         except (FileNotFoundError, ValueError) as err:
             raise UserError(str(err)) from err
         if self.pads_to_square:
             image = expand_to_square(image)
         tiles = split_into_tiles(image, **self.tiling(max_tiles))
-        return Picture(tiles=stack_tiles(tiles, self.model.config.image_size), key=key)
+        return TiledImage(tiles=stack_tiles(tiles, self.model.config.image_size), key=key)
 
     def answer(self, requests: Sequence[Request], **generation) -> list[str]:
         """Answer a batch; ``generation`` holds transformers' settings (max_new_tokens, num_beams, …)."""
-        prompts, pictures = [], []
+        prompts, images = [], []
         for request in requests:
-            prompts.append(self.model.render_prompt(request.turns(), [len(picture) for picture in request.pictures]))
-            pictures += request.pictures
-        features = picture_features(self.model, pictures, self.vision_cache)
+            prompts.append(self.model.render_prompt(request.turns(), [len(image) for image in request.images]))
+            images += request.images
+        features = image_features(self.model, images, self.vision_cache)
         return self.model.answer_prompts(self.tokenizer, None, prompts, generation, visual_features=features)

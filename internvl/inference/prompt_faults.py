@@ -1,4 +1,4 @@
-"""Wrong prompts that servers are often found with: how each one reads a conversation without pictures."""
+"""Wrong prompts that servers are often found with: how each one reads a conversation without images."""
 
 from collections.abc import Sequence
 from itertools import groupby

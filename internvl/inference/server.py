@@ -8,20 +8,20 @@ from pathlib import Path
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from internvl.data.media import read_picture_size
+from internvl.data.media import read_image_size
 from internvl.errors import UserError
 from internvl.inference.client import Reply, ServerClient, ServerError, chat_messages, data_url
 from internvl.inference.requests import PromptRules, Request
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.image_processing_internvl_chat import expand_to_square, open_image
 
-# What the least and the most tiles of a picture are called in vLLM: by the published layout, by transformers' own.
+# What the least and the most tiles of an image are called in vLLM: by the published layout, by transformers' own.
 LIMIT_NAMES = (("min_dynamic_patch", "max_dynamic_patch"), ("min_patches", "max_patches"))
 
 
 @dataclass(frozen=True)
-class SentPicture:
-    """A picture on its way to a server: its data URL, its number of tiles, and the most it may have."""
+class SentImage:
+    """An image on its way to a server: its data URL, its number of tiles, and the most it may have."""
 
     url: str
     num_tiles: int
@@ -35,7 +35,7 @@ class SentPicture:
 class ServerEngine(PromptRules):
     """Answers batches of requests through a server that has the checkpoint loaded; all of a batch at once.
 
-    Every answer's prompt is counted: a server that cuts pictures otherwise, or renders another prompt, is noticed at
+    Every answer's prompt is counted: a server that cuts images otherwise, or renders another prompt, is noticed at
     its first answer. ``config`` and ``tokenizer`` are the checkpoint's, ``model`` its name at the server, ``seed``
     that of sampling.
     """
@@ -55,21 +55,21 @@ class ServerEngine(PromptRules):
         self._sends_tile_limit, self._limit_names = False, list(LIMIT_NAMES)
 
     def read(
-        self, picture: str | Path | Image.Image, max_tiles: int | None = None, where: str | None = None
-    ) -> SentPicture:
-        """Return a picture as :meth:`answer` takes it; arguments and errors as of ``Engine.read``."""
+        self, image: str | Path | Image.Image, max_tiles: int | None = None, where: str | None = None
+    ) -> SentImage:
+        """Return an image as :meth:`answer` takes it; arguments and errors as of ``Engine.read``."""
         limit = max_tiles or self.max_tiles
         if self.pads_to_square:
             try:
-                picture = expand_to_square(open_image(picture))
+                image = expand_to_square(open_image(image))
             except (FileNotFoundError, ValueError) as err:
                 raise UserError(str(err)) from err
-        url = data_url(picture, where or str(picture))
-        if isinstance(picture, Image.Image):
-            size = picture.size
+        url = data_url(image, where or str(image))
+        if isinstance(image, Image.Image):
+            size = image.size
         else:
-            size = read_picture_size(Path(picture), where or str(picture))
-        return SentPicture(url, self.count_tiles(size, limit), limit)
+            size = read_image_size(Path(image), where or str(image))
+        return SentImage(url, self.count_tiles(size, limit), limit)
 
     def answer(self, requests: Sequence[Request], **generation) -> list[str]:
         """Answer a batch; ``generation`` holds transformers' settings: max_new_tokens, min_new_tokens, temperature.
@@ -97,7 +97,7 @@ class ServerEngine(PromptRules):
             "stop_token_ids": [self.tokenizer.convert_tokens_to_ids(end_mark)],
             "ignore_eos": True,
         }
-        expected = len(self.prompt_ids(request.turns(), [len(picture) for picture in request.pictures]))
+        expected = len(self.prompt_ids(request.turns(), [len(image) for image in request.images]))
         reply = self.ask(request, settings, expected)
         if reply.finish == "stop" and reply.completion_tokens < settings["min_tokens"]:
             raise UserError(
@@ -109,17 +109,17 @@ class ServerEngine(PromptRules):
     def ask(self, request: Request, settings: dict, expected: int) -> Reply:
         """Return the reply to one request, whose prompt has the ``expected`` number of tokens.
 
-        A server cuts pictures into as many tiles as its files say. Where that is another limit, the request's own is
+        A server cuts images into as many tiles as its files say. Where that is another limit, the request's own is
         sent along, which vLLM obeys if it was started with ``--trust-request-mm-kwargs``. Errors as of :meth:`answer`.
         """
-        messages = chat_messages(request.turns(), [picture.url for picture in request.pictures])
+        messages = chat_messages(request.turns(), [image.url for image in request.images])
         reply = None
-        if not self._sends_tile_limit or not request.pictures:
+        if not self._sends_tile_limit or not request.images:
             reply = self.client.chat(self.model, messages, **settings)
             whole_tiles = (reply.prompt_tokens - expected) % self.config.num_image_token == 0
-            if reply.prompt_tokens == expected or not request.pictures or not whole_tiles:
+            if reply.prompt_tokens == expected or not request.images or not whole_tiles:
                 return self.checked(reply, expected)
-        limit = request.pictures[0].max_tiles
+        limit = request.images[0].max_tiles
         least = min(self.config.min_dynamic_patch, limit)
         reason = "its answer is the same with one"
         for names in list(self._limit_names):
@@ -137,7 +137,7 @@ class ServerEngine(PromptRules):
         read = f"read a prompt of {reply.prompt_tokens} tokens" if reply else "read another prompt"
         raise UserError(
             f"{self.client.url}: {self.model} {read}, and the checkpoint's has {expected} with {limit} tiles a "
-            f"picture at most; it takes no other limit ({reason}). Start vLLM with --trust-request-mm-kwargs, pass "
+            f"image at most; it takes no other limit ({reason}). Start vLLM with --trust-request-mm-kwargs, pass "
             "--max-num with the limit of the server's checkpoint, or run tools/check_serving.py for what differs."
         )
 

@@ -1,4 +1,4 @@
-"""Whether a server answers as a checkpoint does: the same prompt, the same pictures, the same weights.
+"""Whether a server answers as a checkpoint does: the same prompt, the same images, the same weights.
 
 A handful of questions are asked at the server and answered here in float32. What differs gets a name by trying what
 usually goes wrong: the published chat template, another limit of tiles, the base without its adapter.
@@ -16,7 +16,7 @@ from internvl.inference.engine import Engine
 from internvl.inference.prompt_faults import PROMPT_FAULTS, squeeze
 from internvl.inference.serving_probes import STRIP, Probe, make_probes
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
-from internvl.model.vision_cache import picture_features
+from internvl.model.vision_cache import image_features
 
 MAX_NEW_TOKENS = 24
 # Log-probabilities of the same weights differ by rounding. How much in bfloat16 is measured here, on the same
@@ -80,7 +80,7 @@ class ServingCheck:
     # ---- asking -----------------------------------------------------------------------------------------------------
 
     def ask_all(self, probes: Sequence[Probe]) -> list[Asked]:
-        """Ask all questions; pictures that the server refuses become a finding."""
+        """Ask all questions; images that the server refuses become a finding."""
         asked = []
         for probe in probes:
             try:
@@ -91,7 +91,7 @@ class ServingCheck:
                 self.findings.append(f"{probe.name} is refused with status {err.status} ({err.reason})")
                 if not any(one.probe.images for one in asked):
                     self.findings[-1] = (
-                        f"pictures are refused with status {err.status} ({err.reason}): the server does not serve "
+                        f"images are refused with status {err.status} ({err.reason}): the server does not serve "
                         "this model with its vision encoder"
                     )
                     break
@@ -121,7 +121,7 @@ class ServingCheck:
         except ServerError:
             return None
 
-    # ---- prompts and pictures ---------------------------------------------------------------------------------------
+    # ---- prompts and images ---------------------------------------------------------------------------------------
 
     def compare_prompts(self, asked: Sequence[Asked]) -> None:
         """Find out whether the chat template is another one, and which."""
@@ -158,7 +158,7 @@ class ServingCheck:
         return "no token differs"
 
     def compare_tiles(self, asked: Sequence[Asked]) -> None:
-        """Find out whether pictures are cut into other tiles, and with which limit."""
+        """Find out whether images are cut into other tiles, and with which limit."""
         for one in asked:
             if not one.probe.images or one.same_prompt():
                 continue
@@ -166,7 +166,7 @@ class ServingCheck:
             ids, expected = one.reply.prompt_ids, one.expected
             if ids is not None and squeeze(ids, self._image_token) != squeeze(expected, self._image_token):
                 if not self.findings:
-                    self.findings.append(f"the prompt around pictures is another one ({self.first_difference(one)})")
+                    self.findings.append(f"the prompt around images is another one ({self.first_difference(one)})")
                 continue
             served = self.count_served(one, own)
             if self.findings and served is None:
@@ -182,7 +182,7 @@ class ServingCheck:
             return  # the strip comes first, and says most
 
     def count_served(self, one: Asked, own: int) -> int | None:
-        """Return how many tiles the server cut a probe's pictures into; None if its tokens are no whole tiles."""
+        """Return how many tiles the server cut a probe's images into; None if its tokens are no whole tiles."""
         size = self.engine.config.num_image_token
         if one.reply.prompt_ids is not None:
             extra = one.reply.prompt_ids.count(self._image_token) - own * size
@@ -201,7 +201,7 @@ class ServingCheck:
         else:
             what = "otherwise"
         return (
-            f"pictures are cut {what} ({one.probe.name} into {served} tiles instead of {own}). Serve the files that "
+            f"images are cut {what} ({one.probe.name} into {served} tiles instead of {own}). Serve the files that "
             "the training or the merge wrote (config.json, preprocessor_config.json), or start vLLM with "
             f"--mm-processor-kwargs '{{\"max_dynamic_patch\": {self.engine.max_tiles}}}'"
         )
@@ -258,9 +258,9 @@ class ServingCheck:
     @torch.no_grad()
     def engine_answer(self, engine: Engine, one: Asked) -> str:
         """Return an engine's greedy answer to a probe."""
-        pictures = [engine.read(image) for image in one.probe.images]
-        prompt = engine.model.render_prompt(list(one.probe.turns), [len(picture) for picture in pictures])
-        features = picture_features(engine.model, pictures)
+        images = [engine.read(image) for image in one.probe.images]
+        prompt = engine.model.render_prompt(list(one.probe.turns), [len(image) for image in images])
+        features = image_features(engine.model, images)
         settings = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False}
         return engine.model.answer_prompts(engine.tokenizer, None, [prompt], settings, visual_features=features)[0]
 
@@ -272,7 +272,7 @@ class ServingCheck:
         )
         answer = self.answer_ids(one)
         ids = torch.tensor([prompt + answer], device=engine.model.device)
-        features = picture_features(engine.model, [engine.read(image) for image in one.probe.images])
+        features = image_features(engine.model, [engine.read(image) for image in one.probe.images])
         logits = engine.model.language_model(inputs_embeds=engine.model.embed(ids, features)).logits[0]
         return logits[len(prompt) - 1 : -1].float().log_softmax(-1).cpu(), answer
 

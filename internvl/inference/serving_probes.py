@@ -1,4 +1,4 @@
-"""The questions that tell whether a server answers as a checkpoint does, with pictures made up for them."""
+"""The questions that tell whether a server answers as a checkpoint does, with images made up for them."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from internvl.data.conversion import CAPTION_PROMPT
 from internvl.model.internvl_chat.conversation import Turn
 
-# The name of the picture that is this many times as wide as high: it has as many tiles as the limit allows.
+# The name of the image that is this many times as wide as high: it has as many tiles as the limit allows.
 STRIP, STRIP_RATIO = "a strip", 24
 
 
@@ -22,7 +22,7 @@ class Probe:
 
 
 def make_image(size: tuple[int, int], number: int) -> Image.Image:
-    """Return a deterministic picture of coloured shapes, RGB of (width, height) px."""
+    """Return a deterministic image of coloured shapes, RGB of (width, height) px."""
     image = Image.new("RGB", size, (40 * number % 200, 90, 200 - 30 * number % 180))
     draw = ImageDraw.Draw(image)
     for index in range(6):
@@ -34,7 +34,7 @@ def make_image(size: tuple[int, int], number: int) -> Image.Image:
 
 
 def make_probes(image_size: int) -> list[Probe]:
-    """Return the questions: texts, a conversation, a system message, pictures of several shapes, two pictures."""
+    """Return the questions: texts, a conversation, a system message, images of several shapes, two images."""
     hello, answer = Turn("human", "What do you see in this room?"), Turn("gpt", "A red chair.")
     caption = Turn("human", f"<image>\n{CAPTION_PROMPT}")
     side = image_size
@@ -43,14 +43,14 @@ def make_probes(image_size: int) -> list[Probe]:
         Probe("a second turn", (hello, answer, Turn("human", "And beside it?"))),
         Probe("a system message", (Turn("system", "Answer in one word."), hello)),
         Probe(STRIP, (caption,), (make_image((side * STRIP_RATIO // 4, side // 4), 0),)),
-        Probe("a picture and a second turn", (caption, answer, hello), (make_image((side, side), 1),)),
+        Probe("an image and a second turn", (caption, answer, hello), (make_image((side, side), 1),)),
         Probe(
-            "two pictures",
+            "two images",
             (Turn("human", "<image>\n<image>\nWhat is in both?"),),
             (make_image((side, side), 2), make_image((side, side), 3)),
         ),
     ]
     for number, shape in enumerate(((1, 1), (1, 1), (1, 1), (2, 1), (1, 2), (3, 2)), 4):
         image = make_image((side * shape[0] * 2 // 3, side * shape[1] * 2 // 3), number)
-        probes.append(Probe(f"a picture of {image.width} × {image.height} px", (caption,), (image,), True))
+        probes.append(Probe(f"an image of {image.width} × {image.height} px", (caption,), (image,), True))
     return probes

@@ -47,7 +47,7 @@ def vllm_command() -> list[str]:
 
 
 def serve_command(
-    checkpoint: Checkpoint, port: int, *, precision: str, max_model_len: int, num_pictures: int, num_devices: int
+    checkpoint: Checkpoint, port: int, *, precision: str, max_model_len: int, num_images: int, num_devices: int
 ) -> list[str]:
     """Return the command that serves a checkpoint under :data:`SERVED_NAME` on this machine only.
 
@@ -56,7 +56,7 @@ def serve_command(
         port: TCP port of 127.0.0.1.
         precision: fp32, bf16 or fp16.
         max_model_len: most tokens of a prompt and its answer.
-        num_pictures: most pictures of a prompt.
+        num_images: most images of a prompt.
         num_devices: devices to spread the model over; 1 for one device or the CPU.
 
     Raises:
@@ -76,7 +76,7 @@ def serve_command(
         command += ["--served-model-name", SERVED_NAME]
     command += ["--trust-remote-code", "--trust-request-mm-kwargs"]
     command += ["--dtype", DTYPE_NAMES[precision], "--max-model-len", str(max_model_len)]
-    command += ["--limit-mm-per-prompt", f'{{"image": {max(1, num_pictures)}}}']
+    command += ["--limit-mm-per-prompt", f'{{"image": {max(1, num_images)}}}']
     if num_devices > 1:
         command += ["--tensor-parallel-size", str(num_devices)]
     if detect_device()[0] == "cpu":

@@ -15,7 +15,7 @@ def chat_template(
 
     A message's content is text, or a list of parts: ``{"type": "text", "text": …}``, ``{"type": "image"}``,
     ``{"type": "video"}``, or the ``image_url`` and ``video_url`` of OpenAI's requests. ``image`` and ``video`` are
-    what such a part becomes; whoever reads the pictures puts the right number of tokens in place. ``<s>`` is part of
+    what such a part becomes; whoever reads the images puts the right number of tokens in place. ``<s>`` is part of
     the text, because ``apply_chat_template`` adds none.
     """
     before_system, after_system = template.system_template.split("{system_message}")

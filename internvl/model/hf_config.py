@@ -40,7 +40,7 @@ from internvl.model.packaging import read_generation, write_chat_tokenizer, writ
 ORIGINAL = "internvl_chat"
 # transformers' processor looks its tokens up under these names. Its placeholder of a video never reaches the model,
 # but must be a token of the vocabulary: a new one would have an id that the embeddings have no row for. So it is one
-# that prompts with pictures do not use.
+# that prompts with images do not use.
 PROCESSOR_TOKENS = {
     "start_image_token": IMG_START_TOKEN,
     "end_image_token": IMG_END_TOKEN,
@@ -118,7 +118,7 @@ def check_expressible(config: InternVLChatConfig, file: Path) -> None:
         raise UserError(
             f"{file}: use_thumbnail is false with max_dynamic_patch {config.max_dynamic_patch}, and transformers' "
             "image processor always adds a thumbnail to several tiles. Set use_thumbnail to true, or "
-            "dynamic_image_size to false for one tile a picture."
+            "dynamic_image_size to false for one tile an image."
         )
     if config.template not in TEMPLATES:
         raise UserError(f"{file}: template is {config.template!r}. Set it to one of: {', '.join(TEMPLATES)}.")

@@ -55,7 +55,7 @@ def source_of(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def load_config(checkpoint: Checkpoint) -> InternVLChatConfig:
-    """Return the model configuration of a checkpoint; an adapter's is its base's, but for how pictures are cut.
+    """Return the model configuration of a checkpoint; an adapter's is its base's, but for how images are cut.
 
     Raises:
         UserError: config.json does not describe an InternVL-Chat model.
@@ -173,7 +173,7 @@ def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast
     """Return a checkpoint's tokenizer; an adapter without one uses its base's.
 
     Raises:
-        UserError: there is none, its files are damaged, or it lacks the tokens of pictures.
+        UserError: there is none, its files are damaged, or it lacks the tokens of images.
     """
     own = checkpoint.folder
     has_own = (own / "tokenizer.json").is_file() or (own / "tokenizer.model").is_file()

@@ -60,7 +60,7 @@ def write_model_files(folder: str | Path, config: InternVLChatConfig) -> None:
 
 
 def write_processor_files(folder: Path, config: InternVLChatConfig) -> None:
-    """Write how pictures are cut and prompts rendered, for ``AutoProcessor``."""
+    """Write how images are cut and prompts rendered, for ``AutoProcessor``."""
     write_json(
         folder / PREPROCESSOR_CONFIG,
         {

@@ -1,4 +1,4 @@
-"""How a checkpoint's pictures are cut into tiles: the settings of its training, which travel in its files."""
+"""How a checkpoint's images are cut into tiles: the settings of its training, which travel in its files."""
 
 import logging
 from pathlib import Path
@@ -65,5 +65,5 @@ def warn_of_another(tiling: dict, config: dict, file: Path) -> None:
 
 
 def most_tiles(config: InternVLChatConfig) -> int:
-    """Return the most tiles of one picture, without the thumbnail: 1 for a model trained without tiling."""
+    """Return the most tiles of one image, without the thumbnail: 1 for a model trained without tiling."""
     return config.max_dynamic_patch if config.dynamic_image_size else 1

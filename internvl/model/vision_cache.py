@@ -1,6 +1,6 @@
-"""Pictures on their way to the model, and a folder that keeps their features: the encoder sees a picture once.
+"""Images on their way to the model, and a folder that keeps their features: the encoder sees an image once.
 
-Axis letters: T tiles of one picture, P image tokens a tile, C language model channels, S tile side in px.
+Axis letters: T tiles of one image, P image tokens a tile, C language model channels, S tile side in px.
 """
 
 import fcntl
@@ -22,16 +22,16 @@ from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatMode
 
 logger = logging.getLogger(__name__)
 CHECKSUM_BYTES = 4
-# By default: 7 tiles of InternVL2-2B are 7.3 MB, so this holds some 7,000 pictures.
+# By default: 7 tiles of InternVL2-2B are 7.3 MB, so this holds some 7,000 images.
 VISION_CACHE_GB = 50.0
 LEDGER = "bytes_used"
 
 
 @dataclass
-class Picture:
-    """One picture: its ``tiles``, uint8 (T, 3, S, S), or its ``features``, (T, P, C), when they were kept.
+class TiledImage:
+    """One image: its ``tiles``, uint8 (T, 3, S, S), or its ``features``, (T, P, C), when they were kept.
 
-    ``key`` names it in the cache; None where it is not to be kept (a frame of a video, an augmented picture).
+    ``key`` names it in the cache; None where it is not to be kept (a frame of a video, an augmented image).
     """
 
     tiles: torch.Tensor | None = None
@@ -44,9 +44,9 @@ class Picture:
 
 
 class VisionCache:
-    """Features of pictures on disk, bfloat16, one memory-mapped file a picture.
+    """Features of images on disk, bfloat16, one memory-mapped file an image.
 
-    A picture is found by the hash of its file, of how it is cut into tiles, and of the encoder's and the projector's
+    An image is found by the hash of its file, of how it is cut into tiles, and of the encoder's and the projector's
     weights and dtype: other weights never find it. Files are written beside and renamed and carry a checksum, so
     several processes may share a folder, and a damaged file is computed anew. ``max_bytes`` bounds what all
     processes together write to ``folder``; when it is full, what is there stays and nothing is added, because an
@@ -69,14 +69,14 @@ class VisionCache:
             raise UserError(f"--vision_cache: {folder} cannot be written ({err}). Name another folder.") from err
 
     def key(self, content: bytes, tiling: dict) -> str:
-        """Return the name of a picture, given its file's ``content`` and how it is cut into tiles."""
+        """Return the name of an image, given its file's ``content`` and how it is cut into tiles."""
         return hashlib.sha256(repr(sorted(tiling.items())).encode() + hashlib.sha256(content).digest()).hexdigest()
 
     def path(self, key: str) -> Path:
         return self.folder / self.fingerprint / key[:2] / key
 
     def load(self, key: str) -> torch.Tensor | None:
-        """Return a picture's features, bfloat16 (T, P, C), or None."""
+        """Return an image's features, bfloat16 (T, P, C), or None."""
         path = self.path(key)
         try:
             stored = np.memmap(path, dtype=np.uint8, mode="c")
@@ -91,7 +91,7 @@ class VisionCache:
         return torch.from_numpy(content).view(torch.bfloat16).view(-1, *self.shape)
 
     def save(self, key: str, features: torch.Tensor) -> None:
-        """Keep a picture's features (T, P, C), unless the cache is full."""
+        """Keep an image's features (T, P, C), unless the cache is full."""
         path = self.path(key)
         content = features.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy()
         if self.full or path.exists():
@@ -99,7 +99,7 @@ class VisionCache:
         if not self._account(content.nbytes + CHECKSUM_BYTES):
             self.full = True
             logger.info(
-                "The vision cache %s is full (--vision_cache_gb): further pictures are encoded each time.", self.folder
+                "The vision cache %s is full (--vision_cache_gb): further images are encoded each time.", self.folder
             )
             return
         path.parent.mkdir(exist_ok=True)
@@ -137,35 +137,35 @@ def fingerprint(model: InternVLChatModel) -> str:
 
 
 @torch.no_grad()
-def picture_features(
-    model: InternVLChatModel, pictures: Sequence[Picture], cache: VisionCache | None = None
+def image_features(
+    model: InternVLChatModel, images: Sequence[TiledImage], cache: VisionCache | None = None
 ) -> torch.Tensor | None:
-    """Return the features of all tiles of ``pictures`` in order, (tiles, P, C) on the model's device; None of none.
+    """Return the features of all tiles of ``images`` in order, (tiles, P, C) on the model's device; None of none.
 
-    Those not known are computed in one call, a picture that occurs more than once only once. With a cache they are
-    rounded to bfloat16, as they are kept, so that it makes no difference whether a picture was found there.
+    Those not known are computed in one call, an image that occurs more than once only once. With a cache they are
+    rounded to bfloat16, as they are kept, so that it makes no difference whether an image was found there.
     """
-    if not pictures:
+    if not images:
         return None
-    missing = {picture.key or id(picture): picture for picture in pictures if picture.features is None}
+    missing = {image.key or id(image): image for image in images if image.features is None}
     computed: dict[str | int, torch.Tensor] = {}
     if missing:
-        tiles = torch.cat([picture.tiles for picture in missing.values()]).to(model.device)
+        tiles = torch.cat([image.tiles for image in missing.values()]).to(model.device)
         # What is kept is computed the same way in training and evaluation: without mixed precision.
         with torch.autocast(model.device.type, enabled=False) if cache is not None else nullcontext():
             features = model.extract_feature(tiles)
         if cache is not None:
             features = features.bfloat16()
-        counts = [len(picture) for picture in missing.values()]
+        counts = [len(image) for image in missing.values()]
         computed = dict(zip(missing, features.split(counts), strict=True))
-        for key, picture in missing.items():
-            if cache is not None and picture.key:
-                cache.save(picture.key, computed[key])
+        for key, image in missing.items():
+            if cache is not None and image.key:
+                cache.save(image.key, computed[key])
     return torch.cat(
         [
-            computed[picture.key or id(picture)]
-            if picture.features is None
-            else picture.features.to(model.device, non_blocking=True)
-            for picture in pictures
+            computed[image.key or id(image)]
+            if image.features is None
+            else image.features.to(model.device, non_blocking=True)
+            for image in images
         ]
     )

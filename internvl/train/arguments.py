@@ -75,17 +75,17 @@ class DataArguments:
     down_sample_ratio: float | None = field(
         default=None, metadata={"help": "Pixel unshuffle factor; must be the checkpoint's."}
     )
-    dynamic_image_size: bool = field(default=True, metadata={"help": "Cut pictures into tiles."})
-    use_thumbnail: bool = field(default=True, metadata={"help": "Add a thumbnail to pictures of several tiles."})
-    min_dynamic_patch: int = field(default=1, metadata={"help": "Fewest tiles of a picture."})
-    max_dynamic_patch: int = field(default=6, metadata={"help": "Most tiles of a picture, without the thumbnail."})
+    dynamic_image_size: bool = field(default=True, metadata={"help": "Cut images into tiles."})
+    use_thumbnail: bool = field(default=True, metadata={"help": "Add a thumbnail to images of several tiles."})
+    min_dynamic_patch: int = field(default=1, metadata={"help": "Fewest tiles of an image."})
+    max_dynamic_patch: int = field(default=6, metadata={"help": "Most tiles of an image, without the thumbnail."})
     group_by_length: bool = field(
         default=True, metadata={"help": "Put rows of like length together inside an optimizer step."}
     )
     share_image_prefix: bool = field(
         default=False,
         metadata={
-            "help": "Train rows about the same picture in one sequence: the picture and what their prompts have in "
+            "help": "Train rows about the same image in one sequence: the image and what their prompts have in "
             "common once, then each answer, blind to the others. Same loss, fewer tokens."
         },
     )
@@ -105,7 +105,7 @@ class DataArguments:
     )
     vision_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder that keeps the features of pictures for later epochs and evaluations."},
+        metadata={"help": "Folder that keeps the features of images for later epochs and evaluations."},
     )
     vision_cache_gb: float = field(default=VISION_CACHE_GB, metadata={"help": "Most that is kept there, in 10^9 B."})
     min_num_frame: int = field(default=8, metadata={"help": "Fewest frames of a video."})
@@ -117,8 +117,8 @@ class DataArguments:
     on_long_sample: str = field(
         default="truncate",
         metadata={
-            "help": "What to do with a row longer than max_seq_length: cut its text (a row whose pictures or all of "
-            "whose answers would be cut is an error), give its pictures fewer tiles first, leave it out, or end with "
+            "help": "What to do with a row longer than max_seq_length: cut its text (a row whose images or all of "
+            "whose answers would be cut is an error), give its images fewer tiles first, leave it out, or end with "
             "an error.",
             "choices": ["truncate", "fewer_tiles", "skip", "error"],
         },
@@ -289,7 +289,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Finetu
         raise UserError(f"--grad_checkpoint: is {model.grad_checkpoint!r}. Give auto, True or False.")
     if data.vision_cache and (model.use_backbone_lora or not (model.freeze_backbone and model.freeze_mlp)):
         raise UserError(
-            "--vision_cache: features of pictures change while the vision encoder or the projector trains. Add "
+            "--vision_cache: features of images change while the vision encoder or the projector trains. Add "
             "--freeze_backbone True --freeze_mlp True, or leave it away."
         )
     if model.load_in_4bit and not (model.use_llm_lora and model.freeze_llm):
@@ -317,7 +317,7 @@ def check_evaluation(training: FinetuneArguments) -> None:
             raise UserError(f"--{name}: is {getattr(training, name)}. Give a whole number, 0 for never.")
     if training.eval_caption_steps and training.eval_caption_samples < 2:
         raise UserError(
-            f"--eval_caption_samples: is {training.eval_caption_samples}. Give at least 2: CIDEr of one picture is 0."
+            f"--eval_caption_samples: is {training.eval_caption_samples}. Give at least 2: CIDEr of one image is 0."
         )
     if training.early_stopping_patience and not training.load_best_model_at_end:
         raise UserError("--early_stopping_patience: needs to know what is best. Add --load_best_model_at_end True.")

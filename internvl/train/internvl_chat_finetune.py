@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
             loaded.tokenizer.pad_token_id,
             loaded.model.config.image_size,
             packed=data_args.packing or data_args.share_image_prefix,
-            keep_pictures=cache is not None,
+            keep_images=cache is not None,
             name_rows=True,
         ),
         output=output,
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     fit_workers(
         training_args,
         batch_bytes=tiles * 3 * loaded.model.config.image_size**2,
-        # Pictures travel one by one where their features are kept.
+        # Images travel one by one where their features are kept.
         batch_tensors=BATCH_TENSORS + (tiles if cache is not None else 0),
         processes=int(os.environ.get("LOCAL_WORLD_SIZE") or 1),
     )

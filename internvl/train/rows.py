@@ -57,7 +57,7 @@ def choose_units(
     data_args: DataArguments,
     training_args: FinetuneArguments,
 ) -> EpochUnits:
-    """Return the rows of an epoch, in groups that share pictures if --share_image_prefix says so."""
+    """Return the rows of an epoch, in groups that share images if --share_image_prefix says so."""
     if not data_args.share_image_prefix:
         if not (data_args.group_by_length or data_args.packing):
             lengths = [1] * len(lengths)  # equal lengths leave the shuffled order of each step alone
@@ -74,7 +74,7 @@ def choose_units(
         max_tokens=data_args.max_seq_length,
     )
     logger.info(
-        "Shared pictures: %s rows in %s groups, %.1f times fewer tokens",
+        "Shared images: %s rows in %s groups, %.1f times fewer tokens",
         f"{len(lengths):,}",
         f"{len(units.groups):,}",
         sum(lengths) / sum(units.costs),

@@ -18,7 +18,7 @@ from internvl.data.sharing import EpochUnits
 from internvl.errors import UserError
 from internvl.model.adapter import load_trained, unwrapped
 from internvl.model.checkpoint import Checkpoint
-from internvl.model.vision_cache import VisionCache, picture_features
+from internvl.model.vision_cache import VisionCache, image_features
 from internvl.train.checkpointing import PREFIX, staged_checkpoint
 from internvl.train.data_workers import end_on_lost_batch
 from internvl.train.evaluation import Evaluator
@@ -69,7 +69,7 @@ class FinetuneTrainer(Trainer):
     accumulation step together, so it does not depend on how BATCH_SIZE is split. ``units`` are the rows of an epoch,
     or the groups of rows that train in one sequence; ``capacity`` fills micro-batches to so many tokens. ``output``
     writes checkpoints and the result; ``evaluator`` measures loss and CIDEr on the way; ``vision_cache`` keeps
-    features of pictures. Ends with a :class:`UserError`: an unreadable row, or with ``on_bad_sample`` "skip" more of
+    features of images. Ends with a :class:`UserError`: an unreadable row, or with ``on_bad_sample`` "skip" more of
     them than ``max_bad_fraction`` of an epoch's rows; a loss that is no number, unless ``on_nan`` is "skip".
     """
 
@@ -199,9 +199,9 @@ class FinetuneTrainer(Trainer):
         if isinstance(num_items_in_batch, torch.Tensor):
             num_items_in_batch = num_items_in_batch.clamp(min=1)
         inputs["return_logits"] = False
-        if "pictures" in inputs:
+        if "images" in inputs:
             own = unwrapped(self.accelerator.unwrap_model(model))
-            inputs["visual_features"] = picture_features(own, inputs.pop("pictures"), self.vision_cache)
+            inputs["visual_features"] = image_features(own, inputs.pop("images"), self.vision_cache)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:

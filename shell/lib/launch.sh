@@ -260,7 +260,7 @@ check_model_and_meta() {
         die "$DEEPSPEED: there is no such file. Set DEEPSPEED to a file in shell/deepspeed/, or to none."
 }
 
-# meta_inputs: prints one line for each annotation file and picture folder in the meta file: data set, tab, what it is,
+# meta_inputs: prints one line for each annotation file and image folder in the meta file: data set, tab, what it is,
 # tab, path. Only what is needed to name them is checked here; the finetune script checks the rest.
 meta_inputs() {
     "$PYTHON" -I -S -X utf8 - "$META_PATH" <<'PYTHON'

@@ -1,9 +1,9 @@
 """Do with a checkpoint folder all that ``AutoModel`` and its kin offer, and write down what came out.
 
-    python use_folder.py FOLDER HF_FOLDER OUT.json PICTURE…
+    python use_folder.py FOLDER HF_FOLDER OUT.json IMAGE…
 
 Runs on every transformers that ``run.sh`` names, with nothing of this repository on the import path. OUT.json holds
-the greedy ids of each picture's caption, a text chat, and logits; an operation that fails ends the program. HF_FOLDER
+the greedy ids of each image's caption, a text chat, and logits; an operation that fails ends the program. HF_FOLDER
 is the same model in transformers' own layout, or ``-``.
 """
 
@@ -33,9 +33,9 @@ LOGIT_POSITIONS = 8
 
 
 def use_chat(model, tokenizer, processor) -> dict:
-    """Text, one picture, a history, several pictures, and a batch that answers as its rows alone do."""
-    pictures = [Image.linear_gradient("L").resize(size).convert("RGB") for size in ((60, 60), (150, 60), (60, 200))]
-    tiles = [processor.image_processor(picture, max_dynamic_patch=4)["pixel_values"] for picture in pictures]
+    """Text, one image, a history, several images, and a batch that answers as its rows alone do."""
+    images = [Image.linear_gradient("L").resize(size).convert("RGB") for size in ((60, 60), (150, 60), (60, 200))]
+    tiles = [processor.image_processor(image, max_dynamic_patch=4)["pixel_values"] for image in images]
     assert len({len(part) for part in tiles}) > 1
     text = model.chat(tokenizer, None, "Hello.", GREEDY)
     first, history = model.chat(tokenizer, tiles[1], "What?", GREEDY, return_history=True)
@@ -101,7 +101,7 @@ def use_names(folder: Path) -> None:
 
 
 def use_hf_folder(folder: str, path: str) -> list[int]:
-    """Return the greedy ids of a picture's caption by transformers' own classes."""
+    """Return the greedy ids of an image's caption by transformers' own classes."""
     config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert config.model_type == "internvl" and tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     processor = AutoProcessor.from_pretrained(folder)

@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 VERSIONS = ("4.57.6", "5.0.0", "5.5.4", "5.12.1", "5.17.0", "5.19.0", "5.20.0", "5.22.0", "5.23.0", "5.24.0")
 OLDEST, NEWEST = VERSIONS[0], VERSIONS[-1]
-PICTURES = 20
+IMAGES = 20
 
 
 class Outcome(NamedTuple):
@@ -51,12 +51,12 @@ def environment(wanted: str) -> Path | None:
 def use(wanted: str, folder: Path, hf_folder: Path | None) -> Outcome:
     """Run ``use_folder.py`` on one version, far from the repository and with the hub switched off."""
     installed = environment(wanted)
-    pictures = sorted((REPOSITORY / "data" / "habitat" / "images" / "val").glob("*.jpg"))[:PICTURES]
+    images = sorted((REPOSITORY / "data" / "habitat" / "images" / "val").glob("*.jpg"))[:IMAGES]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as elsewhere:
         out = Path(elsewhere) / "out.json"
         process = subprocess.run(
-            [sys.executable, HERE / "use_folder.py", folder.resolve(), hf_folder or "-", out, *pictures],
+            [sys.executable, HERE / "use_folder.py", folder.resolve(), hf_folder or "-", out, *images],
             cwd=elsewhere, capture_output=True, text=True,
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
             | ({"PYTHONPATH": str(installed)} if installed else {})
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         captions = zip(outcome.result["captions"], expected.result["captions"], strict=True)
         table.add_row(
             outcome.result["transformers"],
-            f"{sum(mine == theirs for mine, theirs in captions)} of {PICTURES}",
+            f"{sum(mine == theirs for mine, theirs in captions)} of {IMAGES}",
             ", ".join(found) or "equal",
             f"{logit_error(outcome.result, expected.result):.1e}",
             f"{outcome.seconds:.0f}",

@@ -11,7 +11,7 @@ QUESTION = {"from": "human", "value": "<image>\nWhat?"}
 ANSWER = {"from": "gpt", "value": "A cup."}
 
 
-def test_a_single_picture_without_marker_goes_before_the_first_question():
+def test_a_single_image_without_marker_goes_before_the_first_question():
     row = parse_row({"image": "a.png", "conversations": [{"from": "human", "value": "What?"}, ANSWER]}, "f:1")
     assert row.turns[0].value == "<image>\nWhat?"
 
@@ -22,7 +22,7 @@ def test_an_empty_image_field_makes_a_text_row(image):
     assert row.images == ()
 
 
-def test_sizes_are_read_for_one_picture_and_for_lists():
+def test_sizes_are_read_for_one_image_and_for_lists():
     one = parse_row({"image": "a", "width": 4, "height": 3, "conversations": [QUESTION, ANSWER]}, "f:1")
     several = {"image": ["a"], "width_list": [4], "height_list": [3], "conversations": [QUESTION, ANSWER]}
     assert one.sizes == parse_row(several, "f:1").sizes == ((4, 3),)
@@ -39,8 +39,8 @@ def test_sizes_are_read_for_one_picture_and_for_lists():
         ({"conversations": [ANSWER, ANSWER]}, "turn 1, the first, is an answer"),
         ({"conversations": [{"from": "human", "value": "x"}]}, "ends with a 'human' turn"),
         ({"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": " "}]}, "is an empty answer"),
-        ({"conversations": [QUESTION, ANSWER]}, "1 <image> markers in the human turns but lists 0 pictures"),
-        ({"image": ["a", "b"], "conversations": [QUESTION, ANSWER]}, "1 <image> markers .* lists 2 pictures"),
+        ({"conversations": [QUESTION, ANSWER]}, "1 <image> markers in the human turns but lists 0 images"),
+        ({"image": ["a", "b"], "conversations": [QUESTION, ANSWER]}, "1 <image> markers .* lists 2 images"),
         ({"image": 3, "conversations": [QUESTION, ANSWER]}, "image is 3"),
         ({"conversations": [{"from": "human", "value": "<IMG_CONTEXT>"}, ANSWER]}, "reserved token <IMG_CONTEXT>"),
         ({"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "<image>"}]},

@@ -16,7 +16,7 @@ from internvl.data.dataset import ConversationDataset, RenderSettings
 from internvl.data.meta import DatasetSpec
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import get_conv_template
-from tests.conftest import picture
+from tests.conftest import make_image
 
 QUESTION = {"from": "human", "value": "<image>\nWhat?"}
 PLAIN = {"from": "human", "value": "Hello."}
@@ -87,31 +87,31 @@ BAD_ROWS = [
     ("<image> in an answer", says("Hi.", "See <image>."), r"turn 2, from 'gpt', contains <image>"),
     ("<image> in the system turn",
      row({"from": "system", "value": "<image>"}, PLAIN, ANSWER), r"turn 1, from 'system', contains <image>"),
-    ("mark without picture", says("<image>\nWhat?"), r"has 1 <image> markers .* lists 0 pictures"),
-    ("two marks, one picture", says("<image><image>", image="good.png"), r"has 2 <image> markers .* lists 1 pict"),
-    ("one mark, two pictures", says("<image>", image=["good.png"] * 2), r"has 1 <image> markers .* lists 2 pict"),
-    ("no mark, two pictures", says("What?", image=["good.png"] * 2), r"has 0 <image> markers .* lists 2 pict"),
+    ("mark without image", says("<image>\nWhat?"), r"has 1 <image> markers .* lists 0 images"),
+    ("two marks, one image", says("<image><image>", image="good.png"), r"has 2 <image> markers .* lists 1 pict"),
+    ("one mark, two images", says("<image>", image=["good.png"] * 2), r"has 1 <image> markers .* lists 2 pict"),
+    ("no mark, two images", says("What?", image=["good.png"] * 2), r"has 0 <image> markers .* lists 2 pict"),
     ("video mark without video", row(VIDEO, ANSWER), r"has 1 <video> markers .* lists 0 videos"),
     ("two video marks", says("<video><video>", video="good.mp4"), r"has 2 <video> markers .* lists 1 videos"),
     ("image is a number", row(QUESTION, ANSWER, image=3), r"image is 3\. Give a path"),
     ("image list holds null", row(QUESTION, ANSWER, image=[None]), r"image is \[None\]"),
     ("image is an object", row(QUESTION, ANSWER, image={"bytes": "aGk="}), r"image is \{'bytes'"),
     ("video is a list", row(VIDEO, ANSWER, video=["a.mp4", "b.mp4"]), r"video is \['a\.mp4', 'b\.mp4'\]"),
-    ("pictures and a video", says("<video>", video="good.mp4", image="good.png"), r"has pictures .* and a video"),
+    ("images and a video", says("<video>", video="good.mp4", image="good.png"), r"has images .* and a video"),
     ("width is text", row(QUESTION, ANSWER, image="good.png", width="60", height=60), r"width '60' and height 60"),
     ("height is negative", row(QUESTION, ANSWER, image="good.png", width=60, height=-1), r"width 60 and height -1"),
     ("too few sizes", row(QUESTION, ANSWER, image=["good.png"], width_list=[], height_list=[]), r"width_list \[\]"),
-    ("missing picture", shown("none.png"), r"none\.png: there is no such picture"),
-    ("picture is a folder", shown("folder"), r"folder: cannot be read as a picture"),
-    ("empty picture", shown("empty.png"), r"empty\.png: cannot be read as a picture"),
-    ("picture is text", shown("text.jpg"), r"text\.jpg: cannot be read as a picture"),
-    ("picture is a web page", shown("page.jpg"), r"page\.jpg: cannot be read as a picture"),
-    ("cut-off picture", shown("cut.png"), r"cut\.png: cannot be read as a picture"),
-    ("cut-off photo", shown("cut.jpg"), r"cut\.jpg: cannot be read as a picture"),
-    ("decompression bomb", shown("bomb.png"), r"bomb\.png: (has more than|cannot be read as a picture).*pixels"),
+    ("missing image", shown("none.png"), r"none\.png: there is no such image"),
+    ("image is a folder", shown("folder"), r"folder: cannot be read as an image"),
+    ("empty image", shown("empty.png"), r"empty\.png: cannot be read as an image"),
+    ("image is text", shown("text.jpg"), r"text\.jpg: cannot be read as an image"),
+    ("image is a web page", shown("page.jpg"), r"page\.jpg: cannot be read as an image"),
+    ("cut-off image", shown("cut.png"), r"cut\.png: cannot be read as an image"),
+    ("cut-off photo", shown("cut.jpg"), r"cut\.jpg: cannot be read as an image"),
+    ("decompression bomb", shown("bomb.png"), r"bomb\.png: (has more than|cannot be read as an image).*pixels"),
     ("strip of 1 px", shown("strip.png"), r"strip\.png: is 4000 × 1 px"),
     ("address", shown("https://example.com/a.png"), r"is an address"),
-    ("base64", shown("data:image/png;base64,iVBORw0KGgo="), r"holds the picture itself\. Write it to a file"),
+    ("base64", shown("data:image/png;base64,iVBORw0KGgo="), r"holds the image itself\. Write it to a file"),
     ("base64 without a head", shown("iVBORw0KGgo" * 500), r"more than 4,096 characters\. Give a path"),
     ("outside the root", shown("../outside.png"), r"leads out of the data set's root"),
     ("absolute path", shown("/etc/hostname"), r"leads out of the data set's root"),
@@ -119,34 +119,34 @@ BAD_ROWS = [
     ("missing video", filmed("none.mp4"), r"none\.mp4: there is no such video"),
     ("empty video", filmed("empty.mp4"), r"empty\.mp4: cannot be read as a video"),
     ("video is text", filmed("text.mp4"), r"text\.mp4: cannot be read as a video"),
-    ("picture as video", filmed("folder"), r"folder: has no frames"),
+    ("image as video", filmed("folder"), r"folder: has no frames"),
     ("sound only", filmed("sound.wav"), r"sound\.wav: cannot be read as a video \(it has no video stream"),
     ("clip behind the end", filmed("frames", clip=[100, 200]), r"clip starts at 100 s"),
     ("clip backwards", filmed("frames", clip=[2, 1]), r"clip is \[2, 1\]"),
     ("box beyond 1000", says("Where?", "<ref>cup</ref><box>[[0, 0, 1200, 10]]</box>"), r"turn 2: .*1200"),
     ("box of three", says("Where?", "<ref>cup</ref><box>[[0, 0, 12]]</box>"), r"turn 2: "),
     ("box not closed", says("Where?", "<ref>cup</ref><box>[[0, 0, 1, 1]]"), r"turn 2: "),
-    ("too long to keep its pictures", says("word " * 3000 + "<image>", image="good.png"), r"would cut through its"),
+    ("too long to keep its images", says("word " * 3000 + "<image>", image="good.png"), r"would cut through its"),
     ("too long to keep an answer", says("word " * 3000), r"would cut every answer off"),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory) -> Path:
-    """A root with one good picture, frames, and every kind of broken file."""
+    """A root with one good image, frames, and every kind of broken file."""
     root = tmp_path_factory.mktemp("parent") / "root"
     (root / "folder").mkdir(parents=True)
     (root / "frames").mkdir()
-    picture(60, 60, 1).save(root / "good.png")
-    picture(60, 60, 1).save(root.parent / "outside.png")
+    make_image(60, 60, 1).save(root / "good.png")
+    make_image(60, 60, 1).save(root.parent / "outside.png")
     for number in range(4):
-        picture(60, 60, number).save(root / "frames" / f"{number}.png")
+        make_image(60, 60, number).save(root / "frames" / f"{number}.png")
     for name in ("empty.png", "empty.mp4"):
         (root / name).touch()
     (root / "text.jpg").write_text("hello")
     (root / "text.mp4").write_text("hello " * 100)
     (root / "page.jpg").write_text("<!DOCTYPE html><html><body>404</body></html>")
-    picture(60, 60, 2).save(root / "whole.jpg")
+    make_image(60, 60, 2).save(root / "whole.jpg")
     for name, whole in (("cut.png", "good.png"), ("cut.jpg", "whole.jpg")):
         content = (root / whole).read_bytes()
         (root / name).write_bytes(content[: len(content) // 2])
@@ -179,7 +179,7 @@ def open_rows(root: Path, file: Path, tokenizer) -> ConversationDataset:
 def test_each_kind_of_bad_row_is_named_at_its_line_and_trains_nothing(line, message, media, tiny_model, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(GOOD + b"\n\n" + line + b"\n" + GOOD + b"\n")
-    # A cut-off picture shows when it is decoded only.
+    # A cut-off image shows when it is decoded only.
     dataset = open_rows(media, file, tiny_model.tokenizer)
     check = check_dataset(dataset, deep=True, processes=1)
     assert [problem.where for problem in check.errors] == [f"{file}:3"]
@@ -228,7 +228,7 @@ def test_there_are_at_least_sixty_kinds():
     assert len({name for name, _, _ in BAD_ROWS}) >= 60 and annotation.MAX_LINE_BYTES < 17 << 20
 
 
-def test_a_picture_that_vanishes_after_the_check_is_named(media, tiny_model, tmp_path):
+def test_an_image_that_vanishes_after_the_check_is_named(media, tiny_model, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(media, root)
     file = tmp_path / "rows.jsonl"
@@ -236,5 +236,5 @@ def test_a_picture_that_vanishes_after_the_check_is_named(media, tiny_model, tmp
     dataset = open_rows(root, file, tiny_model.tokenizer)
     assert not check_dataset(dataset).errors
     (root / "good.png").unlink()
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*no such picture"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*no such image"):
         dataset[0]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from internvl.data.boxes import Mention, check_boxes, format_boxes, parse_boxes, to_pixels
 
 
-def test_boxes_are_written_in_thousandths_and_kept_inside_the_picture():
+def test_boxes_are_written_in_thousandths_and_kept_inside_the_image():
     text = format_boxes("cup", [(0, 0, 320, 240), (-5, 10, 700, 480)], 640, 480)
     assert text == "<ref>cup</ref><box>[[0, 0, 500, 500], [0, 21, 1000, 1000]]</box>"
     assert parse_boxes(f"See {text}.") == [Mention("cup", [(0, 0, 500, 500), (0, 21, 1000, 1000)])]

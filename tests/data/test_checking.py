@@ -13,7 +13,7 @@ from internvl.data.checking import BAD, CUT, GOOD, LONG, check_dataset
 from internvl.data.video import VideoInfo
 from internvl.errors import UserError
 from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
-from tests.conftest import num_tiles, picture, pixels
+from tests.conftest import make_image, num_tiles, pixels
 from tests.data.opening import open_rows
 
 ANSWER = {"from": "gpt", "value": "A cup."}
@@ -39,9 +39,9 @@ MIXED = [
 def root(tmp_path):
     (tmp_path / "frames").mkdir()
     for number in range(9):
-        picture(60, 60, number).save(tmp_path / "frames" / f"{number}.png")
-    picture(180, 60, 1).save(tmp_path / "wide.png")
-    picture(60, 60, 1).save(tmp_path / "square.png")
+        make_image(60, 60, number).save(tmp_path / "frames" / f"{number}.png")
+    make_image(180, 60, 1).save(tmp_path / "wide.png")
+    make_image(60, 60, 1).save(tmp_path / "square.png")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in MIXED))
     return tmp_path
 
@@ -84,7 +84,7 @@ def test_a_rows_frames_are_the_same_every_time_and_others_with_another_seed(root
     ],
 )
 def test_long_rows_are_treated_as_asked(root, tiny_model, policy, expected):
-    # Its answer cut off whole; its answer cut short; its pictures too many for the length.
+    # Its answer cut off whole; its answer cut short; its images too many for the length.
     settings = {"on_long_sample": policy, "max_seq_length": 170, "max_dynamic_patch": 24}
     data = open_rows(root, tiny_model.tokenizer, **settings)
     assert statuses(data)[5:] == expected
@@ -97,7 +97,7 @@ def test_long_rows_are_treated_as_asked(root, tiny_model, policy, expected):
 
 
 def test_paths_out_of_the_root_are_allowed_when_asked(root, tiny_model):
-    picture(60, 60, 1).save(root.parent / "outside.png")
+    make_image(60, 60, 1).save(root.parent / "outside.png")
     lines = [row("<image>", image=name) for name in ("../outside.png", str(root.parent / "outside.png"))]
     (root / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert statuses(open_rows(root, tiny_model.tokenizer)) == [BAD, BAD]
@@ -138,7 +138,7 @@ def test_fewer_tiles_takes_no_more_away_than_needed(root, tiny_model):
         assert statuses(data) == [GOOD]
 
 
-PICTURES = {
+IMAGES = {
     "palette.png": lambda image: (image.convert("P"), {}),
     "palette.gif": lambda image: (image.convert("P"), {}),
     "transparent.png": lambda image: (image.convert("RGBA"), {}),
@@ -163,10 +163,10 @@ def exif(orientation: int) -> Image.Exif:
     return data
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_every_kind_of_picture_is_read_upright_and_its_header_tells_its_tiles(root, tiny_model, name):
-    original = picture(180, 60, 1)
-    saved, options = PICTURES[name](original)
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_kind_of_image_is_read_upright_and_its_header_tells_its_tiles(root, tiny_model, name):
+    original = make_image(180, 60, 1)
+    saved, options = IMAGES[name](original)
     saved.save(root / name, **options)
     (root / "rows.jsonl").write_text(json.dumps(row("<image>\nWhat?", image=name)) + "\n")
     data = open_rows(root, tiny_model.tokenizer)
@@ -181,8 +181,8 @@ def test_every_kind_of_picture_is_read_upright_and_its_header_tells_its_tiles(ro
     assert difference.max() <= 1
 
 
-def test_damaged_exif_does_not_cost_the_picture(root):
-    picture(60, 60, 1).save(root / "a.jpg", exif=b"Exif\0\0not a header")
+def test_damaged_exif_does_not_cost_the_image(root):
+    make_image(60, 60, 1).save(root / "a.jpg", exif=b"Exif\0\0not a header")
     assert open_image(root / "a.jpg").size == (60, 60)
 
 
@@ -226,23 +226,23 @@ class TestCache:
         second = check_with_cache(open_rows(good_rows, tiny_model.tokenizer))
         assert len(calls) == 1 and (first.files[0].facts == second.files[0].facts).all()
 
-    @pytest.mark.parametrize("change", ["rows", "picture", "picture gone", "settings", "seed"])
+    @pytest.mark.parametrize("change", ["rows", "image", "image gone", "settings", "seed"])
     def test_whatever_changes_is_checked_again(self, good_rows, tiny_model, calls, change):
         check_with_cache(open_rows(good_rows, tiny_model.tokenizer))
         settings = {}
         if change == "rows":
             (good_rows / "rows.jsonl").write_text(json.dumps(MIXED[0]) + "\n")
-        elif change == "picture":
-            picture(60, 180, 1).save(good_rows / "wide.png")
+        elif change == "image":
+            make_image(60, 180, 1).save(good_rows / "wide.png")
             os.utime(good_rows / "wide.png", ns=(1, 1))
-        elif change == "picture gone":
+        elif change == "image gone":
             (good_rows / "wide.png").unlink()
         elif change == "settings":
             settings = {"max_dynamic_patch": 2}
         data = open_rows(good_rows, tiny_model.tokenizer, **settings)
         data.seed = int(change == "seed")
         again = check_with_cache(data)
-        assert len(calls) == 2 and bool(again.errors) == (change == "picture gone")
+        assert len(calls) == 2 and bool(again.errors) == (change == "image gone")
 
     def test_errors_are_never_taken_from_the_cache(self, root, tiny_model, calls):
         for _ in range(2):

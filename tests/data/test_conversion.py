@@ -47,7 +47,7 @@ def test_llava_rows_are_kept_as_they_are(tmp_path, form):
              "images": ["a.jpg"]},
             {"image": "a.jpg", "conversations": turns("<image>What?", "A cup.")},
         ),
-        (  # the older keys: one picture, and the system prompt beside the messages
+        (  # the older keys: one image, and the system prompt beside the messages
             {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cup."}],
              "image": "a.jpg", "system": "Short."},
             {"image": "a.jpg", "conversations": turns("<image>\nWhat?", "A cup.", "Short.")},
@@ -146,7 +146,7 @@ def test_a_caption_file_that_is_not_utf8_is_named(tmp_path):
     assert "a.txt: is not UTF-8 text" in str(rows("imagefolder", tmp_path)[0])
 
 
-def test_pictures_of_subfolders_are_found_with_their_path(tmp_path):
+def test_images_of_subfolders_are_found_with_their_path(tmp_path):
     for name in ("b/d.png", "a.jpg", "b/c/e.JPG"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -155,7 +155,7 @@ def test_pictures_of_subfolders_are_found_with_their_path(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["metadata.csv", "metadata.jsonl", "texts"])
-def test_folders_of_pictures_become_rows(tmp_path, form):
+def test_folders_of_images_become_rows(tmp_path, form):
     (tmp_path / "a.jpg").touch()
     if form == "metadata.csv":
         write(tmp_path / form, "file_name,text\na.jpg,A cup.\n")
@@ -167,7 +167,7 @@ def test_folders_of_pictures_become_rows(tmp_path, form):
     assert rows("imagefolder", tmp_path, prompt="Say.") == [expected]
 
 
-def test_a_picture_without_caption_is_named(tmp_path):
+def test_an_image_without_caption_is_named(tmp_path):
     (tmp_path / "a.jpg").touch()
     assert "a.jpg: there is no caption beside it" in str(rows("imagefolder", tmp_path)[0])
 
@@ -178,7 +178,7 @@ def test_a_picture_without_caption_is_named(tmp_path):
         ("llava", '[{"id": 1}, ', r"in:item 2: is not valid JSON"),
         ("coco", '{"images": [', r"is not valid JSON"),
         ("coco", '{"images": [{"id": 1}]}', r"is no COCO captions file"),
-        ("csv", "picture,words\n", r"in:1: has the columns picture, words"),
+        ("csv", "image,words\n", r"in:1: has the columns image, words"),
         ("csv", "", r"in:1: has the columns \(none\)"),
         ("csv", "image,caption,caption\na,b,c\n", r"in:1: has the columns .* each once"),
         ("csv", 'image,caption\na.jpg,x\nb.jpg,"A cup\nc.jpg,B\n', r"in:3: is no line of a table"),
@@ -209,11 +209,11 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
         (
             "messages",
             {"messages": [{"role": "user", "content": [{"type": "image", "image": "b.jpg"}]}], "images": ["a.jpg"]},
-            "as its pictures. Keep one",
+            "as its images. Keep one",
         ),
         ("sharegpt", {"messages": []}, "Pass --from messages"),
         ("sharegpt", {"text": ""}, "conversations is None; .* which no --from is for"),
-        ("sharegpt", {**LLAVA[0], "images": ["b.jpg"]}, "as its pictures. Keep one"),
+        ("sharegpt", {**LLAVA[0], "images": ["b.jpg"]}, "as its images. Keep one"),
         ("sharegpt", {**LLAVA[0], "messages": [1]}, "Pass --from messages"),
         ("llava", {**LLAVA[1], "images": ["a.jpg"]}, "Pass --from sharegpt"),
         ("llava", {"messages": []}, "Pass --from messages"),
@@ -246,7 +246,7 @@ def test_rows_survive_the_way_to_messages_and_back(pairs, num_images, is_video, 
     assert from_messages(json.loads(json.dumps(to_messages(row))), "f:1") == row
 
 
-def test_a_list_of_one_picture_with_its_size_survives_the_way_to_messages_and_back():
+def test_a_list_of_one_image_with_its_size_survives_the_way_to_messages_and_back():
     row = {"image": ["a.jpg"], "width_list": [3], "height_list": [4], "conversations": turns("<image>What?", "A cup.")}
     assert from_messages(to_messages(row), "f:1") == row
 

@@ -46,7 +46,7 @@ def test_lengths_of_the_check_are_those_of_the_samples(rows_folder, tiny_model):
     assert lengths == [len(data[index]["input_ids"]) for index in range(len(data))]
 
 
-def test_pictures_of_one_row_share_the_tile_limit(rows_folder, tiny_model):
+def test_images_of_one_row_share_the_tile_limit(rows_folder, tiny_model):
     data = dataset(rows_folder, tiny_model.tokenizer)
     rows = [Row((), ("a.png",) * count, (None,) * count, "f:1") for count in (0, 1, 2, 4, 9)]
     assert [data.tile_limit(data.specs[0], row) for row in rows] == [6, 6, 3, 1, 1]
@@ -62,13 +62,13 @@ def test_repeat_time_repeats_and_draws(rows_folder, tiny_model, repeat_time, ite
     assert (repeat_time % 1 == 0) == (data.index == other.index).all()
 
 
-def test_an_unreadable_picture_is_an_error_or_skipped_but_never_replaced(rows_folder, tiny_model, tmp_path):
+def test_an_unreadable_image_is_an_error_or_skipped_but_never_replaced(rows_folder, tiny_model, tmp_path):
     import shutil
 
     shutil.copytree(rows_folder, tmp_path / "copy")
-    victim = tmp_path / "copy" / "images" / "picture_000004.png"
+    victim = tmp_path / "copy" / "images" / "image_000004.png"
     victim.write_bytes(victim.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"train\.jsonl:5: .*picture_000004\.png: cannot be read as a picture"):
+    with pytest.raises(UserError, match=r"train\.jsonl:5: .*image_000004\.png: cannot be read as an image"):
         dataset(tmp_path / "copy", tiny_model.tokenizer)[4]
     data = dataset(tmp_path / "copy", tiny_model.tokenizer, on_bad_sample="skip")
     (bad,) = data[4]
@@ -77,18 +77,18 @@ def test_an_unreadable_picture_is_an_error_or_skipped_but_never_replaced(rows_fo
     assert len(batch["input_ids"]) == 2 and batch["skipped"] == [bad]
 
 
-def test_the_check_names_and_counts_missing_pictures(rows_folder, tiny_model, tmp_path):
+def test_the_check_names_and_counts_missing_images(rows_folder, tiny_model, tmp_path):
     import shutil
 
     shutil.copytree(rows_folder, tmp_path / "copy")
-    (tmp_path / "copy" / "images" / "picture_000001.png").unlink()
-    with pytest.raises(UserError, match=r"train\.jsonl:2: .*no such picture(.|\n)*of 24 rows cannot be trained on"):
+    (tmp_path / "copy" / "images" / "image_000001.png").unlink()
+    with pytest.raises(UserError, match=r"train\.jsonl:2: .*no such image(.|\n)*of 24 rows cannot be trained on"):
         check_dataset(dataset(tmp_path / "copy", tiny_model.tokenizer)).raise_errors("")
 
 
 def test_collating_masks_by_length_and_flags_a_dummy_tile():
-    text = {"input_ids": torch.tensor([1, 0, 2]), "labels": torch.tensor([-100, 0, 2]), "pictures": []}
-    longer = {"input_ids": torch.arange(5), "labels": torch.arange(5), "pictures": []}
+    text = {"input_ids": torch.tensor([1, 0, 2]), "labels": torch.tensor([-100, 0, 2]), "images": []}
+    longer = {"input_ids": torch.arange(5), "labels": torch.arange(5), "images": []}
     batch = Collator(pad_token_id=2, image_size=56)([text, longer])
     # Token 0 and the pad id inside a text are not padding.
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
@@ -144,13 +144,13 @@ def test_draft_decoding_keeps_grid_and_nearly_the_pixels(tmp_path, tiny_model, o
         )[0]
         for drafts in (False, True)
     )
-    assert len(whole["pictures"][0]) > 1 and torch.equal(whole["input_ids"], draft["input_ids"])
+    assert len(whole["images"][0]) > 1 and torch.equal(whole["input_ids"], draft["input_ids"])
     difference = (pixels(whole).float() - pixels(draft).float()).abs()
     assert difference.mean() < 1 and difference.max() < 16
     assert sizes[1][0] * 4 <= sizes[0][0], "an eighth or a quarter is enough for tiles of 56 px"
 
 
-def test_an_augmented_picture_depends_on_seed_and_epoch_alone(rows_folder, tiny_model):
+def test_an_augmented_image_depends_on_seed_and_epoch_alone(rows_folder, tiny_model):
     def tiles(epoch: int, seed: int = 0) -> torch.Tensor:
         random.random()
         data = dataset(rows_folder, tiny_model.tokenizer, {"data_augment": True}, seed=seed)

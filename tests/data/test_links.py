@@ -6,7 +6,7 @@ import pytest
 
 from internvl.data.checking import check_dataset
 from internvl.errors import UserError
-from tests.conftest import picture
+from tests.conftest import make_image
 from tests.data.opening import open_rows
 
 
@@ -18,7 +18,7 @@ def linked(request, tmp_path):
     root.mkdir()
     names = [f"{number}.jpg" for number in range(3)]
     for number, name in enumerate(names):
-        picture(40, 30, number).save(disk / name)
+        make_image(40, 30, number).save(disk / name)
     if request.param == "folder":
         (root / "val2014").symlink_to(disk)
     else:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from internvl.data.media import read_picture_size
+from internvl.data.media import read_image_size
 from internvl.data.missing_files import entries, find_similar, subfolders
 from internvl.data.problems import RowError
-from tests.conftest import picture
+from tests.conftest import make_image
 
 COMPOSED = unicodedata.normalize("NFC", "bär.jpg")
 DECOMPOSED = unicodedata.normalize("NFD", "bär.jpg")
@@ -21,7 +21,7 @@ def root(tmp_path):
     root = tmp_path / "photos"
     for name in ("train2017/x.jpg", "My Folder/a b.jpg", DECOMPOSED):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(30, 20, 1).save(root / name)
+        make_image(30, 20, 1).save(root / name)
     return root
 
 
@@ -46,13 +46,13 @@ def root(tmp_path):
 )
 def test_the_message_of_a_missing_file_says_where_it_may_be(root, name, found, words):
     with pytest.raises(RowError) as caught:
-        read_picture_size(root / name, "rows.jsonl:3")
+        read_image_size(root / name, "rows.jsonl:3")
     message = str(caught.value)
-    assert message.startswith(f"rows.jsonl:3: {root / name}: there is no such picture") and words in message
+    assert message.startswith(f"rows.jsonl:3: {root / name}: there is no such image") and words in message
     assert found is None or f"but {root / found} is there" in message
 
 
 def test_following_the_message_leads_to_the_file(root):
     for name in ("train2017/train2017/x.jpg", "x.jpg", "TRAIN2017/x.jpg", COMPOSED):
         similar = find_similar(root / name)
-        assert read_picture_size(Path(similar.path), "rows.jsonl:1") == (30, 20)
+        assert read_image_size(Path(similar.path), "rows.jsonl:1") == (30, 20)

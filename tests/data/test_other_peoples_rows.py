@@ -182,7 +182,7 @@ def test_boxes_that_do_not_fit_their_marks_are_refused(tmp_path, objects, words)
 
 
 @pytest.mark.parametrize("unit", ["real", "norm1"])
-def test_units_of_boxes_and_a_picture_that_is_not_there(tmp_path, unit):
+def test_units_of_boxes_and_an_image_that_is_not_there(tmp_path, unit):
     messages = [{"role": "user", "content": "<image>Find <bbox>"}, {"role": "assistant", "content": "Hello."}]
     objects = {"ref": [], "bbox": [[0.25, 0.5, 0.5, 1]], "bbox_type": unit}
     (tmp_path / "in.jsonl").write_text(json.dumps({"messages": messages, "images": ["no.png"], "objects": objects}))
@@ -227,7 +227,7 @@ def test_a_video_as_a_list_of_frames_becomes_its_frames():
     assert parsed.turns[0].value.endswith("Frame9: <image>What happens?")
 
 
-def test_pictures_as_objects_with_a_path_are_read():
+def test_images_as_objects_with_a_path_are_read():
     for number, name in ((1, "clip_5.png"), (2, "clip_9.png"), (3, "clip_9.png")):
         (row,) = converted("messages", CASES / "24" / f"row{number}.jsonl")
         assert parse_row(row, "f:1").images == (name,)
@@ -240,7 +240,7 @@ def test_a_turn_that_is_not_to_be_learnt_is_not_taught_in_silence(tmp_path):
     assert isinstance(row, RowError) and "turn 2 has the key 'loss'" in str(row)
 
 
-def test_files_of_other_kinds_in_a_folder_of_pictures_are_counted(tmp_path, caplog):
+def test_files_of_other_kinds_in_a_folder_of_images_are_counted(tmp_path, caplog):
     for name in ("a.jpg", "a.txt", "b.heic", "c.svg", "notes.md", ".hidden"):
         (tmp_path / name).write_text("A cup.")
     assert len(converted("imagefolder", tmp_path)) == 1

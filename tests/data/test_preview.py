@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from internvl.data.annotation import parse_row
-from internvl.data.preview import SHOWN_TILES, PreviewRow, make_spans, tile_pictures, write_preview
+from internvl.data.preview import SHOWN_TILES, PreviewRow, make_spans, tile_images, write_preview
 from internvl.data.rendering import render_sample
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.internvl_chat.image_processing_internvl_chat import stack_tiles
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
-from internvl.model.vision_cache import Picture
-from tests.conftest import picture
+from internvl.model.vision_cache import TiledImage
+from tests.conftest import make_image
 
 
 def make_row(tokenizer, question="<image>\nWhat?", answer="A cup.", tiles=2, **fields) -> PreviewRow:
@@ -25,11 +25,11 @@ def make_row(tokenizer, question="<image>\nWhat?", answer="A cup.", tiles=2, **f
     num_tiles = [tiles] * len(row.images)
     template = get_conv_template("internlm2-chat")
     ids, labels = render_sample(list(row.turns), num_tiles, tokenizer=tokenizer, template=template, num_image_token=4)
-    images = [picture(56, 56, number) for number in range(sum(num_tiles))]
+    images = [make_image(56, 56, number) for number in range(sum(num_tiles))]
     sample = {
         "input_ids": torch.tensor(ids),
         "labels": torch.tensor(labels),
-        "pictures": [Picture(tiles=stack_tiles(images, 56))] if images else [],
+        "images": [TiledImage(tiles=stack_tiles(images, 56))] if images else [],
     }
     return PreviewRow("rows.jsonl:1", row.kind, "rows", sample, tuple(num_tiles))
 
@@ -60,7 +60,7 @@ def test_tiles_in_the_page_are_the_pixels_of_the_sample(tiny_model, tmp_path):
     encoded = re.findall(r'src="data:image/png;base64,([^"]+)"', (tmp_path / "p.html").read_text())
     tiles = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in encoded]
     assert len(tiles) == 2
-    assert all((tile == np.asarray(picture(56, 56, number))).all() for number, tile in enumerate(tiles))
+    assert all((tile == np.asarray(make_image(56, 56, number))).all() for number, tile in enumerate(tiles))
 
 
 def test_text_of_rows_is_escaped(tiny_model, tmp_path):
@@ -78,5 +78,5 @@ def test_the_page_needs_nothing_from_elsewhere(tiny_model, tmp_path):
 
 
 def test_many_tiles_are_shown_in_part():
-    assert len(tile_pictures([Picture(tiles=torch.zeros(20, 3, 8, 8, dtype=torch.uint8))] * 2)) == SHOWN_TILES
-    assert tile_pictures([]) == []
+    assert len(tile_images([TiledImage(tiles=torch.zeros(20, 3, 8, 8, dtype=torch.uint8))] * 2)) == SHOWN_TILES
+    assert tile_images([]) == []

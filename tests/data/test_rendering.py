@@ -50,18 +50,18 @@ def test_a_system_turn_replaces_the_default():
     assert segments[0].text == "<|im_start|>system\nBe brief.<|im_end|>"
 
 
-def test_truncation_never_cuts_a_picture_or_every_answer(tiny_model):
+def test_truncation_never_cuts_an_image_or_every_answer(tiny_model):
     model, tokenizer = tiny_model
     sample = render(tokenizer, TURNS, [2])
     first_answer = next(i for i, label in enumerate(sample.labels) if label != -100)
     cut = truncate_sample(sample, first_answer + 2, image_token_id=model.img_context_token_id, where="f:1")
     assert cut.input_ids == sample.input_ids[: first_answer + 2]
-    last_picture_token = len(sample.input_ids) - sample.input_ids[::-1].index(model.img_context_token_id)
-    for length, message in ((last_picture_token - 1, "cut through"), (first_answer, "cut every answer off")):
+    last_image_token = len(sample.input_ids) - sample.input_ids[::-1].index(model.img_context_token_id)
+    for length, message in ((last_image_token - 1, "cut through"), (first_answer, "cut every answer off")):
         with pytest.raises(UserError, match=f"^f:1: takes .*{message}"):
             truncate_sample(sample, length, image_token_id=model.img_context_token_id, where="f:1")
 
 
-def test_markers_and_pictures_must_match(tiny_model):
-    with pytest.raises(ValueError, match="1 <image> markers but 2 pictures"):
+def test_markers_and_images_must_match(tiny_model):
+    with pytest.raises(ValueError, match="1 <image> markers but 2 images"):
         render(tiny_model.tokenizer, TURNS, [1, 1])

@@ -1,4 +1,4 @@
-"""Which rows share a picture's tokens, and how they are put into one sequence."""
+"""Which rows share an image's tokens, and how they are put into one sequence."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def row(*turns: str, **fields):
     return parse_row({"conversations": conversation, **fields}, "rows.jsonl:1")
 
 
-def test_rows_share_what_stands_before_and_in_their_pictures():
+def test_rows_share_what_stands_before_and_in_their_images():
     one = row("<image>\nDescribe it.", "A cup.", image="a.png")
     assert shared_part(one) == shared_part(row("<image>\nWhat is it?", "A mug.", "And?", "Blue.", image="a.png"))
     others = [
@@ -27,7 +27,7 @@ def test_rows_share_what_stands_before_and_in_their_pictures():
     assert all(shared_part(other) not in ((), shared_part(one)) for other in others)
 
 
-def test_texts_videos_and_pictures_behind_an_answer_share_nothing():
+def test_texts_videos_and_images_behind_an_answer_share_nothing():
     assert shared_part(row("Hello.", "Hi.")) == ()
     assert shared_part(row("<video>\nWhat happens?", "A cup falls.", video="a.mp4")) == ()
     assert shared_part(row("<image>What?", "A cup.", "<image>And?", "Two.", image=["a.png", "b.png"])) == ()
@@ -52,12 +52,12 @@ def test_a_prefix_ends_where_questions_part():
 
 def test_groups_are_bounded_in_rows_and_tokens():
     keys = np.array([5, 5, 0, 5, 0, 5, 5, 6])
-    pictures = np.array([100, 100, 0, 100, 0, 100, 100, 100])
+    images = np.array([100, 100, 0, 100, 0, 100, 100, 100])
     lengths = [110, 120, 30, 130, 40, 110, 110, 110]
-    units = group_rows(keys, lengths, pictures, max_rows=3, max_tokens=1000)
+    units = group_rows(keys, lengths, images, max_rows=3, max_tokens=1000)
     assert units.groups == [(0, 1, 3), (2,), (4,), (5, 6), (7,)]
     assert units.costs == [160, 30, 40, 120, 110]
-    assert group_rows(keys, lengths, pictures, max_rows=9, max_tokens=131).groups[:2] == [(0, 1), (2,)]
+    assert group_rows(keys, lengths, images, max_rows=9, max_tokens=131).groups[:2] == [(0, 1), (2,)]
 
 
 def test_repeated_rows_are_in_groups_of_their_own_and_augmented_rows_alone():

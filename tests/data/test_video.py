@@ -21,7 +21,7 @@ from internvl.data.video import (
     read_video_info,
 )
 from internvl.model.internvl_chat.conversation import Turn
-from tests.conftest import picture
+from tests.conftest import make_image
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_where_decoding_shows_fewer_frames_than_promised_others_are_chosen(clip,
     assert asked == [60, 40] and np.asarray(frames[1]).mean() == pytest.approx(234, abs=4)
 
 
-def test_the_cover_picture_of_a_video_is_not_its_stream(tmp_path):
-    """A file with an attached picture in front of its film, as shops and phones write them."""
+def test_the_cover_image_of_a_video_is_not_its_stream(tmp_path):
+    """A file with an attached image in front of its film, as shops and phones write them."""
     file = tmp_path / "covered.mkv"
     with av.open(str(file), "w") as container:
         cover = container.add_stream("mjpeg", rate=1)
@@ -147,9 +147,9 @@ def test_a_video_that_was_filmed_upright_is_seen_upright(tmp_path, cosine, sine,
 
 
 def test_frames_that_pillow_does_not_read_are_not_left_out_in_silence(tmp_path):
-    picture(20, 20, 1).save(tmp_path / "frame_1.png")
+    make_image(20, 20, 1).save(tmp_path / "frame_1.png")
     (tmp_path / "frame_2.heic").touch()
-    with pytest.raises(ValueError, match=r"frame_2\.heic: is a picture of a kind that Pillow does not read"):
+    with pytest.raises(ValueError, match=r"frame_2\.heic: is an image of a kind that Pillow does not read"):
         list_frames(tmp_path)
 
 
@@ -160,11 +160,11 @@ def test_a_video_that_ends_early_names_the_missing_frame(clip):
 
 def test_a_folder_of_frames_is_a_video_in_the_order_of_its_numbers(tmp_path):
     for number in (10, 9, 1):
-        picture(20, 20, number).save(tmp_path / f"frame_{number}.png")
+        make_image(20, 20, number).save(tmp_path / f"frame_{number}.png")
     (tmp_path / "notes.txt").touch()
     assert [file.name for file in list_frames(tmp_path)] == ["frame_1.png", "frame_9.png", "frame_10.png"]
     assert read_video_info(tmp_path).num_frames == 3
-    assert read_frames(tmp_path, [2])[0].tobytes() == picture(20, 20, 10).tobytes()
+    assert read_frames(tmp_path, [2])[0].tobytes() == make_image(20, 20, 10).tobytes()
 
 
 @pytest.mark.parametrize("sample", ["rand", "middle", "fps2"])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.conftest import picture
+from tests.conftest import make_image
 from tests.end_to_end.launching import losses
 
 ONE_PROCESS = ["--lora_dropout", "0.0", "--save_strategy", "no", "--learning_rate", "5e-3"]
@@ -16,14 +16,14 @@ def row(question: str, answer: str, **fields) -> dict:
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Eight rows of each kind: text, a picture, two pictures, a folder of frames; and their meta file."""
+    """Eight rows of each kind: text, an image, two images, a folder of frames; and their meta file."""
     rows = []
     for number in range(8):
-        picture(120, 60, number).save(tmp_path / f"{number}.png")
+        make_image(120, 60, number).save(tmp_path / f"{number}.png")
         frames = tmp_path / f"frames_{number}"
         frames.mkdir()
         for frame in range(3):
-            picture(60, 60, number + frame).save(frames / f"{frame}.png")
+            make_image(60, 60, number + frame).save(frames / f"{frame}.png")
         colours = f"{number} colours and many waves"
         rows += [
             row(f"How many colours has {number}?", colours),
@@ -56,15 +56,15 @@ def test_bad_rows_end_the_run_before_the_first_step(finetune, mixed):
     _, process = finetune("bad", *ONE_PROCESS, META_PATH=str(mixed / "meta.json"))
     assert process.returncode == 2 and "Traceback" not in process.stderr
     assert "mixed.jsonl:33: is not valid JSON" in process.stderr
-    assert "mixed.jsonl:34: " in process.stderr and "none.png: there is no such picture" in process.stderr
+    assert "mixed.jsonl:34: " in process.stderr and "none.png: there is no such image" in process.stderr
     assert "2 of 34 rows cannot be trained on" in process.stderr and "tools/check_data.py" in process.stderr
 
 
 def damage(mixed, count: int) -> None:
-    """Cut pictures off behind their header, where only reading them completely shows it."""
+    """Cut images off behind their header, where only reading them completely shows it."""
     for number in range(count):
         file = mixed / f"{number}.png"
-        picture(600, 300, number).save(file)
+        make_image(600, 300, number).save(file)
         file.write_bytes(file.read_bytes()[:2000])
 
 
@@ -86,14 +86,14 @@ def test_a_row_that_cannot_be_read_during_training_ends_it_when_asked(finetune, 
     flags = ["--on_bad_sample", "error", "--dataloader_num_workers", "1"]
     _, process = finetune("end", *ONE_PROCESS, *flags, META_PATH=str(mixed / "meta.json"))
     assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr[-3000:]
-    assert "0.png: cannot be read as a picture" in process.stderr
+    assert "0.png: cannot be read as an image" in process.stderr
 
 
 def test_too_many_unreadable_rows_stop_the_run(finetune, mixed):
     damage(mixed, 8)
     _, process = finetune("stop", *ONE_PROCESS, META_PATH=str(mixed / "meta.json"))
     assert process.returncode == 2 and "Traceback" not in process.stderr
-    assert "--max_bad_fraction" in process.stderr and "cannot be read as a picture" in process.stderr
+    assert "--max_bad_fraction" in process.stderr and "cannot be read as an image" in process.stderr
 
 
 def test_rows_too_long_are_left_out_and_listed(finetune, mixed):

@@ -77,9 +77,9 @@ def test_a_file_of_ones_own_is_scored_and_compared(trained_adapter, tiny_base, r
     printed = run(trained_adapter, tmp_path / "adapter", "--compare", str(tmp_path / "base"))
     assert "difference" in printed and printed.splitlines()[-1] == str(tmp_path / "adapter")
     lines = [json.loads(line) for line in (tmp_path / "adapter" / "per_image.jsonl").read_text().splitlines()]
-    assert {len(line["references"]) for line in lines} == {1, 2}, "pictures that occur twice have two references"
+    assert {len(line["references"]) for line in lines} == {1, 2}, "images that occur twice have two references"
     kinds = {type(line.get("image")) for line in lines}
-    assert kinds == {str, list, type(None)}, "single pictures, several, and text"
+    assert kinds == {str, list, type(None)}, "single images, several, and text"
     scores = json.loads((tmp_path / "adapter" / "scores.json").read_text())
     assert scores["settings"]["max_new_tokens"] == 9 and scores["settings"]["dataset"] == "custom"
     assert "commit" in scores and scores["intervals"]["CIDEr"][0] <= scores["CIDEr"] <= scores["intervals"]["CIDEr"][1]

@@ -125,15 +125,15 @@ def last_line(process) -> str:
     return process.stderr.strip().splitlines()[-1]
 
 
-def test_a_missing_picture_ends_with_status_2_and_its_line(finetune, rows_folder, tmp_path):
+def test_a_missing_image_ends_with_status_2_and_its_line(finetune, rows_folder, tmp_path):
     shutil.copytree(rows_folder, tmp_path / "rows")
-    (tmp_path / "rows" / "images" / "picture_000001.png").unlink()
+    (tmp_path / "rows" / "images" / "image_000001.png").unlink()
     meta = {"rows": {"root": str(tmp_path / "rows"), "annotation": str(tmp_path / "rows" / "train.jsonl")}}
     (tmp_path / "rows" / "meta.json").write_text(json.dumps(meta))
     _, process = finetune("run", META_PATH=str(tmp_path / "rows" / "meta.json"))
     assert process.returncode == 2
     assert "Traceback" not in process.stderr
-    assert "train.jsonl:2: " in process.stderr and "there is no such picture" in process.stderr
+    assert "train.jsonl:2: " in process.stderr and "there is no such image" in process.stderr
 
 
 def test_only_one_process_says_what_is_wrong(finetune):

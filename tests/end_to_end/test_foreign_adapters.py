@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from internvl.inference.engine import Engine, Request
-from tests.conftest import picture
+from tests.conftest import make_image
 
 TINY = "pretrained/InternVL2-Tiny"
 
@@ -34,7 +34,7 @@ def merge(adapter: Path, out: Path, *flags: str) -> dict:
 
 
 def evaluate(adapter: Path, out: Path, *flags: str) -> list[str]:
-    """Return the captions of two pictures, as evaluate.sh makes them."""
+    """Return the captions of two images, as evaluate.sh makes them."""
     import evaluate_caption  # a program, and no module: its folder is on the path in these tests only
 
     data = ["--datasets", "habitat", "--limit", "2", "--dynamic", "--precision", "fp32"]
@@ -43,9 +43,9 @@ def evaluate(adapter: Path, out: Path, *flags: str) -> list[str]:
 
 
 def answer(folder: Path) -> str:
-    """Return the answer about a picture, by the engine that evaluation and chat use."""
+    """Return the answer about an image, by the engine that evaluation and chat use."""
     engine = Engine.load(folder, precision="fp32", device="cpu")
-    request = Request([engine.tiles(picture(300, 200, 3))], "Describe it.")
+    request = Request([engine.tiles(make_image(300, 200, 3))], "Describe it.")
     return engine.answer([request], max_new_tokens=16, do_sample=False)[0]
 
 

@@ -161,9 +161,9 @@ def test_every_command_of_the_readme_works_in_order(user_copy):
     assert len(commands) >= 6
     for command in commands:
         run_command(command, user_copy)
-    picture = next((user_copy / "data" / "coco" / "val2014").glob("*.jpg"))
+    image = next((user_copy / "data" / "coco" / "val2014").glob("*.jpg"))
     [script] = blocks_of(README, "python")
-    script = script.replace(f'"{MERGED}"', repr(str(user_copy / MERGED))).replace("photo.jpg", str(picture))
+    script = script.replace(f'"{MERGED}"', repr(str(user_copy / MERGED))).replace("photo.jpg", str(image))
     process = subprocess.run([sys.executable, "-c", script], cwd=user_copy.parent, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
 
@@ -187,7 +187,7 @@ def test_the_quickstart_works_on_a_small_set(tmp_path, tiny_base):
     habitat = folder / "data" / "habitat"
     rows = (habitat / "train.jsonl").read_text().splitlines(keepends=True)
     (habitat / "train.jsonl").write_text("".join(rows[:64]))
-    keep_first_pictures(habitat, 6)
+    keep_first_images(habitat, 6)
     process = run_launcher("shell/quickstart.sh", cwd=folder)
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     summary = json.loads((folder / "log" / "quickstart" / "summary.json").read_text())
@@ -198,8 +198,8 @@ def test_the_quickstart_works_on_a_small_set(tmp_path, tiny_base):
     assert "<img" in (folder / "log" / "quickstart" / "report.html").read_text()
 
 
-def keep_first_pictures(habitat: Path, number: int) -> None:
-    """Cut the val set down to its first pictures."""
+def keep_first_images(habitat: Path, number: int) -> None:
+    """Cut the val set down to its first images."""
     images = json.loads((habitat / "val.json").read_text())[:number]
     truth = json.loads((habitat / "val_gt.json").read_text())
     truth["images"] = truth["images"][:number]

@@ -1,4 +1,4 @@
-"""Whole finetunes that save work train like plain ones: shared pictures, packing, kept features, recomputing."""
+"""Whole finetunes that save work train like plain ones: shared images, packing, kept features, recomputing."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import REPOSITORY, picture
+from tests.conftest import REPOSITORY, make_image
 from tests.end_to_end.launching import losses, run_launcher
 
 NUM_ROWS = 16
@@ -22,11 +22,11 @@ SHARED = ["--share_image_prefix", "True"]
 
 @pytest.fixture(scope="module")
 def captions_meta(tmp_path_factory):
-    """Three pictures with five captions each, and a text."""
+    """Three images with five captions each, and a text."""
     folder = tmp_path_factory.mktemp("captions")
     rows = []
     for number, size in enumerate([(60, 60), (130, 60), (90, 130)]):
-        picture(*size, number).save(folder / f"{number}.png")
+        make_image(*size, number).save(folder / f"{number}.png")
         for caption in range(5):
             turns = [
                 {"from": "human", "value": "<image>\nDescribe it."},
@@ -82,7 +82,7 @@ def test_shared_packed_and_zero_trainings_equal_a_plain_one(train):
     assert "waiting for data" in said
 
 
-def test_an_epoch_has_as_many_steps_with_shared_pictures(train):
+def test_an_epoch_has_as_many_steps_with_shared_images(train):
     counts = []
     for flags in ([], SHARED):
         folder, _ = train(

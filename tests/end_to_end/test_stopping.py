@@ -66,7 +66,7 @@ def test_a_launcher_that_is_told_to_stop_saves_a_checkpoint(begin, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1], ids=["Ctrl-C", "Slurm"])
 def test_a_signal_to_every_process_saves_a_checkpoint(begin, tmp_path, number):
-    # As a terminal and Slurm send it: also to the workers that read pictures, and to torchrun, which passes it on.
+    # As a terminal and Slurm send it: also to the workers that read images, and to torchrun, which passes it on.
     real = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"}
     process, log = begin(["bash", LORA, *FLAGS, "--dataloader_num_workers", "2"], GPUS="2", **real)
     for part in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:

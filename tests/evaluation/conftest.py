@@ -14,13 +14,13 @@ def golden_set20(repository) -> dict:
 
 @pytest.fixture(scope="session")
 def coco_mini(shared) -> Path:
-    """79 pictures of COCO val2017 with five captions each."""
+    """79 images of COCO val2017 with five captions each."""
     return shared / "coco_mini"
 
 
 @pytest.fixture(scope="session")
 def human_captions(coco_mini) -> tuple[list[dict], dict]:
-    """The first caption of each of the 79 pictures as prediction, the others as ground truth."""
+    """The first caption of each of the 79 images as prediction, the others as ground truth."""
     captions = json.loads((coco_mini / "captions_val2017.json").read_text(encoding="utf-8"))
     images = captions["images"]
     by_image = {image["id"]: [] for image in images}

@@ -6,18 +6,18 @@ import pytest
 
 from internvl.errors import UserError
 from internvl.evaluation.compare import main
-from tests.conftest import picture
+from tests.conftest import make_image
 
 WORDS = "red blue green small large wet dry old new shiny".split()
 
 
-def write_result(folder, captions: dict[int, str], checkpoint: str, picture_file) -> None:
+def write_result(folder, captions: dict[int, str], checkpoint: str, image_file) -> None:
     folder.mkdir()
     (folder / "scores.json").write_text(json.dumps({"settings": {"checkpoint": checkpoint}}))
     lines = [
         {
             "image_id": k,
-            "image": str(picture_file),
+            "image": str(image_file),
             "caption": caption,
             "references": [f"a {WORDS[k]} dog runs", f"some {WORDS[k]} dogs"],
         }
@@ -28,7 +28,7 @@ def write_result(folder, captions: dict[int, str], checkpoint: str, picture_file
 
 @pytest.fixture
 def results(tmp_path):
-    picture(30, 20, 1).save(tmp_path / "p.png")
+    make_image(30, 20, 1).save(tmp_path / "p.png")
     write_result(tmp_path / "a", {k: "a dog" for k in range(10)}, "base", tmp_path / "p.png")
     better = {k: f"a {word} dog runs" for k, word in enumerate(WORDS)}
     write_result(tmp_path / "b", better, "adapter", tmp_path / "p.png")
@@ -49,7 +49,7 @@ def test_differences_are_paired_shown_and_written(results, capsys):
         assert shown in page
 
 
-def test_results_of_other_pictures_or_references_are_refused(results):
+def test_results_of_other_images_or_references_are_refused(results):
     def fails(*folders) -> str:
         with pytest.raises(UserError) as raised:
             main.__wrapped__([str(folder) for folder in folders])

@@ -11,7 +11,7 @@ from internvl.evaluation.datasets import present_sets, read_caption_set, read_cu
 from internvl.evaluation.questions import check_media, count_tokens, read_request
 from internvl.inference.engine import Engine
 from internvl.model.internvl_chat.conversation import Turn
-from tests.conftest import picture
+from tests.conftest import make_image
 
 
 def write_rows(folder, rows) -> None:
@@ -25,13 +25,13 @@ def row(*texts: str, **media) -> dict:
 
 @pytest.fixture
 def rows(tmp_path):
-    """Rows of all four kinds; the first picture has three captions, and one row has two questions."""
+    """Rows of all four kinds; the first image has three captions, and one row has two questions."""
     for k in range(3):
-        picture(120, 60 + k, k).save(tmp_path / f"{k}.png")
+        make_image(120, 60 + k, k).save(tmp_path / f"{k}.png")
     frames = tmp_path / "film"
     frames.mkdir()
     for k in range(20):
-        picture(60, 60, k).save(frames / f"frame_{k}.png")
+        make_image(60, 60, k).save(frames / f"frame_{k}.png")
     write_rows(
         tmp_path,
         [
@@ -67,13 +67,13 @@ def test_rows_that_ask_the_same_are_one_question_with_several_references(rows):
     assert data.questions[4].media() == {"video": str(rows / "film")}
 
 
-def test_requests_have_the_pictures_of_training_and_lengths_are_known_before(rows, engine):
+def test_requests_have_the_images_of_training_and_lengths_are_known_before(rows, engine):
     data = read_custom_set(rows / "rows.jsonl", rows)
     sizes = check_media(data.questions)
     lengths = count_tokens(engine, data.questions, sizes, num_frames=4)
     requests = [read_request(engine, question, 4) for question in data.questions]
-    # 120 × 60: two tiles and a thumbnail; of two pictures each has a limit of 3; frames are one tile each.
-    assert [[len(tiles) for tiles in request.pictures] for request in requests] == [
+    # 120 × 60: two tiles and a thumbnail; of two images each has a limit of 3; frames are one tile each.
+    assert [[len(tiles) for tiles in request.images] for request in requests] == [
         [3],
         [],
         [3],
@@ -83,9 +83,9 @@ def test_requests_have_the_pictures_of_training_and_lengths_are_known_before(row
     assert requests[4].turns()[0].value.startswith("Frame1: <image>\nFrame2: <image>")
     open_answer = len(engine.tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"])
     for request, length in zip(requests, lengths, strict=True):
-        prompt = engine.model.render_prompt(request.turns(), [len(tiles) for tiles in request.pictures])
+        prompt = engine.model.render_prompt(request.turns(), [len(tiles) for tiles in request.images])
         assert len(engine.tokenizer(prompt)["input_ids"]) == length + open_answer
-    clip = requests[4].pictures
+    clip = requests[4].images
     assert torch.equal(clip[0].tiles, engine.tiles(rows / "film" / "frame_4.png", 1).tiles), "the clip starts at 4 s"
     mixed = engine.answer(requests, max_new_tokens=4, do_sample=False)
     alone = [engine.answer([request], max_new_tokens=4, do_sample=False)[0] for request in requests]
@@ -130,7 +130,7 @@ def test_mistakes_are_named_with_file_and_line(rows):
     first, second = str(raised.value).splitlines()
     assert "rows.jsonl:2: '../out.png' leads out of" in first and "rows.jsonl:3: conversations is []" in second
     write_rows(rows, [row("<image>\nA?", "b", image=f"missing_{k}.png") for k in range(9)])
-    with pytest.raises(UserError, match=r"rows.jsonl:1: .*missing_0.png: there is no such picture[\s\S]*and 4 more"):
+    with pytest.raises(UserError, match=r"rows.jsonl:1: .*missing_0.png: there is no such image[\s\S]*and 4 more"):
         check_media(read_custom_set(rows / "rows.jsonl", rows).questions)
     (rows / "rows.jsonl").write_text("\n")
     with pytest.raises(UserError, match="rows.jsonl: holds no rows"):

@@ -16,7 +16,7 @@ SETTINGS = {"prompt": "Say."}
 
 
 class Stub:
-    """Answers with the picture's number; ``fits`` is the largest batch it has memory for, ``dies_at`` a call."""
+    """Answers with the image's number; ``fits`` is the largest batch it has memory for, ``dies_at`` a call."""
 
     def __init__(self, *, fits: int = 99, dies_at: int | None = None):
         self.fits, self.dies_at, self.calls = fits, dies_at, 0
@@ -28,8 +28,8 @@ class Stub:
             raise KeyboardInterrupt
         if len(requests) > self.fits:
             raise torch.OutOfMemoryError("out of memory")
-        self.batches.append([len(request.pictures[0]) for request in requests])
-        return [f"picture {int(request.pictures[0][0])}, 好" for request in requests]
+        self.batches.append([len(request.images[0]) for request in requests])
+        return [f"image {int(request.images[0][0])}, 好" for request in requests]
 
 
 def tiles_of(number: int) -> int:
@@ -37,8 +37,8 @@ def tiles_of(number: int) -> int:
 
 
 @pytest.fixture(autouse=True)
-def stub_pictures(monkeypatch):
-    """Question n has a picture of 1 to 3 tiles, 10 tokens each, that holds the number n."""
+def stub_images(monkeypatch):
+    """Question n has an image of 1 to 3 tiles, 10 tokens each, that holds the number n."""
     monkeypatch.setattr(
         generation,
         "count_tokens",
@@ -56,7 +56,7 @@ def make_set(number: int) -> CaptionSet:
 
 
 def expected(number: int) -> list[dict]:
-    return [{"image_id": index, "caption": f"picture {index}, 好"} for index in range(number)]
+    return [{"image_id": index, "caption": f"image {index}, 好"} for index in range(number)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -95,7 +95,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(tmp_path):
     assert captions == expected(30) and max(map(len, engine.batches)) <= 3 and len(engine.batches[0]) == 2
 
 
-def test_one_picture_too_large_for_the_memory_is_an_error():
+def test_one_image_too_large_for_the_memory_is_an_error():
     with pytest.raises(UserError, match="--max-num: one question with 2 tiles does not fit"):
         answer_batch(Stub(fits=0), [Request([torch.zeros(2, 1)], "Say.")])
 

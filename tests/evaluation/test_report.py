@@ -40,7 +40,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def picture(path: Path, size: tuple[int, int] = (640, 480)) -> Path:
+def make_image(path: Path, size: tuple[int, int] = (640, 480)) -> Path:
     Image.new("RGB", size, "teal").save(path)
     return path
 
@@ -56,7 +56,7 @@ def written(path: Path, rows, **changes) -> Page:
     return Page(path)
 
 
-def test_every_card_has_picture_caption_references_and_score(coco_mini, tmp_path):
+def test_every_card_has_image_caption_references_and_score(coco_mini, tmp_path):
     files = sorted((coco_mini / "images" / "val2017").iterdir())[:6]
     rows = [row(file, int(file.stem), k / 4, caption=f"caption {k}") for k, file in enumerate(files)]
     page = written(tmp_path / "new" / "report.html", rows)
@@ -66,7 +66,7 @@ def test_every_card_has_picture_caption_references_and_score(coco_mini, tmp_path
         assert f"reference of {int(file.stem)}" in page.text
         assert f"CIDEr {k / 4:.3f}" in page.text
         assert file.name in image["alt"]
-        assert str(file.parent) not in page.html, "the report shows where the pictures are on this machine"
+        assert str(file.parent) not in page.html, "the report shows where the images are on this machine"
         kind, content = image["src"].split(",")
         assert kind == "data:image/jpeg;base64"
         thumbnail = Image.open(io.BytesIO(base64.b64decode(content)))
@@ -77,8 +77,8 @@ def test_every_card_has_picture_caption_references_and_score(coco_mini, tmp_path
 
 
 def test_all_that_comes_from_outside_is_escaped(tmp_path):
-    image = picture(tmp_path / "a.png")
-    loss = picture(tmp_path / "loss.png")
+    image = make_image(tmp_path / "a.png")
+    loss = make_image(tmp_path / "loss.png")
     page = written(
         tmp_path / "report.html",
         [ReportRow([image], HOSTILE, [HOSTILE], {HOSTILE: HOSTILE, "other": HOSTILE}, {"CIDEr": 1.0})],
@@ -96,7 +96,7 @@ def test_all_that_comes_from_outside_is_escaped(tmp_path):
 
 
 def test_report_needs_no_other_file_and_no_network(tmp_path):
-    page = written(tmp_path / "report.html", [row(picture(tmp_path / "a.png"), 1)])
+    page = written(tmp_path / "report.html", [row(make_image(tmp_path / "a.png"), 1)])
     assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"base64,[^\"]*", "", page.html))
     assert not page.all("link")
     policies = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
@@ -104,7 +104,7 @@ def test_report_needs_no_other_file_and_no_network(tmp_path):
 
 
 def test_sorting_filtering_dark_mode_and_phones_are_provided_for(tmp_path):
-    page = written(tmp_path / "report.html", [row(picture(tmp_path / "a.png"), 1)])
+    page = written(tmp_path / "report.html", [row(make_image(tmp_path / "a.png"), 1)])
     assert [option["value"] for option in page.all("option")] == ["given", "best", "worst", "id"]
     assert page.all("input")[0]["type"] == "search"
     assert 'addEventListener("input"' in page.html
@@ -116,7 +116,7 @@ def test_sorting_filtering_dark_mode_and_phones_are_provided_for(tmp_path):
 
 
 def test_columns_tables_figures_and_notes(tmp_path):
-    image = picture(tmp_path / "a.png")
+    image = make_image(tmp_path / "a.png")
     page = written(
         tmp_path / "report.html",
         [row(image, 1, base="a cat", adapter="a brown dog"), row(image, 2, base="", adapter="b")],
@@ -124,7 +124,7 @@ def test_columns_tables_figures_and_notes(tmp_path):
         intervals={"CIDEr": (0.11111, 0.22222)},
         notes=["Only 2 of 3."],
         tables=[ReportTable("Models", ["model", "CIDEr", "images"], [["base", 0.25, 7]])],
-        figures=[("Training loss", picture(tmp_path / "loss.png", (50, 30)))],
+        figures=[("Training loss", make_image(tmp_path / "loss.png", (50, 30)))],
     )
     for shown in (
         "base",
@@ -144,12 +144,12 @@ def test_columns_tables_figures_and_notes(tmp_path):
 
 
 def test_report_without_any_cider(tmp_path):
-    page = written(tmp_path / "report.html", [row(picture(tmp_path / "a.png"), 1, cider=None)])
+    page = written(tmp_path / "report.html", [row(make_image(tmp_path / "a.png"), 1, cider=None)])
     assert not page.all("svg")
     assert page.all("article")[0]["data-cider"] == ""
 
 
-def test_pictures_of_any_mode_and_size(tmp_path):
+def test_images_of_any_mode_and_size(tmp_path):
     Image.new("RGBA", (10, 20)).save(tmp_path / "rgba.png")
     Image.new("L", (2000, 10)).save(tmp_path / "grey.jpg")
     page = written(tmp_path / "report.html", [row(tmp_path / "rgba.png", 1), row(tmp_path / "grey.jpg", 2)])
@@ -157,7 +157,7 @@ def test_pictures_of_any_mode_and_size(tmp_path):
 
 
 def test_large_reports_show_a_spread_of_the_scores(tmp_path):
-    image = picture(tmp_path / "a.png", (4, 4))
+    image = make_image(tmp_path / "a.png", (4, 4))
     rows = [row(image, number, cider=(number * 7 % 30) / 10) for number in range(30)]
     page = written(tmp_path / "report.html", rows, max_cards=4)
     assert sorted(float(card["data-cider"]) for card in page.all("article")) == [0.0, 0.9, 1.9, 2.9]
@@ -182,9 +182,9 @@ def test_docstring_examples():
     assert doctest.testmod(report).failed == 0
 
 
-def test_unreadable_picture_and_unwritable_report(tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    for name, message in (("broken.jpg", "cannot be read as a picture"), ("missing.jpg", "there is no such picture")):
+def test_unreadable_image_and_unwritable_report(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    for name, message in (("broken.jpg", "cannot be read as an image"), ("missing.jpg", "there is no such image")):
         with pytest.raises(UserError, match=f"{name}: {message}"):
             written(tmp_path / "report.html", [row(tmp_path / name, 1)])
     with pytest.raises(UserError, match="loss.png: cannot be read"):
@@ -193,12 +193,12 @@ def test_unreadable_picture_and_unwritable_report(tmp_path):
         written(tmp_path / "broken.jpg" / "report.html", [])
 
 
-def test_rows_of_several_pictures_video_and_text(tmp_path):
-    images = [picture(tmp_path / f"{k}.png", (30 + k, 20)) for k in range(6)]
+def test_rows_of_several_images_video_and_text(tmp_path):
+    images = [make_image(tmp_path / f"{k}.png", (30 + k, 20)) for k in range(6)]
     frames = tmp_path / "frames"
     frames.mkdir()
     for k in range(3):
-        picture(frames / f"frame_{k}.png", (50 + k, 30))
+        make_image(frames / f"frame_{k}.png", (50 + k, 30))
     rows = [
         ReportRow(images, 1, ["r"], {"model": "six"}, {"CIDEr": 1.0}, change=-0.25),
         ReportRow([], 2, ["r"], {"model": "a video"}, {"CIDEr": 2.0}, video=frames, change=0.5),
@@ -206,6 +206,6 @@ def test_rows_of_several_pictures_video_and_text(tmp_path):
     ]
     page = written(tmp_path / "report.html", rows)
     assert [image["width"] for image in page.all("img")] == ["30", "31", "32", "33", "51"]
-    assert "1, 2 more pictures" in page.text and "2, video" in page.text and "3, text" in page.text
+    assert "1, 2 more images" in page.text and "2, video" in page.text and "3, text" in page.text
     assert "CIDEr 1.000 (-0.250)" in page.text and "CIDEr 2.000 (+0.500)" in page.text
     assert [option["value"] for option in page.all("option")][3:5] == ["gained", "lost"]

@@ -18,7 +18,7 @@ from internvl.inference import vllm
 from internvl.inference.engine import Engine
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.conversation import Turn
-from tests.conftest import REPOSITORY, picture
+from tests.conftest import REPOSITORY, make_image
 from tests.inference.fake_server import PUBLISHED_TEMPLATE, FakeServer, running
 
 GREEDY = {"max_new_tokens": 6, "min_new_tokens": 3, "num_beams": 1, "do_sample": False}
@@ -30,12 +30,12 @@ def load(folder, max_tiles) -> Engine:
 
 @pytest.fixture
 def questions(tmp_path) -> list[Question]:
-    """A text, a picture of several tiles, two pictures with history, and a video of three frames."""
+    """A text, an image of several tiles, two images with history, and a video of three frames."""
     for number, size in enumerate([(560, 60), (60, 60), (60, 200)]):
-        picture(*size, number).save(tmp_path / f"{number}.png")
+        make_image(*size, number).save(tmp_path / f"{number}.png")
     (tmp_path / "video").mkdir()
     for number in range(3):
-        picture(90, 40, number).save(tmp_path / "video" / f"frame_{number}.png")
+        make_image(90, 40, number).save(tmp_path / "video" / f"frame_{number}.png")
     images = [tmp_path / f"{number}.png" for number in range(3)]
     talk = (Turn("system", "Be brief."), Turn("human", "<image>\nA: <image>\nSame?"), Turn("gpt", "No."))
     return [
@@ -68,7 +68,7 @@ def test_answers_are_the_local_engine_s(tiny_base, questions, tmp_path, served_l
     assert any("mm_processor_kwargs" in request for request in server.requests)
 
 
-def test_without_tiles_pictures_are_padded_as_in_training(tiny_base, questions, tmp_path):
+def test_without_tiles_images_are_padded_as_in_training(tiny_base, questions, tmp_path):
     engine = load(tiny_base, 1)
     engine.config.pad2square = True
     with running(FakeServer({"m": load(tiny_base, 1)})) as url:
@@ -154,7 +154,7 @@ def test_a_missing_vllm_is_named_with_the_two_ways_on(monkeypatch):
 
 def test_the_command_serves_an_adapter_beside_its_base(tiny_base, lora_only, monkeypatch):
     monkeypatch.setattr(vllm, "vllm_command", lambda: ["vllm"])
-    settings = {"precision": "bf16", "max_model_len": 500, "num_pictures": 2, "num_devices": 1}
+    settings = {"precision": "bf16", "max_model_len": 500, "num_images": 2, "num_devices": 1}
     command = " ".join(vllm.serve_command(Checkpoint(lora_only), 8000, **settings))
     assert f"vllm serve {tiny_base} --host 127.0.0.1 --port 8000 --enable-lora --max-lora-rank 8" in command
     assert f"--lora-modules evaluated={lora_only}" in command and "--dtype bfloat16 --max-model-len 500" in command
@@ -162,7 +162,7 @@ def test_the_command_serves_an_adapter_beside_its_base(tiny_base, lora_only, mon
 
 def test_an_adapter_that_vllm_would_not_serve_whole_is_refused(trained_adapter, monkeypatch):
     monkeypatch.setattr(vllm, "vllm_command", lambda: ["vllm"])
-    settings = {"precision": "fp32", "max_model_len": 500, "num_pictures": 2, "num_devices": 1}
+    settings = {"precision": "fp32", "max_model_len": 500, "num_images": 2, "num_devices": 1}
     with pytest.raises(UserError, match="modules trained in full.*tools/merge_lora.py"):
         vllm.serve_command(Checkpoint(trained_adapter), 8000, **settings)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from tests.conftest import picture
+from tests.conftest import make_image
 from tests.faults.runs import runs, train  # noqa: F401 - fixtures
 
 
@@ -39,15 +39,15 @@ def film_bytes(tmp_path_factory) -> bytes:
 
 @pytest.fixture
 def sandbox(tmp_path, film_bytes, monkeypatch) -> Sandbox:
-    """A root with good pictures, a video and frames, and with links, a loop and a pipe: the working directory."""
+    """A root with good images, a video and frames, and with links, a loop and a pipe: the working directory."""
     root = tmp_path / "inputs"
-    for folder in ("pictures", "film", "pipes"):
+    for folder in ("images", "film", "pipes"):
         (root / folder).mkdir(parents=True)
     (tmp_path / "out").mkdir()
-    picture(60, 40, 1).save(root / "good.png")
-    picture(60, 40, 2).save(tmp_path / "outside.png")
+    make_image(60, 40, 1).save(root / "good.png")
+    make_image(60, 40, 2).save(tmp_path / "outside.png")
     for number in range(4):
-        picture(60, 60, number).save(root / "film" / f"{number}.png")
+        make_image(60, 60, number).save(root / "film" / f"{number}.png")
     (root / "film.mp4").write_bytes(film_bytes)
     (root / "link.png").symlink_to(tmp_path / "outside.png")
     (root / "linked").symlink_to(tmp_path)

@@ -41,7 +41,7 @@ NAMES = [
     "[/bold]",
     "{name}",
     "../outside.png",
-    "pictures/../../outside.png",
+    "images/../../outside.png",
     "/etc/hostname",
     "//etc/hostname",
     "~/outside.png",
@@ -55,7 +55,7 @@ NAMES = [
     "film_linked",
     "pipe.png",
     "pipes",
-    "pictures",
+    "images",
     "good.png",
     "0.png",
     "1.png",
@@ -204,43 +204,43 @@ def damaged_file(*contents: bytes) -> st.SearchStrategy[bytes]:
     return seeds().map(lambda chance: damage_bytes(chance.choice(contents), chance))
 
 
-def encode_picture(image: Image.Image, suffix: str, **options) -> bytes:
+def encode_image(image: Image.Image, suffix: str, **options) -> bytes:
     stream = io.BytesIO()
     image.save(stream, suffix, **options)
     return stream.getvalue()
 
 
-def whole_pictures(image: Image.Image) -> list[bytes]:
-    """The same picture in every format and mode that data sets have."""
+def whole_images(image: Image.Image) -> list[bytes]:
+    """The same image in every format and mode that data sets have."""
     exif = Image.Exif()
     exif[0x0112] = 6
     frames = [image.rotate(90 * turn) for turn in range(3)]
     return [
-        encode_picture(image, "JPEG", exif=exif, icc_profile=b"no profile" * 20),
-        encode_picture(image.convert("CMYK"), "JPEG"),
-        encode_picture(image, "JPEG", progressive=True),
-        encode_picture(image, "PNG", exif=exif, icc_profile=b"no profile"),
-        encode_picture(image.convert("P"), "PNG", transparency=0),
-        encode_picture(Image.new("I;16", image.size, 40_000), "PNG"),
-        encode_picture(image.convert("RGBA"), "PNG"),
-        encode_picture(frames[0], "PNG", save_all=True, append_images=frames[1:]),
-        encode_picture(frames[0], "GIF", save_all=True, append_images=frames[1:]),
-        encode_picture(image, "WEBP"),
-        encode_picture(image, "BMP"),
-        encode_picture(image, "TIFF", compression="tiff_lzw"),
-        encode_picture(image.convert("1"), "TIFF"),
-        encode_picture(image, "PPM"),
-        encode_picture(image, "ICO"),
-        encode_picture(image, "TGA"),
-        encode_picture(image, "JPEG2000"),
-        encode_picture(image, "PCX"),
-        *lying_pictures(60_000, 60_000),
-        *lying_pictures(0, 0),
-        *lying_pictures(1, 50_000),
+        encode_image(image, "JPEG", exif=exif, icc_profile=b"no profile" * 20),
+        encode_image(image.convert("CMYK"), "JPEG"),
+        encode_image(image, "JPEG", progressive=True),
+        encode_image(image, "PNG", exif=exif, icc_profile=b"no profile"),
+        encode_image(image.convert("P"), "PNG", transparency=0),
+        encode_image(Image.new("I;16", image.size, 40_000), "PNG"),
+        encode_image(image.convert("RGBA"), "PNG"),
+        encode_image(frames[0], "PNG", save_all=True, append_images=frames[1:]),
+        encode_image(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        encode_image(image, "WEBP"),
+        encode_image(image, "BMP"),
+        encode_image(image, "TIFF", compression="tiff_lzw"),
+        encode_image(image.convert("1"), "TIFF"),
+        encode_image(image, "PPM"),
+        encode_image(image, "ICO"),
+        encode_image(image, "TGA"),
+        encode_image(image, "JPEG2000"),
+        encode_image(image, "PCX"),
+        *lying_images(60_000, 60_000),
+        *lying_images(0, 0),
+        *lying_images(1, 50_000),
     ]
 
 
-def lying_pictures(width: int, height: int) -> list[bytes]:
+def lying_images(width: int, height: int) -> list[bytes]:
     """Small files that say they have width × height pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What happens to machines: signals, full disks, hung processes, losses that are no numbers, pictures that vanish."""
+"""What happens to machines: signals, full disks, hung processes, losses that are no numbers, images that vanish."""
 
 import json
 import shutil
@@ -88,16 +88,16 @@ def test_what_was_left_out_before_a_kill_is_reported_at_the_end(train, tmp_path)
     assert json.loads((folder / "data_report.json").read_text())["skipped_steps"] == [1]
 
 
-def test_a_picture_that_vanishes_is_skipped_and_named(train, rows_folder, tmp_path):
+def test_an_image_that_vanishes_is_skipped_and_named(train, rows_folder, tmp_path):
     rows = tmp_path / "rows"
     shutil.copytree(rows_folder, rows)
     meta = {"rows": {"root": str(rows), "annotation": str(rows / "train.jsonl")}}
     (rows / "meta.json").write_text(json.dumps(meta))
-    victim = rows / "images" / "picture_000004.png"
+    victim = rows / "images" / "image_000004.png"
     flags = ("--meta_path", str(rows / "meta.json"), "--max_bad_fraction", "0.5", "--dataloader_num_workers", "1")
     assert train(tmp_path / "run", 1, {"batch": 1, "remove": str(victim)}, flags) == 0
     skipped = json.loads((tmp_path / "run" / "data_report.json").read_text())["skipped"]
-    assert skipped and all("picture_000004.png: there is no such picture" in row["reason"] for row in skipped)
+    assert skipped and all("image_000004.png: there is no such image" in row["reason"] for row in skipped)
 
 
 def test_a_hung_process_ends_all_in_time_and_is_named(train, tmp_path):

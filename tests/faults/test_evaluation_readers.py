@@ -96,15 +96,15 @@ def test_comparing_results(sandbox, fast_scorers):
 def test_caption_sets(sandbox, monkeypatch):
     monkeypatch.setattr(datasets, "REGISTRY", sandbox.inputs / "registry.json")
     monkeypatch.setattr(datasets, "REPOSITORY", sandbox.inputs)
-    pictures = [{"image": "good.png", "caption": ["a cup"]}, {"image": "film/1.png"}]
+    images = [{"image": "good.png", "caption": ["a cup"]}, {"image": "film/1.png"}]
     truth = {**COCO, "images": [{"id": 1}, {"id": 2}]}
     contents = {
-        "registry.json": {"set": {"root": ".", "annotation": "pictures.json", "ground_truth": "truth.json"}},
-        "pictures.json": COCO,
+        "registry.json": {"set": {"root": ".", "annotation": "images.json", "ground_truth": "truth.json"}},
+        "images.json": COCO,
         "truth.json": truth,
     }
     files = {name: damaged_json(content) for name, content in contents.items()}
-    files["pictures.json"] = damaged_json(COCO, pictures)
+    files["images.json"] = damaged_json(COCO, images)
 
     def read_set():
         data = read_caption_set("set")

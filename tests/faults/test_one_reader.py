@@ -24,7 +24,7 @@ from internvl.inference.engine import Engine
 from internvl.json_files import read_json
 from internvl.model.internvl_chat.conversation import Turn
 from internvl.model.internvl_chat.image_processing_internvl_chat import InternVLChatImageProcessor, load_image
-from tests.conftest import picture, pixels
+from tests.conftest import make_image, pixels
 from tests.data.opening import open_rows
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -35,7 +35,7 @@ def modes() -> dict[str, Image.Image]:
     """Images of every mode that Pillow saves, and two that no light is."""
     grey = np.arange(48 * 64, dtype=np.float32).reshape(48, 64)
     names = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
-    made = {mode: picture(64, 48, 3).convert(mode) for mode in names}
+    made = {mode: make_image(64, 48, 3).convert(mode) for mode in names}
     made |= {
         "I;16": Image.fromarray(grey.astype(np.uint16)),
         "I": Image.fromarray(grey.astype(np.int32) * 9),
@@ -58,14 +58,14 @@ def test_training_check_evaluation_chat_and_processor_see_the_same_image(tiny_mo
     is_bad = bool(check_dataset(data, deep=True).errors)
     readers = {
         "training": lambda: pixels(data[0]).numpy(),
-        "evaluation": lambda: read_request(engine, question, 8).pictures[0].tiles.numpy(),
+        "evaluation": lambda: read_request(engine, question, 8).images[0].tiles.numpy(),
         "chat": lambda: load_image(file, input_size=56, max_num=1).numpy(),
         "processor": lambda: processor(file)["pixel_values"].numpy(),
     }
     assert is_bad == mode.startswith("F ")
     if is_bad:
         for reader in readers.values():
-            with pytest.raises((UserError, ValueError), match=r"cannot be read as a picture \(its greys"):
+            with pytest.raises((UserError, ValueError), match=r"cannot be read as an image \(its greys"):
                 reader()
         return
     assert np.array_equal(readers["training"](), readers["evaluation"]())
@@ -85,7 +85,7 @@ def test_training_check_and_evaluation_see_the_same_video(tiny_model, tmp_path, 
     engine = Engine(tiny_model.model, tiny_model.tokenizer, max_tiles=1)
     question = Question(1, (Turn("human", "<video>\nWhat?"),), "rows.jsonl:1", video=file)
     check_media([question])
-    seen = [part.tiles.numpy() for part in read_request(engine, question, 8).pictures]
+    seen = [part.tiles.numpy() for part in read_request(engine, question, 8).images]
     assert np.array_equal(pixels(data[0]).numpy(), np.concatenate(seen))
 
 
@@ -129,13 +129,13 @@ def test_every_reader_of_json_says_how_to_unpack_a_compressed_file(tmp_path, nam
 def test_every_reader_finds_an_image_under_any_name_that_the_disk_takes(tmp_path_factory, name):
     if name in (".", "..") or len(name.encode()) > 200 or "://" in name:
         return
-    from internvl.data.media import media_path, read_picture_size
+    from internvl.data.media import media_path, read_image_size
 
     folder = tmp_path_factory.mktemp("names")
-    picture(20, 10, 1).save(folder / "image.png")
+    make_image(20, 10, 1).save(folder / "image.png")
     (folder / "image.png").rename(folder / name)
     path = media_path(folder, name, "rows.jsonl:1")
-    assert read_picture_size(path, "rows.jsonl:1") == (20, 10)
+    assert read_image_size(path, "rows.jsonl:1") == (20, 10)
     assert load_image(path, input_size=56, max_num=1).shape == (1, 3, 56, 56)
     question = Question(1, (Turn("human", "<image>"),), "rows.jsonl:1", images=(path,))
     assert check_media([question]) == {path: (20, 10)}

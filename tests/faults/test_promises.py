@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from internvl.data.media import media_path, read_picture, read_picture_size
+from internvl.data.media import media_path, read_image, read_image_size
 from internvl.data.problems import RowError
 from internvl.data.video import MAX_PIXELS
 from internvl.errors import UserError
 from internvl.evaluation.report import ReportRow, ReportTable, write_report
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_model
-from tests.conftest import REPOSITORY, picture
-from tests.faults.corpus import lying_pictures
+from tests.conftest import REPOSITORY, make_image
+from tests.faults.corpus import lying_images
 
 NASTY = "</script><img src=x onerror=alert(1)>\"'&"
 CODE = "import pathlib\npathlib.Path({marker!r}).touch()\n"
@@ -53,13 +53,13 @@ def test_nothing_is_unpickled():
 
 
 @pytest.mark.parametrize("lifts_limit", [False, True])
-def test_pictures_are_bounded_in_pixels(tmp_path, monkeypatch, lifts_limit):
+def test_images_are_bounded_in_pixels(tmp_path, monkeypatch, lifts_limit):
     if lifts_limit:  # as some libraries do
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    for number, content in enumerate(lying_pictures(60_000, 60_000)):
+    for number, content in enumerate(lying_images(60_000, 60_000)):
         file = tmp_path / f"bomb{number}"
         file.write_bytes(content)
-        for reader in (read_picture_size, read_picture):
+        for reader in (read_image_size, read_image):
             with pytest.raises(RowError, match=rf"^rows:1: .*(more than {MAX_PIXELS:,} pixels|cannot be read)"):
                 reader(file, "rows:1")
     assert MAX_PIXELS * 3 < 1 << 30
@@ -135,7 +135,7 @@ class Elements(HTMLParser):
 
 def test_reports_escape_what_they_show(tmp_path):
     file = tmp_path / f"{NASTY.replace('/', '')}.png"
-    picture(60, 40, 1).save(file)
+    make_image(60, 40, 1).save(file)
 
     def report(text: str, image: Path) -> Elements:
         rows = [
@@ -171,7 +171,7 @@ def test_previews_escape_what_they_show(tmp_path, tiny_base):
     def preview(name: str) -> Elements:
         folder = tmp_path / name.replace("/", "")
         folder.mkdir()
-        picture(60, 40, 1).save(folder / "a.png")
+        make_image(60, 40, 1).save(folder / "a.png")
         turns = [{"from": "human", "value": f"<image>\n{name}"}, {"from": "gpt", "value": name}]
         (folder / "rows.jsonl").write_text(json.dumps({"id": name, "image": "a.png", "conversations": turns}))
         meta = {name: {"root": str(folder), "annotation": str(folder / "rows.jsonl")}}

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import strategies as st
 
 from internvl.data.annotation import AnnotationFile
-from internvl.data.media import media_path, read_info, read_picture, read_picture_size, read_video
+from internvl.data.media import media_path, read_image, read_image_size, read_info, read_video
 from internvl.data.meta import read_meta
 from internvl.errors import UserError
-from tests.conftest import picture
+from tests.conftest import make_image
 from tests.faults.corpus import (
     ANSWER,
     COCO,
@@ -28,7 +28,7 @@ from tests.faults.corpus import (
     damaged_json,
     damaged_lines,
     one_of_files,
-    whole_pictures,
+    whole_images,
     write_rows,
 )
 from tests.faults.harness import fuzz
@@ -74,20 +74,20 @@ def test_checking_training_data(sandbox, tiny_base):
     fuzz("tools/check_data.py", one_of_files(files), drive, sandbox.out, weight=0.04)
 
 
-def test_pictures(sandbox):
+def test_images(sandbox):
     file = sandbox.inputs / "damaged.jpg"
 
     def read_both():
-        size = read_picture_size(file, "rows.jsonl:1")
-        image = read_picture(file, "rows.jsonl:1")
+        size = read_image_size(file, "rows.jsonl:1")
+        image = read_image(file, "rows.jsonl:1")
         assert image.mode == "RGB" and image.size == size
 
     def drive(content: bytes):
         file.write_bytes(content)
         return read_both
 
-    pictures = whole_pictures(picture(60, 40, 3))
-    fuzz("picture", st.one_of(damaged_file(*pictures), st.sampled_from(pictures)), drive, sandbox.out, weight=0.16)
+    images = whole_images(make_image(60, 40, 3))
+    fuzz("image", st.one_of(damaged_file(*images), st.sampled_from(images)), drive, sandbox.out, weight=0.16)
 
 
 def test_videos(sandbox, film_bytes):
@@ -103,14 +103,14 @@ def test_videos(sandbox, film_bytes):
 
     fuzz(
         "video",
-        damaged_file(film_bytes, film_bytes, *whole_pictures(picture(60, 40, 3))[8:10]),
+        damaged_file(film_bytes, film_bytes, *whole_images(make_image(60, 40, 3))[8:10]),
         drive,
         sandbox.out,
         weight=0.08,
     )
 
 
-def test_names_of_pictures_and_videos(sandbox):
+def test_names_of_images_and_videos(sandbox):
     """What a name leads to lies below the root, or is refused."""
     root = sandbox.inputs
 
@@ -123,13 +123,13 @@ def test_names_of_pictures_and_videos(sandbox):
             if is_video:
                 read_info(path, "rows.jsonl:1")
             else:
-                read_picture(path, "rows.jsonl:1")
+                read_image(path, "rows.jsonl:1")
 
         return follow
 
-    folders = st.sampled_from(["", "pictures/", "film/", "./", "pictures/../", "linked/", "../inputs/", "film/../../"])
+    folders = st.sampled_from(["", "images/", "film/", "./", "images/../", "linked/", "../inputs/", "film/../../"])
     names = st.one_of(st.sampled_from(NAMES), st.text(max_size=20))
-    fuzz("name of a picture", st.tuples(folders, names, st.booleans()), drive, sandbox.out, weight=0.12)
+    fuzz("name of an image", st.tuples(folders, names, st.booleans()), drive, sandbox.out, weight=0.12)
 
 
 MESSAGES = {
@@ -167,10 +167,10 @@ def test_converting_annotations(sandbox):
     )
 
 
-def test_converting_a_folder_of_pictures(sandbox):
+def test_converting_a_folder_of_images(sandbox):
     folder = sandbox.inputs / "captioned"
     folder.mkdir()
-    picture(60, 40, 1).save(folder / "a.png")
+    make_image(60, 40, 1).save(folder / "a.png")
     lines = damaged_lines({"file_name": "a.png", "text": "a cup"}, {"file_name": "a.png", "caption": "a cup"})
     files = {
         "metadata.jsonl": lines,
@@ -185,7 +185,7 @@ def test_converting_a_folder_of_pictures(sandbox):
         places = [str(folder), str(sandbox.out / "rows.jsonl")]
         return lambda: convert_annotations.main([*places, "--from", "imagefolder", "--overwrite"])
 
-    fuzz("folder of pictures", one_of_files(files), drive, sandbox.out, weight=0.02)
+    fuzz("folder of images", one_of_files(files), drive, sandbox.out, weight=0.02)
 
 
 def test_the_harness_finds_faults(sandbox):

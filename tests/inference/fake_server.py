@@ -16,7 +16,7 @@ from internvl.inference.engine import Engine
 from internvl.model.chat_template import chat_template
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, get_conv_template
 from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
-from internvl.model.vision_cache import picture_features
+from internvl.model.vision_cache import image_features
 
 # In tokenizer_config.json of the published InternVL2-2B.
 PUBLISHED_TEMPLATE = (
@@ -42,7 +42,7 @@ class FakeServer:
 
     ``engines`` by model name, each with its limit of tiles as ``max_tiles``; ``template`` in Jinja, None for the
     checkpoint's; ``tells``: whether it knows token ids and log-probabilities, as vLLM does; ``trusts_kwargs``:
-    whether a request may bring its own limit of tiles; ``sees``: whether it takes pictures; ``breaks_after``: it
+    whether a request may bring its own limit of tiles; ``sees``: whether it takes images; ``breaks_after``: it
     refuses from this request on; ``has_min_tokens``: whether it obeys min_tokens.
     """
 
@@ -85,9 +85,9 @@ class FakeServer:
         images = [decode(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]
         if images and not self.sees:
             raise RefusedError(400, "At most 0 image(s) may be provided in one prompt.")
-        pictures = [engine.read(image, limit) for image in images]
-        prompt = self.prompt(engine, body["messages"], [len(picture) for picture in pictures])
-        answer, scores = generate(engine, prompt, pictures, body, has_min_tokens=self.has_min_tokens)
+        images = [engine.read(image, limit) for image in images]
+        prompt = self.prompt(engine, body["messages"], [len(image) for image in images])
+        answer, scores = generate(engine, prompt, images, body, has_min_tokens=self.has_min_tokens)
         ended = answer[-1] == end_mark(engine)
         choice = {
             "message": {"role": "assistant", "content": engine.tokenizer.decode(answer, skip_special_tokens=True)},
@@ -104,7 +104,7 @@ class FakeServer:
     def prompt(self, engine: Engine, messages: list[dict], num_tiles: list[int]) -> list[int]:
         """The tokens of a conversation, rendered by the Jinja template as servers render it."""
         template = self.template or chat_template(get_conv_template(engine.config.template))
-        if self.template:  # of the time before parts: what a server makes of pictures there
+        if self.template:  # of the time before parts: what a server makes of images there
             messages = [{**message, "content": flat(message["content"])} for message in messages]
         rendered = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(template)
         text = rendered.render(messages=messages, add_generation_prompt=True, bos_token="")
@@ -128,10 +128,10 @@ def decode(url: str) -> Image.Image:
 
 
 @torch.no_grad()
-def generate(engine, prompt, pictures, body, *, has_min_tokens) -> tuple[list[int], list[float]]:
+def generate(engine, prompt, images, body, *, has_min_tokens) -> tuple[list[int], list[float]]:
     """Greedy tokens and their log-probabilities, one after the other, with the end mark."""
     model, ids, answer, scores = engine.model, list(prompt), [], []
-    features = picture_features(model, pictures)
+    features = image_features(model, images)
     while len(answer) < body["max_tokens"] and (not answer or answer[-1] != end_mark(engine)):
         embedded = model.embed(torch.tensor([ids]), features)
         row = model.language_model(inputs_embeds=embedded).logits[0, -1].float().log_softmax(-1)

@@ -1,4 +1,4 @@
-"""What is sent to a server: messages, pictures, and what its refusals become."""
+"""What is sent to a server: messages, images, and what its refusals become."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ from PIL import Image
 from internvl.errors import UserError
 from internvl.inference.client import ServerClient, chat_messages, data_url
 from internvl.model.internvl_chat.conversation import Turn
-from tests.conftest import picture
+from tests.conftest import make_image
 from tests.inference.fake_server import FakeServer, running
 
 
@@ -20,8 +20,8 @@ def pixels_of(url: str) -> np.ndarray:
 
 
 def test_plain_files_go_as_they_are(tmp_path):
-    picture(60, 40, 1).save(tmp_path / "plain.jpg")
-    picture(60, 40, 1).save(tmp_path / "plain.png")
+    make_image(60, 40, 1).save(tmp_path / "plain.jpg")
+    make_image(60, 40, 1).save(tmp_path / "plain.png")
     for name, kind in (("plain.jpg", "image/jpeg"), ("plain.png", "image/png")):
         url = data_url(tmp_path / name, "here")
         head, _, content = url.partition(";base64,")
@@ -29,7 +29,7 @@ def test_plain_files_go_as_they_are(tmp_path):
 
 
 def test_what_servers_may_read_otherwise_goes_as_upright_rgb(tmp_path):
-    image = picture(60, 40, 1)
+    image = make_image(60, 40, 1)
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "turned.jpg", exif=exif)
@@ -53,7 +53,7 @@ def test_a_damaged_file_is_named_with_its_row(tmp_path):
         data_url(tmp_path / "cut.jpg", "rows.jsonl:3")
 
 
-def test_turns_become_messages_with_a_part_for_each_picture():
+def test_turns_become_messages_with_a_part_for_each_image():
     turns = [
         Turn("system", "Be brief. "),
         Turn("human", "Left: <image>\nRight: <image>\n Which?"),
@@ -76,8 +76,8 @@ def test_turns_become_messages_with_a_part_for_each_picture():
     ]  # fmt: skip
 
 
-def test_a_picture_amid_a_line_is_refused():
-    with pytest.raises(UserError, match="writes a line break behind each picture, and here ' or' follows"):
+def test_an_image_amid_a_line_is_refused():
+    with pytest.raises(UserError, match="writes a line break behind each image, and here ' or' follows"):
         chat_messages([Turn("human", "This <image> or")], ["a"])
 
 

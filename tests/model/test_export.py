@@ -66,7 +66,7 @@ def make_adapter(tiny_base, tmp_path):
 
 
 def inputs_of(model) -> dict:
-    """A picture of two tiles and some text, as both layouts take it."""
+    """An image of two tiles and some text, as both layouts take it."""
     ids = torch.arange(40, 70)[None]
     ids[0, 3:11] = load_image_token(model)
     return {"pixel_values": torch.randn(2, 3, 56, 56), "input_ids": ids}

@@ -27,10 +27,10 @@ from internvl.model import hf_conversion
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.hf_config import hf_config, original_config, parse_config
 from internvl.model.hf_conversion import convert_from_hf, convert_to_hf, hf_names, published_tensors, split
-from internvl.model.internvl_chat.conversation import TEMPLATES, Turn, join_segments, place_pictures, render_turns
+from internvl.model.internvl_chat.conversation import TEMPLATES, Turn, join_segments, place_images, render_turns
 from internvl.model.internvl_chat.image_processing_internvl_chat import InternVLChatImageProcessor
 from internvl.model.loading import load_model
-from tests.conftest import picture
+from tests.conftest import make_image
 
 GOLDEN = ["v2_last_ln", "v2_last_norope_bias", "v2_last_ntk", "v2_last_qknorm_rms", "v2_penult_ln"]
 SIZES = [(640, 480), (300, 900), (50, 40), (112, 56), (1000, 50), (56, 56)]
@@ -103,7 +103,7 @@ def prompts_and_tiles(model, tokenizer, tiles_of_rows: list[list[int]]):
     return inputs
 
 
-ROWS = {"text": [[]], "one picture": [[1]], "several": [[3, 1, 2]], "padded": [[1], [], [2, 3]]}
+ROWS = {"text": [[]], "one image": [[1]], "several": [[3, 1, 2]], "padded": [[1], [], [2, 3]]}
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
@@ -240,7 +240,7 @@ def test_full_size_names_shapes_and_config(shared):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_processor_gives_our_tiles(converted, processor, tiny_base, size):
-    image = picture(*size, 3)
+    image = make_image(*size, 3)
     ours = InternVLChatImageProcessor.from_pretrained(tiny_base)(image)["pixel_values"]
     prompt = "<IMG_CONTEXT>\nDescribe it."
     assert torch.equal(processor(images=image, text=prompt, return_tensors="pt")["pixel_values"], ours)
@@ -259,11 +259,11 @@ def test_processor_keeps_the_tile_limits_of_the_config(tiny_base, tmp_path, chan
     convert_to_hf(Checkpoint(base), tmp_path / "hf")
     processor = AutoProcessor.from_pretrained(tmp_path / "hf")
     for image_size in ((300, 300), (40, 30)):
-        image = picture(*image_size, 1)
+        image = make_image(*image_size, 1)
         pixels = processor(images=image, text="<IMG_CONTEXT>", return_tensors="pt")["pixel_values"]
         ours = InternVLChatImageProcessor(image_size=56, **{"max_dynamic_patch": 12, **changes})(image)["pixel_values"]
         assert pixels.shape == ours.shape
-    assert len(processor(images=picture(300, 300, 1), text="<IMG_CONTEXT>")["pixel_values"]) == num_tiles
+    assert len(processor(images=make_image(300, 300, 1), text="<IMG_CONTEXT>")["pixel_values"]) == num_tiles
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -272,7 +272,7 @@ def test_chat_template_renders_our_prompt(tiny_base, tmp_path, template):
     convert_to_hf(Checkpoint(base), tmp_path / "hf")
     processor = AutoProcessor.from_pretrained(tmp_path / "hf")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
-    image = {"type": "image", "image": picture(56, 56, 1)}
+    image = {"type": "image", "image": make_image(56, 56, 1)}
 
     def text(value: str) -> dict:
         return {"type": "text", "text": value}
@@ -290,7 +290,7 @@ def test_chat_template_renders_our_prompt(tiny_base, tmp_path, template):
     ]
     system = ({"role": "system", "content": " Be brief. "}, Turn("system", " Be brief. "))
     for lead, lead_turns in (([], []), ([system[0]], [system[1]])):
-        placed = place_pictures([*lead_turns, *turns], [4, 4, 4])
+        placed = place_images([*lead_turns, *turns], [4, 4, 4])
         prompt = join_segments(render_turns(TEMPLATES[template], placed, add_generation_prompt=True))
         rendered = processor.apply_chat_template(
             [*lead, *messages], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -305,7 +305,7 @@ def test_chat_template_renders_our_prompt(tiny_base, tmp_path, template):
 
 def test_video_frames_become_one_tile_each(converted):
     processor = AutoProcessor.from_pretrained(converted)
-    frames = [picture(80, 60, k) for k in range(3)]
+    frames = [make_image(80, 60, k) for k in range(3)]
     content = [{"type": "video", "video": frames}, {"type": "text", "text": "What happens?"}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
@@ -333,10 +333,10 @@ def test_pipeline_gives_our_caption(tiny_base, converted, processor):
 
     exact = pipeline("image-text-to-text", model=str(converted), processor=processor)
     for size in SIZES:
-        image = picture(*size, 3)
+        image = make_image(*size, 3)
         assert theirs(exact, image) == ours(image) != ""
-    # By default the backend is torchvision's: the same wherever a picture needs no resizing.
-    image = picture(56, 56, 3)
+    # By default the backend is torchvision's: the same wherever an image needs no resizing.
+    image = make_image(56, 56, 3)
     assert theirs(pipeline("image-text-to-text", model=str(converted)), image) == ours(image)
 
 

@@ -18,7 +18,7 @@ from internvl.model.internvl_chat.image_processing_internvl_chat import (
     split_into_tiles,
     to_pixel_values,
 )
-from tests.conftest import picture
+from tests.conftest import make_image
 
 
 def test_grids_equal_the_golden_ones(shared):
@@ -31,8 +31,8 @@ def test_grids_equal_the_golden_ones(shared):
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (100, 300), (448, 448), (33, 900)])
-def test_tiles_are_the_resized_picture_cut_row_by_row(width, height):
-    image = picture(width, height, 1)
+def test_tiles_are_the_resized_image_cut_row_by_row(width, height):
+    image = make_image(width, height, 1)
     options = {"min_num": 1, "max_num": 6, "image_size": 56}
     tiles = split_into_tiles(image, **options, use_thumbnail=True)
     columns, rows = choose_grid(width, height, 1, 6, 56)
@@ -46,7 +46,7 @@ def test_tiles_are_the_resized_picture_cut_row_by_row(width, height):
 
 
 def test_pixel_values_equal_torchvisions_transform():
-    image = picture(90, 70, 2)
+    image = make_image(90, 70, 2)
     transform = v2.Compose(
         [
             v2.Resize((56, 56), interpolation=v2.InterpolationMode.BICUBIC),
@@ -61,23 +61,23 @@ def test_pixel_values_equal_torchvisions_transform():
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA"])
 def test_every_colour_mode_is_read_as_rgb(tmp_path, mode):
     file = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
-    picture(50, 40, 3).convert(mode).save(file)
+    make_image(50, 40, 3).convert(mode).save(file)
     assert load_image(file, input_size=56, max_num=1).shape == (1, 3, 56, 56)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", None])
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
 def test_unreadable_files_are_named(tmp_path, content):
     file = tmp_path / "a.png"
-    picture(50, 40, 3).save(file)
+    make_image(50, 40, 3).save(file)
     file.write_bytes(file.read_bytes()[:-900] if content is None else content)
-    with pytest.raises(ValueError, match=r"a\.png: cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image"):
         open_image(file)
-    with pytest.raises(FileNotFoundError, match="there is no such picture"):
+    with pytest.raises(FileNotFoundError, match="there is no such image"):
         open_image(tmp_path / "b.png")
 
 
 def test_the_processor_tiles_as_load_image_does(tmp_path):
-    image = picture(130, 60, 4)
+    image = make_image(130, 60, 4)
     processor = InternVLChatImageProcessor(image_size=56, max_dynamic_patch=6)
     features = processor([image, image.resize((56, 56))])
     assert features["num_patches_list"] == [3, 1]

@@ -48,7 +48,7 @@ def hf_base(tiny_base, tmp_path_factory) -> Path:
 
 
 def given_inputs(model) -> dict[str, torch.Tensor]:
-    """A picture and a text."""
+    """An image and a text."""
     ids = torch.arange(40, 70)[None]
     ids[0, 3 : 3 + model.num_image_token] = model.img_context_token_id
     return {"pixel_values": torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(1)), "input_ids": ids}

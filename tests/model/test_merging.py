@@ -32,19 +32,19 @@ def test_merged_weights_equal_pefts_own_merge(tiny_base, trained_adapter, tmp_pa
 def test_merged_folder_loads_with_automodel_from_another_directory(trained_adapter, tmp_path, repository):
     merged = tmp_path / "merged"
     merge_checkpoint(Checkpoint(trained_adapter), merged)
-    picture = repository / "data" / "habitat" / "images" / "val" / "habitat_val_000000000001.jpg"
+    image = repository / "data" / "habitat" / "images" / "val" / "habitat_val_000000000001.jpg"
     script = repository / "tools" / "caption_with_automodel.py"
     result = subprocess.run(
-        [sys.executable, script, merged, picture], cwd=tmp_path, capture_output=True, text=True, env=bare_environment()
+        [sys.executable, script, merged, image], cwd=tmp_path, capture_output=True, text=True, env=bare_environment()
     )
     assert result.returncode == 0, result.stderr
     unmerged, tokenizer = load_model(trained_adapter)
     from internvl.model.internvl_chat.image_processing_internvl_chat import load_image
 
-    pixels = load_image(picture, input_size=56, max_num=12)  # as its config says
+    pixels = load_image(image, input_size=56, max_num=12)  # as its config says
     question = "Provide a one-sentence caption for the provided image."
     expected = unmerged.chat(tokenizer, pixels, question, {"min_new_tokens": 8, "max_new_tokens": 30})
-    assert result.stdout.strip() == f"{picture.name}: {expected}".strip()
+    assert result.stdout.strip() == f"{image.name}: {expected}".strip()
 
 
 def test_documented_cp_lines_keep_the_merged_folder_loadable(tiny_base, trained_adapter, tmp_path):

@@ -37,7 +37,7 @@ def test_unequal_image_tokens_and_features_raise_with_both_counts(tiny_model, nu
     model, tokenizer = tiny_model
     inputs = batch(model, tokenizer, (2,), (5,))
     inputs["pixel_values"] = torch.randn(num_tiles, 3, 56, 56)
-    with pytest.raises(ValueError, match=rf"8 <IMG_CONTEXT> tokens but the pictures give {4 * num_tiles} features"):
+    with pytest.raises(ValueError, match=rf"8 <IMG_CONTEXT> tokens but the images give {4 * num_tiles} features"):
         model(**inputs)
 
 
@@ -120,7 +120,7 @@ def test_generation_with_cache_equals_a_plain_loop_without(tiny_model):
 def test_answers_do_not_depend_on_the_batch(tiny_model):
     model, tokenizer = tiny_model
     pixels = torch.randn(4, 3, 56, 56)
-    questions, tiles = ["What?", "Describe the pattern of the picture at length.", "And this?"], [1, 2, 1]
+    questions, tiles = ["What?", "Describe the pattern of the image at length.", "And this?"], [1, 2, 1]
     settings = {"max_new_tokens": 12, "do_sample": False}
     together = model.batch_chat(tokenizer, pixels, questions, settings, num_patches_list=tiles)
     start, apart = 0, []

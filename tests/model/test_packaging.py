@@ -17,19 +17,19 @@ from internvl.model.internvl_chat.conversation import (
     Turn,
     get_conv_template,
     join_segments,
-    place_pictures,
+    place_images,
     render_turns,
 )
 from internvl.model.loading import load_config, load_model
 from internvl.model.merging import merge_checkpoint
 from internvl.model.packaging import model_code_files
 from internvl.train.output import OutputFolder
-from tests.conftest import picture
+from tests.conftest import make_image
 from tools.prepare_pretrained import check, prepare
 
 CONVERSATIONS = {
     "text": [Turn("human", "Hello.")],
-    "one picture": [Turn("human", "<image>\nWhat is it?")],
+    "one image": [Turn("human", "<image>\nWhat is it?")],
     "several": [Turn("human", "<image>\n<image>\nCompare them.")],
     "history": [Turn("human", "<image>\nWhat?"), Turn("gpt", "A cup."), Turn("human", "Its colour?")],
     "system": [Turn("system", "Answer briefly."), Turn("human", "Hello.")],
@@ -40,7 +40,7 @@ IMAGE_TOKENS = 4
 
 
 def messages(turns: list[Turn], *, parts: bool) -> list[dict]:
-    """Turns as OpenAI messages; ``parts`` gives pictures as parts of the content."""
+    """Turns as OpenAI messages; ``parts`` gives images as parts of the content."""
     result = []
     for turn in turns:
         content = turn.value
@@ -48,14 +48,14 @@ def messages(turns: list[Turn], *, parts: bool) -> list[dict]:
             head, *rest = turn.value.split("<image>\n")
             content = [{"type": "text", "text": head}] if head else []
             for text in rest:
-                content += [{"type": "image", "image": picture(56, 56, 1)}, *([{"type": "text", "text": text}])]
+                content += [{"type": "image", "image": make_image(56, 56, 1)}, *([{"type": "text", "text": text}])]
         result.append({"role": ROLES[turn.role], "content": content})
     return result
 
 
 def training_prompt(template: str, turns: list[Turn]) -> str:
-    num_pictures = sum(turn.value.count("<image>") for turn in turns)
-    placed = place_pictures(turns, [IMAGE_TOKENS] * num_pictures)
+    num_images = sum(turn.value.count("<image>") for turn in turns)
+    placed = place_images(turns, [IMAGE_TOKENS] * num_images)
     return join_segments(render_turns(get_conv_template(template), placed, add_generation_prompt=True))
 
 
@@ -86,7 +86,7 @@ def test_chat_template_of_every_folder_gives_the_ids_of_the_training_prompt(fold
         expected = tokenizer(training_prompt("internlm2-chat", turns))["input_ids"]
         for parts in (True, False):
             if kind == "hf" and not parts and "<image>" in turns[0].value:
-                continue  # pictures are parts of a content there, as transformers' processor reads them
+                continue  # images are parts of a content there, as transformers' processor reads them
             text = tokenizer.apply_chat_template(
                 messages(turns, parts=parts), add_generation_prompt=True, tokenize=False
             )
@@ -133,7 +133,7 @@ def test_the_tiles_of_a_training_travel_to_adapter_merged_and_hf_folder(tiny_bas
         assert json.loads((tmp_path / folder / "config.json").read_text())["max_dynamic_patch"] == 3
         processor = json.loads((tmp_path / folder / "preprocessor_config.json").read_text())
         assert processor["max_dynamic_patch"] == 3
-    wide = picture(300, 60, 2)
+    wide = make_image(300, 60, 2)
     assert len(AutoProcessor.from_pretrained(tmp_path / "hf")(images=wide, text="<IMG_CONTEXT>")["pixel_values"]) == 4
 
 
@@ -184,8 +184,8 @@ def test_the_processor_renders_messages_as_training_does(trained_adapter, tmp_pa
         )
         expected = processor.tokenizer(training_prompt("internlm2-chat", turns))["input_ids"]
         assert inputs["input_ids"].tolist() == [expected]
-        num_pictures = sum(turn.value.count("<image>") for turn in turns)
-        assert len(inputs.get("pixel_values", [])) == num_pictures
+        num_images = sum(turn.value.count("<image>") for turn in turns)
+        assert len(inputs.get("pixel_values", [])) == num_images
     text = processor.apply_chat_template(messages(CONVERSATIONS["history"], parts=True))
     tokenizer_text = processor.tokenizer.apply_chat_template(
         messages(CONVERSATIONS["history"], parts=True), tokenize=False

@@ -7,7 +7,7 @@ import torch
 
 from internvl.errors import UserError
 from internvl.model.loading import load_model
-from internvl.model.vision_cache import CHECKSUM_BYTES, LEDGER, Picture, VisionCache, picture_features
+from internvl.model.vision_cache import CHECKSUM_BYTES, LEDGER, TiledImage, VisionCache, image_features
 
 BYTES = 2 * 4 * 64 * 2  # 2 tiles of 4 tokens of 64 channels
 TILING = {"max_num": 6, "image_size": 56}
@@ -23,15 +23,15 @@ def features(seed: int = 0) -> torch.Tensor:
 
 
 def test_features_are_found_by_content_and_tiling(cache):
-    key = cache.key(b"picture", TILING)
+    key = cache.key(b"image", TILING)
     assert cache.load(key) is None
     cache.save(key, features())
     assert torch.equal(cache.load(key), features())
-    assert len({key, cache.key(b"another", TILING), cache.key(b"picture", {**TILING, "max_num": 1})}) == 3
+    assert len({key, cache.key(b"another", TILING), cache.key(b"image", {**TILING, "max_num": 1})}) == 3
 
 
 def test_other_weights_never_find_them(cache, tiny_base):
-    key = cache.key(b"picture", TILING)
+    key = cache.key(b"image", TILING)
     cache.save(key, features())
     model = load_model(tiny_base).model
     assert VisionCache(cache.folder, model, max_bytes=10**6).load(key) is not None
@@ -44,7 +44,7 @@ def test_other_weights_never_find_them(cache, tiny_base):
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
 def test_a_damaged_file_is_computed_anew(cache, damage):
-    key = cache.key(b"picture", TILING)
+    key = cache.key(b"image", TILING)
     cache.save(key, features())
     content = bytearray(cache.path(key).read_bytes())
     content[100] ^= 1
@@ -77,22 +77,22 @@ def test_several_processes_keep_within_the_bound_and_read_each_other(cache):
         assert kept is None or torch.equal(kept, features(number))
 
 
-def test_a_picture_that_occurs_twice_is_encoded_once(cache, tiny_model, monkeypatch):
+def test_an_image_that_occurs_twice_is_encoded_once(cache, tiny_model, monkeypatch):
     model, calls = tiny_model.model, []
     extract = model.extract_feature
     monkeypatch.setattr(model, "extract_feature", lambda tiles: calls.append(len(tiles)) or extract(tiles))
     tiles = [torch.randint(0, 255, (count, 3, 56, 56), dtype=torch.uint8) for count in (2, 1)]
-    pictures = [
-        Picture(tiles[0], key="a"),
-        Picture(tiles[1]),
-        Picture(tiles[0], key="a"),
-        Picture(features=features()),
+    images = [
+        TiledImage(tiles[0], key="a"),
+        TiledImage(tiles[1]),
+        TiledImage(tiles[0], key="a"),
+        TiledImage(features=features()),
     ]
-    got = picture_features(model, pictures)
+    got = image_features(model, images)
     assert calls == [3] and got.shape == (7, 4, 64)
     with torch.no_grad():
         assert torch.allclose(got[:3], extract(torch.cat(tiles)), atol=1e-6) and torch.equal(got[3:5], got[:2])
-    assert picture_features(model, []) is None
+    assert image_features(model, []) is None
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, tiny_model):

@@ -1,4 +1,4 @@
-"""The training set: items and collated batches from rows and pictures on disk, and the order of rows."""
+"""The training set: items and collated batches from rows and images on disk, and the order of rows."""
 
 import random
 import tempfile
@@ -18,7 +18,7 @@ from internvl.data.video import choose_frames
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.internvl_chat.image_processing_internvl_chat import normalize_pixels
 from tests.conftest import pixels
-from tests.reference.golden import compare_pixels, expand, picture, read_json, sha256
+from tests.reference.golden import compare_pixels, expand, make_image, read_json, sha256
 from tests.reference.runner import Report
 from tests.reference.tokens import pad_to
 
@@ -31,7 +31,7 @@ def run(report: Report, folder: Path, tokenizer) -> None:
         content = read_json(expected)
         with tempfile.TemporaryDirectory() as temporary:
             for image in content["images"]:
-                drawn = picture(image["width"], image["height"], image["k"])
+                drawn = make_image(image["width"], image["height"], image["k"])
                 report.equal(f"{image['name']}/formula", sha256(drawn), image["rgb_sha256"])
                 drawn.save(Path(temporary) / image["name"])
             for number, golden in enumerate(content["runs"]):
@@ -62,12 +62,12 @@ def check_frames(report: Report, name: str, golden: dict) -> None:
     report.equal(name, indices, golden["indices"])
 
 
-def check_run(report: Report, name: str, golden: dict, rows: Path, pictures: Path, tokenizer) -> None:
+def check_run(report: Report, name: str, golden: dict, rows: Path, images: Path, tokenizer) -> None:
     """Build the data set with a run's settings; compare its items and their batch."""
     settings = golden["settings"]
     options = {field.name: settings[field.name] for field in fields(RenderSettings) if field.name in settings}
     options |= {"template": get_conv_template(settings["template"]), "max_seq_length": settings["max_length"]}
-    spec = DatasetSpec(name="golden", root=pictures, annotations=(rows,), data_augment=settings["is_train"])
+    spec = DatasetSpec(name="golden", root=images, annotations=(rows,), data_augment=settings["is_train"])
     dataset = ConversationDataset([spec], tokenizer, RenderSettings(**options))
     report.equal(f"{name}/number of rows", len(dataset), len(golden["items"]))
     samples = []
@@ -93,7 +93,7 @@ def check_item(report: Report, name: str, sample: dict, golden: dict, pad_token_
     if any(golden["image_flags"]):
         compare_pixels(report, f"{name}/pixel_values", normalize_pixels(pixels(sample)), golden["pixel_values"])
     else:
-        report.check(f"{name}/no picture", sample["pictures"] == [], "a text row has tiles")
+        report.check(f"{name}/no image", sample["images"] == [], "a text row has tiles")
 
 
 def check_batch(report: Report, name: str, samples: list[dict], golden: dict, image_size: int) -> None:

@@ -12,7 +12,7 @@ from internvl.inference.engine import Engine
 from internvl.model.internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.image_processing_internvl_chat import normalize_pixels
 from tests.reference.caption import SCORE
-from tests.reference.golden import compare_pixels, picture, read_json
+from tests.reference.golden import compare_pixels, make_image, read_json
 from tests.reference.runner import Report
 
 
@@ -26,7 +26,7 @@ def run(report: Report, folder: Path) -> None:
         report.equal(f"{name}/min_new_tokens", MIN_NEW_TOKENS, settings["min_new_tokens"])
         if name in expected:
             with report.guard(name):
-                check_pictures(report, name, folder, expected)
+                check_images(report, name, folder, expected)
             with report.guard(f"{name}/scores"):
                 check_scores(report, name, folder, expected)
     report.equal("prompt", PROMPT, facts["prompt"])
@@ -46,8 +46,8 @@ def annotation_files(folder: Path, name: str, expected: dict) -> list[Path]:
     return [folder / Path(listed[0]).name, folder / Path(listed[-1]).name]
 
 
-def check_pictures(report: Report, name: str, folder: Path, expected: dict) -> None:
-    """Read the annotation file, draw its pictures where it looks for them, and compare the tensors."""
+def check_images(report: Report, name: str, folder: Path, expected: dict) -> None:
+    """Read the annotation file, draw its images where it looks for them, and compare the tensors."""
     records = expected[name]
     with tempfile.TemporaryDirectory() as temporary:
         images = read_images(annotation_files(folder, name, expected)[0], Path(temporary))
@@ -56,7 +56,7 @@ def check_pictures(report: Report, name: str, folder: Path, expected: dict) -> N
         for (image_id, path), (size, k), record in zip(images, shapes, records, strict=True):
             path = path.with_suffix(".png")  # JPEG would change the pixels
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture(*size, k).save(path)
+            make_image(*size, k).save(path)
             report.equal(f"{name}/{image_id}/prompt", PROMPT, record["input_text"])
             for key, digest in record.items():
                 if not key.startswith("pixel_values"):

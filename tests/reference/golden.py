@@ -1,4 +1,4 @@
-"""Reading golden values: run-length lists, pictures by formula, digests, and tiny checkpoints."""
+"""Reading golden values: run-length lists, images by formula, digests, and tiny checkpoints."""
 
 import hashlib
 import json
@@ -47,8 +47,8 @@ def expand_text(text: str) -> str:
     return re.sub(r"\{\{IMG_CONTEXT x (\d+)\}\}", lambda match: IMG_CONTEXT_TOKEN * int(match[1]), text)
 
 
-def picture(width: int, height: int, k: int) -> Image.Image:
-    """The golden values' picture formula, RGB."""
+def make_image(width: int, height: int, k: int) -> Image.Image:
+    """The golden values' image formula, RGB."""
     x, y = np.arange(width, dtype=np.int64)[None], np.arange(height, dtype=np.int64)[:, None]
     red = x * (3 + k) + 7 * y + 11 * k
     green = x * x // (5 + k) + y * (2 + k % 5) + 17 * k
@@ -57,7 +57,7 @@ def picture(width: int, height: int, k: int) -> Image.Image:
 
 
 def sha256(content: bytes | Image.Image | torch.Tensor) -> str:
-    """SHA-256 of bytes, of a picture's bytes, or of a tensor's values in C order (float32, or int64)."""
+    """SHA-256 of bytes, of an image's bytes, or of a tensor's values in C order (float32, or int64)."""
     if isinstance(content, Image.Image):
         content = content.tobytes()
     elif isinstance(content, torch.Tensor):
@@ -66,7 +66,7 @@ def sha256(content: bytes | Image.Image | torch.Tensor) -> str:
 
 
 def compare_pixels(report: Report, name: str, got: torch.Tensor, record: dict, *, jpeg: bool = False) -> None:
-    """Compare a normalised picture with its digest: exactly, or (other Pillow builds) samples and means.
+    """Compare a normalised image with its digest: exactly, or (other Pillow builds) samples and means.
 
     A sample may be one grey level off (JPEG: 0.05), a mean 2e-3.
     """

@@ -148,16 +148,16 @@ def check_settings(report: Report, name: str, model: RecordingModel, case: dict,
 
 def wrong_counts(case: dict) -> tuple[str | None, list[int]] | None:
     """Whether a case has to be refused: (the decision, None where the original refuses too; both counts)."""
-    pictures = case["num_patches_list"]
-    if pictures is None:
-        pictures = [] if case["pixel_tiles"] is None else [case["pixel_tiles"]]
-    if sum(pictures) != (case["pixel_tiles"] or 0):
-        return (None if "error" in case else "marker count"), [sum(pictures), case["pixel_tiles"]]
+    images = case["num_patches_list"]
+    if images is None:
+        images = [] if case["pixel_tiles"] is None else [case["pixel_tiles"]]
+    if sum(images) != (case["pixel_tiles"] or 0):
+        return (None if "error" in case else "marker count"), [sum(images), case["pixel_tiles"]]
     questions = [question for question, _ in case["history"] or []] + [case["question"]]
-    if not case["history"] and pictures and MARKER not in questions[0]:
+    if not case["history"] and images and MARKER not in questions[0]:
         questions[0] = MARKER + questions[0]
     markers = sum(question.count(MARKER) for question in questions)
-    return ("marker count", [markers, len(pictures)]) if markers != len(pictures) else None
+    return ("marker count", [markers, len(images)]) if markers != len(images) else None
 
 
 def check_refusal(report: Report, name: str, decision: str | None, numbers: list[int], call) -> None:

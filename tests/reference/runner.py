@@ -31,23 +31,22 @@ FAMILIES: dict[str, tuple[tuple[str, ...], bool]] = {
 
 # The decided differences, as the golden values' README lists them.
 DECISIONS = {
-    "shares in turn": "processes answer every n-th picture by size, not a range each: none waits for the largest",
+    "shares in turn": "processes answer every n-th image by size, not a range each: none waits for the largest",
     "feature count": "more features than image tokens raises with both counts; the original truncates the features "
     "and multiplies the loss by 0",
     "stateless rotary": "a call never depends on an earlier one; in the original the rotary base of the longest "
     "sequence so far stays",
     "caller's config": "the caller's generation_config is not modified; the original writes eos_token_id into it",
-    "marker count": "each picture needs its <image> marker and each marker its picture, with both counts in the "
-    "message; the original leaves markers as text or pictures without tokens",
+    "marker count": "each image needs its <image> marker and each marker its image, with both counts in the "
+    "message; the original leaves markers as text or images without tokens",
     "data error": "a human turn at the end, an empty answer, turns that do not alternate and literal special tokens "
     "or markers out of place are data errors that name the line; the original masks or changes such rows silently",
     "system turn": "a system turn is honoured; the original fails on it",
     "lost labels": "answers are supervised; the original loses all labels of such rows when its lengths disagree",
     "unsupported template": "the template is not supported and refused by name; the original ignores all its labels",
-    "cut": "a sample is cut neither through picture tokens nor before its first answer; the original trains on the "
-    "rest",
+    "cut": "a sample is cut neither through image tokens nor before its first answer; the original trains on the rest",
     "stripped values": "values are stripped under every template; the original did so under internlm2-chat only",
-    "RGB first": "pictures become RGB before tiling in evaluation as in training; the original's evaluation resized "
+    "RGB first": "images become RGB before tiling in evaluation as in training; the original's evaluation resized "
     "palettes and bitmaps",
     "slow decoding": "text is decoded with the clean-up of the slow tokenizer, with which published scores were made; "
     "these golden values are the fast one's",

@@ -1,4 +1,4 @@
-"""Grids, tiles and normalised pictures."""
+"""Grids, tiles and normalised images."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from internvl.model.internvl_chat.image_processing_internvl_chat import (
     split_into_tiles,
     to_pixel_values,
 )
-from tests.reference.golden import compare_pixels, picture, read_json, sha256
+from tests.reference.golden import compare_pixels, make_image, read_json, sha256
 from tests.reference.runner import Report
 
 
@@ -53,8 +53,8 @@ def check_grids(report: Report, content: dict) -> None:
 
 
 def check_image(report: Report, name: str, record: dict) -> None:
-    """Compare one picture's tiles, and the picture itself through each transform."""
-    image = picture(record["width"], record["height"], record["k"])
+    """Compare one image's tiles, and the image itself through each transform."""
+    image = make_image(record["width"], record["height"], record["k"])
     report.equal(f"{name}/formula", sha256(image), record["image_sha256"])
     keys = ("min_num", "max_num", "image_size", "use_thumbnail")
     tiles = split_into_tiles(image, **{key: record[key] for key in keys})
@@ -81,13 +81,13 @@ def check_image(report: Report, name: str, record: dict) -> None:
 
 
 def converted(record: dict):
-    """Make the picture of a source like ``image(61,47,k=3).convert(mode)``."""
+    """Make the image of a source like ``image(61,47,k=3).convert(mode)``."""
     width, height, k = map(int, re.search(r"image\((\d+),(\d+),k=(\d+)\)", record["source"]).groups())
-    return picture(width, height, k).convert(record["mode"])
+    return make_image(width, height, k).convert(record["mode"])
 
 
 def check_mode_with_tiles(report: Report, name: str, record: dict, records: list[dict]) -> None:
-    """Pictures of other colour modes are RGB before they are tiled, wherever the original converted them."""
+    """Images of other colour modes are RGB before they are tiled, wherever the original converted them."""
     image = open_image(converted(record))
     limits = {"min_num": 1, "image_size": record["image_size"], "use_thumbnail": True}
     # The limit is not recorded: take the lowest that gives this number of tiles.
@@ -107,4 +107,4 @@ def check_mode_with_tiles(report: Report, name: str, record: dict, records: list
     if early["sha256_f32"] == record["sha256_f32"]:
         compare_pixels(report, name, pixels, record)
     else:
-        report.differs(name, "RGB first", sha256(pixels) == early["sha256_f32"], "not the tiles of an RGB picture")
+        report.differs(name, "RGB first", sha256(pixels) == early["sha256_f32"], "not the tiles of an RGB image")

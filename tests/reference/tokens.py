@@ -85,7 +85,7 @@ def pad_to(length: int, sample: Sample, pad_token_id: int) -> dict[str, list[int
     """Collate a sample with a row of ``length`` tokens; returns its ids, labels and mask."""
     rows = [sample, Sample([pad_token_id] * length, [IGNORE_INDEX] * length)]
     tensors = [
-        {"input_ids": torch.tensor(row.input_ids), "labels": torch.tensor(row.labels), "pictures": []} for row in rows
+        {"input_ids": torch.tensor(row.input_ids), "labels": torch.tensor(row.labels), "images": []} for row in rows
     ]
     batch = Collator(pad_token_id=pad_token_id, image_size=1)(tensors)
     return {key: batch[key][0].tolist() for key in ("input_ids", "labels", "attention_mask")}

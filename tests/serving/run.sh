@@ -5,7 +5,7 @@
 #   bash tests/serving/run.sh --only 'vllm merged'             # one row of the table: "<engine> <layout>"
 #
 # Trains the tiny base on the habitat mini set with 6 tiles, merges and converts it, and asks for greedy captions of the
-# 100 val pictures and, where ../shared/coco_mini (or INTERNVL_SERVING_PHOTOS) is, of its real photos, which have several
+# 100 val images and, where ../shared/coco_mini (or INTERNVL_SERVING_PHOTOS) is, of its real photos, which have several
 # tiles. Prints a table and writes it to WORK/serving.json; status 1 when a caption differs.
 #
 # From the environment: INTERNVL_SERVING_ENV (the servers' environment, default tests/serving/.venv), INTERNVL_SERVING_WORK

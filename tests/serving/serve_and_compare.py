@@ -88,7 +88,7 @@ def is_ready(url: str) -> bool:
 
 
 def ask(url: str, model: str, image: Path) -> str:
-    """Return a server's greedy caption of a picture."""
+    """Return a server's greedy caption of an image."""
     kind = "png" if image.suffix == ".png" else "jpeg"
     data = f"data:image/{kind};base64,{base64.b64encode(image.read_bytes()).decode()}"
     content = [{"type": "image_url", "image_url": {"url": data}}, {"type": "text", "text": PROMPT}]
@@ -100,7 +100,7 @@ def ask(url: str, model: str, image: Path) -> str:
 
 
 def compare(url: str, model: str, result: Path, at_once: int) -> dict:
-    """Ask for the captions of an evaluation's pictures; returns how many are equal, and the speed."""
+    """Ask for the captions of an evaluation's images; returns how many are equal, and the speed."""
     lines = [json.loads(line) for line in (result / "per_image.jsonl").read_text(encoding="utf-8").splitlines()]
     started = time.monotonic()
     with ThreadPoolExecutor(at_once) as pool:
@@ -147,7 +147,7 @@ def evaluate(work: Path, layout: str) -> dict:
     return {
         "equal": sum(a == b for a, b in zip(own, other, strict=True)),
         "of": len(own),
-        "captions_per_second": settings["pictures_per_second"],
+        "captions_per_second": settings["images_per_second"],
     }
 
 

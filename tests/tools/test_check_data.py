@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 from check_data import main
 
-from tests.conftest import picture
+from tests.conftest import make_image
 
 
 def row(question: str, answer: str = "A cup.", **fields) -> str:
@@ -20,8 +20,8 @@ def root(tmp_path):
     """Two good rows of each kind, twice the same one among them, and four bad ones; the meta file declares 9 rows."""
     (tmp_path / "frames").mkdir()
     for number in range(4):
-        picture(60, 60, number).save(tmp_path / "frames" / f"{number}.png")
-    picture(180, 60, 1).save(tmp_path / "wide.png")
+        make_image(60, 60, number).save(tmp_path / "frames" / f"{number}.png")
+    make_image(180, 60, 1).save(tmp_path / "wide.png")
     good = [
         row("Hello."),
         row("Hello."),
@@ -72,7 +72,7 @@ def test_the_command_line_ends_with_the_same_status(warm_python, repository, tin
 def test_bad_rows_are_grouped_counted_and_end_with_status_2(check_data, root):
     result = check_data(root / "meta.json", "--out", root / "report.json")
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "error: not JSON, 2 rows" in result.stdout and "error: missing picture, 1 row" in result.stdout
+    assert "error: not JSON, 2 rows" in result.stdout and "error: missing image, 1 row" in result.stdout
     assert f"{root / 'rows.jsonl'}:9: is not valid JSON" in result.stdout
     assert "declares 9 rows; write 12" in result.stdout and "4 rows cannot be trained on" in result.stdout
     report = json.loads((root / "report.json").read_text())
@@ -80,7 +80,7 @@ def test_bad_rows_are_grouped_counted_and_end_with_status_2(check_data, root):
     assert numbers["kinds"] == {"text": 2, "image": 2, "images": 2, "video": 2}
     assert (numbers["rows"], numbers["errors"], numbers["duplicates"]) == (12, 4, 1)
     assert [problem["reason"] for problem in report["problems"]] == ["not JSON"] * 2 + [
-        "missing picture",
+        "missing image",
         "empty answer",
     ]
 
@@ -108,11 +108,11 @@ def test_clean_rows_are_written_apart_and_pass(check_data, root):
 
 
 def test_only_deep_finds_what_a_header_hides(check_data, root):
-    picture(600, 300, 1).save(root / "wide.png")
+    make_image(600, 300, 1).save(root / "wide.png")
     (root / "wide.png").write_bytes((root / "wide.png").read_bytes()[:2000])
     assert check_data(root / "good.json").returncode == 0
     result = check_data(root / "good.json", "--deep")
-    assert result.returncode == 2 and "error: unreadable picture, 4 rows" in result.stdout
+    assert result.returncode == 2 and "error: unreadable image, 4 rows" in result.stdout
 
 
 def test_data_flags_of_a_training_change_what_is_judged(check_data, root):

@@ -96,7 +96,7 @@ def test_another_template_is_named(findings, merged, template, name, tells):
 @pytest.mark.parametrize(("limit", "tells"), [(6, True), (1, False), (13, False)])
 def test_another_limit_of_tiles_is_named(findings, merged, limit, tells):
     status, told = findings(FakeServer({"m": load(merged, max_tiles=limit)}, tells=tells), merged)
-    assert status == 2 and f"pictures are cut with a limit of {limit} tiles instead of 12" in told, told
+    assert status == 2 and f"images are cut with a limit of {limit} tiles instead of 12" in told, told
     assert len(told.splitlines()) == 1 and "weights" not in told
 
 
@@ -104,7 +104,7 @@ def test_a_missing_thumbnail_is_named(findings, merged):
     engine = load(merged)
     engine.config.use_thumbnail = False
     status, told = findings(FakeServer({"m": engine}), merged)
-    assert status == 2 and "pictures are cut without a thumbnail" in told
+    assert status == 2 and "images are cut without a thumbnail" in told
 
 
 @pytest.mark.parametrize("tells", [True, False])
@@ -127,9 +127,9 @@ def test_the_merge_of_an_earlier_training_is_named(findings, merged, tiny_base, 
     assert status == 2 and "as after a merge of an earlier training. Merge again" in told, told
 
 
-def test_a_server_without_pictures_is_named(findings, merged):
+def test_a_server_without_images_is_named(findings, merged):
     status, told = findings(FakeServer({"m": load(merged)}, sees=False), merged)
-    assert status == 2 and "pictures are refused with status 400 (At most 0 image(s)" in told, told
+    assert status == 2 and "images are refused with status 400 (At most 0 image(s)" in told, told
 
 
 def test_a_server_that_breaks_is_named(findings, merged):

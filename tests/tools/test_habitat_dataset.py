@@ -49,9 +49,9 @@ def test_habitat_rows(habitat, split, count):
         human, gpt = row["conversations"]
         assert human == {"from": "human", "value": f"<image>\n{CAPTION_PROMPT}"}
         assert gpt["from"] == "gpt"
-        with Image.open(habitat / row["image"]) as picture:
-            assert picture.size == (row["width"], row["height"]) == (SIZE, SIZE)
-            assert picture.format == "JPEG"
+        with Image.open(habitat / row["image"]) as image:
+            assert image.size == (row["width"], row["height"]) == (SIZE, SIZE)
+            assert image.format == "JPEG"
 
 
 def test_validation_files_agree(habitat):

@@ -33,7 +33,7 @@ def cast_rays(quads: np.ndarray, camera: Camera, size: int) -> tuple[np.ndarray,
 
 def test_camera_projects_like_plain_perspective():
     camera = Camera(np.array([0.0, 0.0, 1.5]), yaw=0.0, pitch=0.0, fov=np.pi / 2)
-    # Half the picture is as wide as the distance: 1 m right at 2 m is half-way to the right edge.
+    # Half the image is as wide as the distance: 1 m right at 2 m is half-way to the right edge.
     points = np.array([[1.0, 2.0, 1.5], [0.0, 2.0, 2.5], [-3.0, 4.0, 0.5]])
     np.testing.assert_allclose(camera.project(points, 100), [[75, 50], [50, 25], [12.5, 62.5]])
 
@@ -42,7 +42,7 @@ def test_a_box_covers_the_rectangle_its_corners_project_to():
     camera = Camera(np.array([0.0, 0.0, 1.0]), yaw=0.0, pitch=0.0, fov=np.pi / 2)
     inverse_depth, faces = rasterise(box((-0.5, 0.5), (2, 3), (0.5, 1.5), [1, 1, 1]).quads, camera, 128)
     rows, columns = np.nonzero(faces != BACKGROUND)
-    # At 2 m, half a metre is a quarter of the half picture: 16 of 64 pixels around the centre.
+    # At 2 m, half a metre is a quarter of the half image: 16 of 64 pixels around the centre.
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (48, 79, 48, 79)
     np.testing.assert_allclose(inverse_depth[48:80, 48:80], 0.5, rtol=1e-5)
 
@@ -141,9 +141,9 @@ def test_sides_and_colours_are_roughly_balanced(scenes):
     assert {piece.kind for piece in mentioned} == set(KINDS)
 
 
-def test_pictures_are_deterministic_and_lit(scenes):
-    picture = np.asarray(scenes[0].picture(96))
-    assert np.array_equal(picture, np.asarray(sample_scene(0).picture(96)))
-    assert not np.array_equal(picture, np.asarray(scenes[1].picture(96)))
-    assert 90 < picture.mean() < 230
-    assert (picture == 255).all(axis=2).mean() < 0.1
+def test_images_are_deterministic_and_lit(scenes):
+    image = np.asarray(scenes[0].image(96))
+    assert np.array_equal(image, np.asarray(sample_scene(0).image(96)))
+    assert not np.array_equal(image, np.asarray(scenes[1].image(96)))
+    assert 90 < image.mean() < 230
+    assert (image == 255).all(axis=2).mean() < 0.1

@@ -33,7 +33,7 @@ def read(tmp_path):
     return [rows.row(index) for index in range(len(rows))], read_images(folder / prepare_coco.TEST, tmp_path), truth
 
 
-def test_karpathys_split_gives_train_and_restval_rows_and_the_test_pictures(tmp_path, capsys):
+def test_karpathys_split_gives_train_and_restval_rows_and_the_test_images(tmp_path, capsys):
     prepare_coco.main(["--karpathy", str(karpathy(tmp_path)), "--root", str(tmp_path / "coco")])
     rows, test, truth = read(tmp_path)
     assert len(rows) == 5 + 6 and rows[0].images == ("val2014/COCO_val2014_000000000100.jpg",)
@@ -43,7 +43,7 @@ def test_karpathys_split_gives_train_and_restval_rows_and_the_test_pictures(tmp_
     assert len(truth["annotations"]) == 7 and {note["image_id"] for note in truth["annotations"]} == {102}
     printed = capsys.readouterr().out
     assert {note["caption"] for note in truth["annotations"]} == {f"Caption {n} of 2." for n in range(7)}
-    assert "not the full Karpathy set: 4 of 123,287" in printed and "4 of 4 pictures are not in" in printed
+    assert "not the full Karpathy set: 4 of 123,287" in printed and "4 of 4 images are not in" in printed
 
 
 def test_real_captions_give_rows_and_references(shared, tmp_path, capsys):
@@ -59,16 +59,16 @@ def test_real_captions_give_rows_and_references(shared, tmp_path, capsys):
 
 
 def test_the_full_set_must_have_the_full_counts(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare_coco, "FULL_PICTURES", 4)
+    monkeypatch.setattr(prepare_coco, "FULL_IMAGES", 4)
     with pytest.raises(SystemExit) as end:
         prepare_coco.main(["--karpathy", str(karpathy(tmp_path)), "--root", str(tmp_path / "coco")])
     assert (
-        end.value.code == 2 and "has 11 train captions, 1 test pictures and 7 test captions" in capsys.readouterr().err
+        end.value.code == 2 and "has 11 train captions, 1 test images and 7 test captions" in capsys.readouterr().err
     )
     assert not (tmp_path / "coco").exists()
     monkeypatch.setattr(prepare_coco, "FULL_TEST_CAPTIONS", 7)
     monkeypatch.setattr(prepare_coco, "FULL_TRAIN_ROWS", 11)
-    monkeypatch.setattr(prepare_coco, "FULL_TEST_PICTURES", 1)
+    monkeypatch.setattr(prepare_coco, "FULL_TEST_IMAGES", 1)
     prepare_coco.main(["--karpathy", str(karpathy(tmp_path)), "--root", str(tmp_path / "coco")])
     assert "This is the full Karpathy set." in capsys.readouterr().out
 

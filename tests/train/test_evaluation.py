@@ -11,7 +11,7 @@ from internvl.data.dataset import ConversationDataset, RenderSettings
 from internvl.data.meta import read_meta
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.train.evaluation import Evaluator, read_caption_sample
-from tests.conftest import picture
+from tests.conftest import make_image
 
 
 @pytest.fixture
@@ -60,10 +60,10 @@ def test_the_loss_does_not_depend_on_batches_and_draws_no_random_number(make_eva
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_picture_that_vanished_is_left_out_with_a_warning(make_evaluator, tmp_path, caplog):
+def test_an_image_that_vanished_is_left_out_with_a_warning(make_evaluator, tmp_path, caplog):
     rows = []
     for number in range(3):
-        picture(60, 60, number).save(tmp_path / f"{number}.png")
+        make_image(60, 60, number).save(tmp_path / f"{number}.png")
         turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Waves."}]
         rows.append({"image": f"{number}.png", "conversations": turns})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -75,7 +75,7 @@ def test_a_picture_that_vanished_is_left_out_with_a_warning(make_evaluator, tmp_
     (tmp_path / "1.png").unlink()
     with caplog.at_level(logging.WARNING):
         assert supervised(evaluator.batches(0, 1)) == before * 2 // 3
-    assert "1.png: there is no such picture" in caplog.text
+    assert "1.png: there is no such image" in caplog.text
 
 
 def test_the_sample_is_drawn_alike_every_time_with_its_references(rows_folder):

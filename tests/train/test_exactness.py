@@ -1,4 +1,4 @@
-"""Every way to save work gives the loss and the gradients of plain rows: shared pictures, packing, kept features."""
+"""Every way to save work gives the loss and the gradients of plain rows: shared images, packing, kept features."""
 
 import json
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from internvl.model.internvl_chat import modeling_internlm2
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 from internvl.model.loading import load_model
-from internvl.model.vision_cache import VisionCache, picture_features
+from internvl.model.vision_cache import VisionCache, image_features
 from internvl.train.memory import recompute_activations
-from tests.conftest import picture
+from tests.conftest import make_image
 
 NUM_ROWS = 16
 
 
 @pytest.fixture(scope="module")
 def captions(tmp_path_factory):
-    """16 rows: five captions of one picture, questions of two kinds about another, two pictures, text, a lone row."""
+    """16 rows: five captions of one image, questions of two kinds about another, two images, text, a lone row."""
     folder = tmp_path_factory.mktemp("captions")
     for number, size in enumerate([(60, 60), (130, 60), (90, 130)]):
-        picture(*size, number).save(folder / f"{number}.png")
+        make_image(*size, number).save(folder / f"{number}.png")
     rows = []
 
     def add(question, answer, image=None, **fields):
@@ -114,7 +114,7 @@ def step(model, tokenizer, data, way: Way) -> tuple[float, dict[str, torch.Tenso
         capacity=way.batch_size * max(check_dataset(data).lengths(data.index)) if way.packed else None,
     )
     packed = way.share or way.packed
-    collate = Collator(tokenizer.pad_token_id, 56, packed=packed, keep_pictures=way.cache is not None)
+    collate = Collator(tokenizer.pad_token_id, 56, packed=packed, keep_images=way.cache is not None)
     recompute_activations(model, way.recompute)
     batches = [collate([data[unit] for unit in units]) for units in sampler]
     supervised = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
@@ -123,7 +123,7 @@ def step(model, tokenizer, data, way: Way) -> tuple[float, dict[str, torch.Tenso
         if batch.pop("idle", False):
             continue
         if way.cache is not None:
-            batch["visual_features"] = picture_features(model, batch.pop("pictures"), way.cache)
+            batch["visual_features"] = image_features(model, batch.pop("images"), way.cache)
         loss = model(**batch, num_items_in_batch=supervised, return_logits=False).loss
         loss.backward()
         total += loss.item()
@@ -173,7 +173,7 @@ def test_the_plain_loss_is_that_of_a_slow_loop_over_tokens(model_and_data):
     assert step(*model_and_data(), Way(share=True))[0] == pytest.approx(total / count, rel=1e-5)
 
 
-def test_sharing_saves_the_tokens_of_pictures_and_prompts(model_and_data):
+def test_sharing_saves_the_tokens_of_images_and_prompts(model_and_data):
     plain, shared = (step(*model_and_data(), Way(share=share, packed=True))[2] for share in (False, True))
     assert shared < 0.6 * plain
 
@@ -192,8 +192,8 @@ def test_kept_features_equal_computed_ones(share, model_and_data, tmp_path):
     first = step(model, tokenizer, data, Way(share=share, cache=cache))
     model, tokenizer, data = model_and_data()
     data.vision_cache = VisionCache(tmp_path, model, max_bytes=10**9)
-    pictures = [picture for index in range(NUM_ROWS) for picture in data[index]["pictures"]]
-    assert all(picture.tiles is None and picture.features.dtype == torch.bfloat16 for picture in pictures)
+    images = [image for index in range(NUM_ROWS) for image in data[index]["images"]]
+    assert all(image.tiles is None and image.features.dtype == torch.bfloat16 for image in images)
     again = step(model, tokenizer, data, Way(share=share, cache=data.vision_cache))
     assert again[0] == first[0] and all(torch.equal(again[1][name], first[1][name]) for name in first[1])
     # Rounding the features to bfloat16 is all that differs from plain rows: 2^-9 of each.

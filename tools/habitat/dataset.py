@@ -1,4 +1,4 @@
-"""Writing the data set: pictures, training rows, the validation set's COCO captions and the ground truth."""
+"""Writing the data set: images, training rows, the validation set's COCO captions and the ground truth."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CAPTION_STREAM = 1  # keeps the random choice of words apart from that of the sc
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to render: where it goes and which scene it shows."""
+    """One image to render: where it goes and which scene it shows."""
 
     image_id: int
     file_name: str  # relative to the data set's folder
@@ -35,7 +35,7 @@ class Job:
 
 @dataclass(frozen=True)
 class View:
-    """What the annotation files need to know about a rendered picture."""
+    """What the annotation files need to know about a rendered image."""
 
     image_id: int
     file_name: str
@@ -46,12 +46,12 @@ class View:
 def scene_seed(use: str, index: int, seed: int) -> int:
     """The seed of the ``index``-th scene (from 0) of a use, in the run with the given ``seed``."""
     if not 0 <= index < SEEDS_PER_USE:
-        raise ValueError(f"picture index {index} is outside the {SEEDS_PER_USE} seeds of {use!r}")
+        raise ValueError(f"image index {index} is outside the {SEEDS_PER_USE} seeds of {use!r}")
     return seed * SEEDS_PER_RUN + SEED_OFFSETS[use] + index
 
 
 def jobs(split: str, count: int, use: str, seed: int) -> list[Job]:
-    """The pictures of one split, numbered from 1."""
+    """The images of one split, numbered from 1."""
     return [
         Job(number, f"images/{split}/habitat_{split}_{number:012d}.jpg", scene_seed(use, number - 1, seed))
         for number in range(1, count + 1)
@@ -59,9 +59,9 @@ def jobs(split: str, count: int, use: str, seed: int) -> list[Job]:
 
 
 def render_view(job: Job, out: Path, style: str, size: int) -> View:
-    """Render one picture into the data set's folder and put it into words."""
+    """Render one image into the data set's folder and put it into words."""
     scene = sample_scene(job.scene_seed)
-    scene.picture(size).save(out / job.file_name, quality=JPEG_QUALITY, optimize=True)
+    scene.image(size).save(out / job.file_name, quality=JPEG_QUALITY, optimize=True)
     rng = np.random.default_rng(np.random.SeedSequence([job.scene_seed, CAPTION_STREAM]))
     if style == "habitat":
         conversations = [[(CAPTION_PROMPT, caption)] for caption in habitat_captions(scene, rng)]
@@ -71,11 +71,11 @@ def render_view(job: Job, out: Path, style: str, size: int) -> View:
 
 
 def render_views(todo: list[Job], out: Path, style: str, size: int, workers: int) -> list[View]:
-    """Render all pictures of a split, in order, with a progress bar."""
+    """Render all images of a split, in order, with a progress bar."""
     for folder in {(out / job.file_name).parent for job in todo}:
         folder.mkdir(parents=True, exist_ok=True)
     work = partial(render_view, out=out, style=style, size=size)
-    progress = partial(tqdm, total=len(todo), desc="rendering", unit="picture")
+    progress = partial(tqdm, total=len(todo), desc="rendering", unit="image")
     if workers <= 1:
         return list(progress(map(work, todo)))
     with get_context("spawn").Pool(workers) as pool:
@@ -140,8 +140,8 @@ def write_dataset(
 ) -> None:
     """Write a data set; the same arguments give the same bytes whatever the number of ``workers``.
 
-    Style "habitat" writes a training and a validation split with five captions per picture; style
-    "pretrain" a training split only, with one conversation of several turns per picture.
+    Style "habitat" writes a training and a validation split with five captions per image; style
+    "pretrain" a training split only, with one conversation of several turns per image.
     """
     use = "train" if style == "habitat" else "pretrain"
     train = render_views(jobs("train", num_train, use, seed), out, style, size, workers)

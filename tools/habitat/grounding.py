@@ -64,10 +64,10 @@ def grounding_f1(captions: dict[int, str], scenes: dict[int, list[dict]]) -> dic
 
 
 def swapped_f1(captions: dict[int, str], scenes: dict[int, list[dict]], seed: int = 0) -> dict[str, float]:
-    """The same scores with every caption held against another picture's scene.
+    """The same scores with every caption held against another image's scene.
 
-    This is what captions that sound right but ignore the picture would get. The images are shuffled into
-    one ring and each caption moves on by one, so that none keeps its own picture.
+    This is what captions that sound right but ignore the image would get. The images are shuffled into
+    one ring and each caption moves on by one, so that none keeps its own image.
     """
     ring = sorted(captions)
     if len(ring) < 2:

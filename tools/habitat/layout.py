@@ -15,12 +15,12 @@ CLEAR_OF_VIEWER = 1.55  # metres at the camera's end of the room kept free of fu
 WALL_GAP = (0.03, 0.08)  # metres between a piece and the wall behind it
 PIECE_GAP = 0.06  # metres at least between two pieces
 ATTEMPTS = 96  # candidate spots looked at per piece
-MIN_IN_FRAME = 0.78  # share of a piece's bounding rectangle that must lie inside the picture
-BOUNDARY_MARGIN = 0.03  # of the picture width, between a piece's centre and the boundary of two thirds
+MIN_IN_FRAME = 0.78  # share of a piece's bounding rectangle that must lie inside the image
+BOUNDARY_MARGIN = 0.03  # of the image width, between a piece's centre and the boundary of two thirds
 
 
 def side_of(centre_x: float) -> str:
-    """The third of the picture a position (0 left edge .. 1 right edge) lies in."""
+    """The third of the image a position (0 left edge .. 1 right edge) lies in."""
     return SIDES[min(max(int(centre_x * 3), 0), 2)]
 
 
@@ -68,7 +68,7 @@ def _candidate_spots(kind: str, low, high, room: Room, rng: np.random.Generator)
 
 
 def _in_frame(low, high, spot: np.ndarray, height: float, camera: Camera) -> bool:
-    """Whether enough of a placed bounding box (floor corners ``spot``) lies inside the picture."""
+    """Whether enough of a placed bounding box (floor corners ``spot``) lies inside the image."""
     box = np.concatenate([np.column_stack([spot, np.full(4, z)]) for z in (0.0, height)])
     points = camera.project(box, 1)
     start, end = points.min(axis=0), points.max(axis=0)
@@ -77,7 +77,7 @@ def _in_frame(low, high, spot: np.ndarray, height: float, camera: Camera) -> boo
 
 
 def find_spot(kind: str, mesh: Mesh, side: str, room: Room, camera: Camera, taken, rng) -> tuple | None:
-    """A place for a piece in the wanted third of the picture, clear of the footprints in ``taken``.
+    """A place for a piece in the wanted third of the image, clear of the footprints in ``taken``.
 
     Returns (x, y, heading) and the footprint there, or None where no candidate fits.
     """

@@ -15,7 +15,7 @@ BACKGROUND = -1  # face number of pixels no face covers
 @dataclass(frozen=True)
 class Camera:
     """A camera without roll: ``yaw`` turns right from +y, ``pitch`` looks up, ``fov`` is the full angle of
-    view across the picture (all in radians).
+    view across the image (all in radians).
     """
 
     position: np.ndarray
@@ -32,7 +32,7 @@ class Camera:
         return np.stack([right, np.cross(right, forward), forward])
 
     def focal(self, size: int) -> float:
-        """Focal length in pixels for a square picture of ``size`` pixels."""
+        """Focal length in pixels for a square image of ``size`` pixels."""
         return size / 2 / np.tan(self.fov / 2)
 
     def to_camera(self, points: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ def rasterise(quads: np.ndarray, camera: Camera, size: int) -> tuple[np.ndarray,
     """Draw the front faces of ``quads`` with a z-buffer.
 
     Returns the inverse depth (1/metres along the view direction, 0 where empty) and the number of the
-    nearest face (``BACKGROUND`` where empty) for every pixel of a ``size`` x ``size`` picture.
+    nearest face (``BACKGROUND`` where empty) for every pixel of a ``size`` x ``size`` image.
     """
     inverse_depth = np.zeros((size, size), dtype=np.float32)
     faces = np.full((size, size), BACKGROUND, dtype=np.int16)
@@ -105,7 +105,7 @@ def _edges(outlines: np.ndarray) -> np.ndarray:
 
 
 def _fill(outline, edges, gradient, face, inverse_depth, faces) -> None:
-    """Write a convex outline (its left edges run down the picture) where it is nearer than what is there."""
+    """Write a convex outline (its left edges run down the image) where it is nearer than what is there."""
     size = len(faces)
     low, high = outline.min(axis=0).tolist(), outline.max(axis=0).tolist()
     x0, y0 = max(ceil(low[0] - 0.5), 0), max(ceil(low[1] - 0.5), 0)

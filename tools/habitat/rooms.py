@@ -29,13 +29,13 @@ ROOM_TYPES = {
 ROOM_WEIGHTS = (0.26, 0.28, 0.22, 0.24)
 
 MAX_MENTIONED = 3
-MIN_SHARE = 0.02  # of the picture, for a piece to be mentioned
+MIN_SHARE = 0.02  # of the image, for a piece to be mentioned
 MIN_SHARE_SLENDER = {"lamp": 0.009, "chair": 0.012}  # tall thin pieces are recognised with fewer pixels
 MAX_SHARE = 0.3
 MIN_UNOCCLUDED = 0.6  # visible share of the area a mentioned piece would cover if it stood alone
 NEGLIGIBLE_SHARE = 0.002  # a piece may be left out of the captions if it is this invisible ...
 LEFT_OUT_RATIO = 0.75  # ... or is the fourth, clearly smaller than the third
-TRIAL_SIZE = 128  # pixels; the ground truth does not depend on the picture's size
+TRIAL_SIZE = 128  # pixels; the ground truth does not depend on the image's size
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Piece:
     kind: str
     colour: str
     side: str
-    visible_share: float  # of all pixels in the picture
-    centre_x: float  # visible centroid, 0 at the left and 1 at the right edge of the picture
+    visible_share: float  # of all pixels in the image
+    centre_x: float  # visible centroid, 0 at the left and 1 at the right edge of the image
     mentioned: bool
 
 
@@ -67,8 +67,8 @@ class Scene:
         """The pieces captions speak of, from left to right."""
         return tuple(piece for piece in self.pieces if piece.mentioned)
 
-    def picture(self, size: int = 256) -> Image.Image:
-        """The scene as a square picture of ``size`` pixels."""
+    def image(self, size: int = 256) -> Image.Image:
+        """The scene as a square image of ``size`` pixels."""
         return render(self.room, self.backdrop, self.furniture, self.camera, self.light, size)
 
 
@@ -91,7 +91,7 @@ def _sample_camera(room: Room, rng: np.random.Generator) -> Camera:
 
 
 def _arrange(names, meshes: list[Mesh], room: Room, camera: Camera, rng) -> list[Mesh] | None:
-    """The pieces at random spots, mostly one in each third of the picture; None where one has no room."""
+    """The pieces at random spots, mostly one in each third of the image; None where one has no room."""
     sides = [*rng.permutation(SIDES), rng.choice(SIDES)]
     if rng.random() < 0.2:
         sides = rng.choice(SIDES, size=4)

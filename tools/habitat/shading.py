@@ -1,4 +1,4 @@
-"""From the z-buffer to a lit picture: lights, soft planar shadows, floor patterns and tone mapping."""
+"""From the z-buffer to a lit image: lights, soft planar shadows, floor patterns and tone mapping."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .backdrop import Room
 from .meshes import Mesh
 from .rendering import Camera, normals, rasterise
 
-SUPERSAMPLING = 2  # rendered pixels per picture pixel and direction
+SUPERSAMPLING = 2  # rendered pixels per image pixel and direction
 FLOOR, CEILING, LEFT, BACK, RIGHT = range(5)  # the first faces of every scene, in Room.shell's order
 NO_SURFACE = -1
 TEXEL = 0.03  # metres of wall or floor per shadow-map pixel
@@ -44,7 +44,7 @@ def room_lights(room: Room, main: np.ndarray) -> list[Light]:
 
 
 def _surface_of(quads: np.ndarray, room: Room, details: int) -> np.ndarray:
-    """The room surface each face lies flat on (rugs and pictures included), ``NO_SURFACE`` for furniture.
+    """The room surface each face lies flat on (rugs and images included), ``NO_SURFACE`` for furniture.
 
     Only the first ``details`` faces belong to the room.
     """
@@ -136,7 +136,7 @@ class Samples:
 
     @classmethod
     def of(cls, inverse_depth: np.ndarray, faces: np.ndarray, camera: Camera) -> Samples:
-        """Choose the samples of a picture rasterised at ``SUPERSAMPLING`` times its size."""
+        """Choose the samples of an image rasterised at ``SUPERSAMPLING`` times its size."""
         fine = len(faces)
         size, step = fine // SUPERSAMPLING, SUPERSAMPLING
         inner = np.arange(step)
@@ -170,7 +170,7 @@ def _places(camera: Camera, column, row, depth: np.ndarray, size: int) -> list[n
 
 
 def render(room: Room, backdrop: Mesh, furniture: Mesh, camera: Camera, main: np.ndarray, size: int) -> Image.Image:
-    """The lit picture of a room.
+    """The lit image of a room.
 
     ``backdrop`` starts with the room's shell; ``main`` is the position of the shadow-casting light.
     """
@@ -232,12 +232,12 @@ def _illuminate(lights: list[Light], quads, faces, places, direct, shade) -> lis
 
 def _develop(channels: list[np.ndarray], uniform: np.ndarray) -> Image.Image:
     """Average the samples of each pixel in linear light, then tone-map to 8 bits."""
-    picture = np.empty((*uniform.shape, 3), dtype=np.uint8)
+    image = np.empty((*uniform.shape, 3), dtype=np.uint8)
     single = int(uniform.sum())
     for channel, values in enumerate(channels):
         light = np.empty(uniform.shape, dtype=np.float32)
         light[uniform] = values[:single]
         light[~uniform] = values[single:].reshape(-1, SUPERSAMPLING**2).mean(axis=1)
         level = np.clip(light * (EXPOSURE * (TONE_STEPS - 1) / TONE_RANGE), 0, TONE_STEPS - 1)
-        picture[..., channel] = TONE_CURVE[level.astype(np.int32)]
-    return Image.fromarray(picture)
+        image[..., channel] = TONE_CURVE[level.astype(np.int32)]
+    return Image.fromarray(image)

@@ -12,7 +12,7 @@ from .conversation import (
     Turn,
     get_conv_template,
     join_segments,
-    place_pictures,
+    place_images,
     render_turns,
 )
 
@@ -34,9 +34,9 @@ class ChatMixin:
         IMG_CONTEXT_TOKEN: str = IMG_CONTEXT_TOKEN,
         verbose: bool = False,
     ) -> str | tuple[str, list[tuple[str, str]]]:
-        """Answer ``question`` about the pictures, with the earlier (question, answer) pairs of ``history``.
+        """Answer ``question`` about the images, with the earlier (question, answer) pairs of ``history``.
 
-        ``num_patches_list`` gives the tiles of each picture; None takes all of ``pixel_values`` as one picture. A
+        ``num_patches_list`` gives the tiles of each image; None takes all of ``pixel_values`` as one image. A
         first question without ``<image>`` gets the marker put in front. Returns the answer, and with
         ``return_history`` the history to pass to the next call.
         """
@@ -45,7 +45,7 @@ class ChatMixin:
         if pixel_values is not None and sum(num_patches_list) != len(pixel_values):
             raise ValueError(
                 f"num_patches_list {num_patches_list} adds up to {sum(num_patches_list)} tiles but pixel_values "
-                f"holds {len(pixel_values)}. List the tiles of each picture."
+                f"holds {len(pixel_values)}. List the tiles of each image."
             )
         history = list(history or [])
         if not history and pixel_values is not None and "<image>" not in question:
@@ -68,7 +68,7 @@ class ChatMixin:
         return_history: bool = False,
         IMG_CONTEXT_TOKEN: str = IMG_CONTEXT_TOKEN,
     ) -> list[str]:
-        """Answer one question a picture, all in one batch; ``num_patches_list[i]`` tiles belong to question i."""
+        """Answer one question an image, all in one batch; ``num_patches_list[i]`` tiles belong to question i."""
         if history is not None or return_history:
             raise ValueError("batch_chat keeps no history. Use chat for a conversation.")
         if pixel_values is not None and (
@@ -82,17 +82,17 @@ class ChatMixin:
             )
         prompts = []
         for question, num_tiles in zip(questions, num_patches_list or [None] * len(questions), strict=True):
-            has_picture = pixel_values is not None
-            if has_picture and "<image>" not in question:
+            has_image = pixel_values is not None
+            if has_image and "<image>" not in question:
                 question = "<image>\n" + question
-            prompts.append(self.build_prompt([(question, None)], [num_tiles] if has_picture else []))
+            prompts.append(self.build_prompt([(question, None)], [num_tiles] if has_image else []))
         self.img_context_token_id = tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
         return self.answer_prompts(tokenizer, pixel_values, prompts, generation_config)
 
     def build_prompt(self, pairs: list[tuple[str, str | None]], num_tiles: list[int]) -> str:
-        """Render (question, answer) pairs, the last answer open, with the image tokens of each picture in place.
+        """Render (question, answer) pairs, the last answer open, with the image tokens of each image in place.
 
-        ``num_tiles`` holds the tiles of each picture, in the order of the ``<image>`` markers.
+        ``num_tiles`` holds the tiles of each image, in the order of the ``<image>`` markers.
         """
         turns = []
         for question, answer in pairs:
@@ -103,7 +103,7 @@ class ChatMixin:
 
     def render_prompt(self, turns: list[Turn], num_tiles: list[int]) -> str:
         """Render a conversation up to an open answer; ``num_tiles`` as in :meth:`build_prompt`."""
-        turns = place_pictures(turns, [tiles * self.num_image_token for tiles in num_tiles])
+        turns = place_images(turns, [tiles * self.num_image_token for tiles in num_tiles])
         template = get_conv_template(self.template)
         return join_segments(
             render_turns(template, turns, system_message=self.system_message, add_generation_prompt=True)

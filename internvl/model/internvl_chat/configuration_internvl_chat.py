@@ -9,12 +9,12 @@ from .configuration_internlm2 import InternLM2Config
 
 
 class InternVLChatConfig(PretrainedConfig):
-    """What an InternVL-Chat checkpoint is made of and how pictures become tokens.
+    """What an InternVL-Chat checkpoint is made of and how images become tokens.
 
     - ``downsample_ratio``: side length factor of the pixel unshuffle; 0.5 turns 4 patches into 1 token.
     - ``ps_version``: ``v2``, or the historic ``v1`` whose output rows and columns are swapped.
     - ``select_layer``: which vision layer feeds the projector (-1 is the last).
-    - ``force_image_size``: tile side in pixels; ``min/max_dynamic_patch``: limits on the tiles of one picture.
+    - ``force_image_size``: tile side in pixels; ``min/max_dynamic_patch``: limits on the tiles of one image.
     - ``template``: name of the conversation template.
     - ``use_llm_lora`` / ``use_backbone_lora``: rank of LoRA weights embedded in the checkpoint, 0 for none.
     """

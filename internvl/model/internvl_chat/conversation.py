@@ -159,17 +159,17 @@ def join_segments(segments: list[Segment]) -> str:
     return "".join(segment.text for segment in segments)
 
 
-def place_pictures(turns: list[Turn], num_image_tokens: list[int]) -> list[Turn]:
-    """Replace each ``<image>`` of the human turns, in order, by that picture's run of image tokens.
+def place_images(turns: list[Turn], num_image_tokens: list[int]) -> list[Turn]:
+    """Replace each ``<image>`` of the human turns, in order, by that image's run of image tokens.
 
     Raises:
-        ValueError: the numbers of markers and pictures differ.
+        ValueError: the numbers of markers and images differ.
     """
     num_markers = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
     if num_markers != len(num_image_tokens):
         raise ValueError(
-            f"The conversation has {num_markers} {IMAGE_PLACEHOLDER} markers but {len(num_image_tokens)} pictures. "
-            "Give one marker per picture."
+            f"The conversation has {num_markers} {IMAGE_PLACEHOLDER} markers but {len(num_image_tokens)} images. "
+            "Give one marker per image."
         )
     counts = iter(num_image_tokens)
     placed = []

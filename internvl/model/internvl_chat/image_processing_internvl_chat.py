@@ -1,6 +1,6 @@
-"""Pictures to tiles to normalised tensors: the one tiler of training, evaluation and chat.
+"""Images to tiles to normalised tensors: the one tiler of training, evaluation and chat.
 
-Axis letters: T tiles of one picture, S tile side in pixels.
+Axis letters: T tiles of one image, S tile side in pixels.
 """
 
 import io
@@ -23,7 +23,7 @@ NORMALIZATIONS = {
 }
 IMAGENET_MEAN, IMAGENET_STD = NORMALIZATIONS["imagenet"]
 ORIENTATION_TAG = 0x0112
-# A picture may carry its editing history in its text: of no use here, and no reason to refuse the picture.
+# An image may carry its editing history in its text: of no use here, and no reason to refuse the image.
 PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 64 << 20)
 # EXIF orientation → the turn that undoes it.
 TURNS = {
@@ -57,9 +57,9 @@ def candidate_grids(min_num: int, max_num: int) -> tuple[tuple[int, int], ...]:
 
 
 def choose_grid(width: int, height: int, min_num: int, max_num: int, image_size: int) -> tuple[int, int]:
-    """Return the (columns, rows) whose aspect ratio is nearest to the picture's, ``width`` × ``height`` px.
+    """Return the (columns, rows) whose aspect ratio is nearest to the image's, ``width`` × ``height`` px.
 
-    Of grids equally near, a later one (with more tiles) wins if the picture covers more than half of its pixels.
+    Of grids equally near, a later one (with more tiles) wins if the image covers more than half of its pixels.
     Example: 640 × 480 with at most 6 tiles gives (3, 2), 1.5 being nearer to 1.33 than 1 or 2 are.
     """
     best, best_distance = (1, 1), float("inf")
@@ -73,7 +73,7 @@ def choose_grid(width: int, height: int, min_num: int, max_num: int, image_size:
 
 
 def count_tiles(width: int, height: int, *, min_num: int, max_num: int, image_size: int, use_thumbnail: bool) -> int:
-    """Return how many tiles :func:`split_into_tiles` makes of a ``width`` × ``height`` picture."""
+    """Return how many tiles :func:`split_into_tiles` makes of a ``width`` × ``height`` image."""
     columns, rows = choose_grid(width, height, min_num, max_num, image_size)
     return columns * rows + (use_thumbnail and columns * rows > 1)
 
@@ -87,10 +87,10 @@ def split_into_tiles(
     use_thumbnail: bool,
     size: tuple[int, int] | None = None,
 ) -> list[Image.Image]:
-    """Resize a picture to its grid and cut it into S × S tiles, row by row; a thumbnail of the whole goes last.
+    """Resize an image to its grid and cut it into S × S tiles, row by row; a thumbnail of the whole goes last.
 
-    One tile gets no thumbnail: it is one. ``size`` is the (width, height) in px that the grid is chosen by, where a
-    picture was decoded smaller than it is.
+    One tile gets no thumbnail: it is one. ``size`` is the (width, height) in px that the grid is chosen by, where an
+    image was decoded smaller than it is.
     """
     width, height = size or image.size
     columns, rows = choose_grid(width, height, min_num, max_num, image_size)
@@ -152,7 +152,7 @@ def to_pixel_values(
 def read_orientation(image: Image.Image) -> int:
     """Return how a camera was held: the EXIF orientation, 1 to 8 (CIPA DC-008, section 4.6.5), 1 where there is none.
 
-    Reads no further than the header; damaged EXIF counts as none, since the picture itself may be whole.
+    Reads no further than the header; damaged EXIF counts as none, since the image itself may be whole.
     """
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # to look for it behind the pixels, Pillow would decode them
@@ -185,7 +185,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def to_upright_rgb(image: Image.Image, *, least_size: tuple[int, int] | None = None) -> Image.Image:
-    """Return a picture as RGB, turned the way its camera was held.
+    """Return an image as RGB, turned the way its camera was held.
 
     With ``least_size``, (width, height) in px, a JPEG that was not decoded yet may come at a half, a quarter or an
     eighth of its size if that is no less: its decoder leaves the finest frequencies out, several times faster.
@@ -204,11 +204,11 @@ def to_upright_rgb(image: Image.Image, *, least_size: tuple[int, int] | None = N
 
 
 def open_image(source: str | Path | io.IOBase | Image.Image) -> Image.Image:
-    """Read a picture completely, as RGB, upright.
+    """Read an image completely, as RGB, upright.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a picture, or is cut off.
+        ValueError: the file is not an image, or is cut off.
     """
     if isinstance(source, Image.Image):
         return to_upright_rgb(source)
@@ -216,14 +216,10 @@ def open_image(source: str | Path | io.IOBase | Image.Image) -> Image.Image:
         with Image.open(source) as image:
             return to_upright_rgb(image)
     except FileNotFoundError as err:
-        raise FileNotFoundError(
-            f"{source}: there is no such picture. Check the path and the data set's root."
-        ) from err
+        raise FileNotFoundError(f"{source}: there is no such image. Check the path and the data set's root.") from err
     except Exception as err:
         # Pillow's decoders raise what a damaged file makes them stumble over: OSError, SyntaxError, struct.error, …
-        raise ValueError(
-            f"{source}: cannot be read as a picture ({err}). Replace the file or remove its row."
-        ) from err
+        raise ValueError(f"{source}: cannot be read as an image ({err}). Replace the file or remove its row.") from err
 
 
 def load_image(
@@ -233,7 +229,7 @@ def load_image(
     min_num: int = 1,
     use_thumbnail: bool = True,
 ) -> torch.Tensor:
-    """Return the tiles of one picture as ``pixel_values``, float32 (T, 3, S, S), for ``model.chat``."""
+    """Return the tiles of one image as ``pixel_values``, float32 (T, 3, S, S), for ``model.chat``."""
     tiles = split_into_tiles(
         open_image(image_file),
         min_num=min_num,
@@ -270,9 +266,9 @@ class InternVLChatImageProcessor(BaseImageProcessor):
         self.image_std = list(image_std)
 
     def preprocess(self, images, max_dynamic_patch: int | None = None, **kwargs) -> BatchFeature:
-        """Turn one picture or a list (paths or PIL images) into tiles.
+        """Turn one image or a list (paths or PIL images) into tiles.
 
-        Returns ``pixel_values``, float32 (T, 3, S, S) with the tiles of all pictures in order, and
+        Returns ``pixel_values``, float32 (T, 3, S, S) with the tiles of all images in order, and
         ``num_patches_list``, the tiles of each.
         """
         images = images if isinstance(images, (list, tuple)) else [images]

@@ -51,7 +51,7 @@ def pixel_unshuffle(features: torch.Tensor, scale: float, version: str) -> torch
 
 
 class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
-    """InternVL-Chat: answers questions about pictures.
+    """InternVL-Chat: answers questions about images.
 
     The forward pass:
 
@@ -152,13 +152,13 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         return pixel_unshuffle(grid, self.config.downsample_ratio, self.config.ps_version).flatten(1, 2)
 
     def embed(self, input_ids: torch.Tensor, visual_features: torch.Tensor | None) -> torch.Tensor:
-        """Return the input embeddings (B, N, C) with picture features in place of the ``<IMG_CONTEXT>`` tokens.
+        """Return the input embeddings (B, N, C) with image features in place of the ``<IMG_CONTEXT>`` tokens.
 
         ``visual_features`` is (T, P, C), tiles in the order in which their tokens stand in the batch.
 
         Raises:
             ValueError: the numbers of image tokens and features differ, with both numbers. Going on would train or
-                answer on misplaced pictures.
+                answer on misplaced images.
         """
         embeddings = self.get_input_embeddings()(input_ids)
         if visual_features is None:
@@ -173,7 +173,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         num_tokens, num_features = int(selected.sum()), features.shape[0]
         if num_tokens != num_features:
             raise ValueError(
-                f"The prompt holds {num_tokens} {IMG_CONTEXT_TOKEN} tokens but the pictures give {num_features} "
+                f"The prompt holds {num_tokens} {IMG_CONTEXT_TOKEN} tokens but the images give {num_features} "
                 f"features ({visual_features.shape[0]} tiles × {visual_features.shape[1]}). Insert one token per "
                 "feature; a prompt cut by max_seq_length is the usual cause."
             )
@@ -232,7 +232,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Generate answers; returns the new tokens only, int64 (B, at most max_new_tokens).
 
-        ``input_ids`` and ``attention_mask`` are (B, N), padded on the left. Pictures come as ``pixel_values``
+        ``input_ids`` and ``attention_mask`` are (B, N), padded on the left. Images come as ``pixel_values``
         (T, 3, S, S) or, when already encoded, as ``visual_features`` (T, P, C). Other arguments are those of
         transformers' ``generate``.
         """

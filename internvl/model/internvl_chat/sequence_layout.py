@@ -94,7 +94,7 @@ def attend_in_groups(
 def split_continuations(prefix: int, continuations: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Return which continuations share a masked call: all of them if little is computed that the mask then hides.
 
-    Captions of 22 tokens behind 1,792 of a picture are one call; answers of 400 tokens behind 256 are one each.
+    Captions of 22 tokens behind 1,792 of an image are one call; answers of 400 tokens behind 256 are one each.
     """
     if not continuations:
         return []

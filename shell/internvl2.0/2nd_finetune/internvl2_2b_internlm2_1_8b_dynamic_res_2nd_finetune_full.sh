@@ -4,7 +4,7 @@
 #   GPUS=8 PER_DEVICE_BATCH_SIZE=1 bash shell/internvl2.0/2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_full.sh
 #   DRY_RUN=1 bash shell/internvl2.0/2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_full.sh
 #
-# shell/data/internvl_1_2_finetune_custom.json names your pictures and conversations: edit it first.
+# shell/data/internvl_1_2_finetune_custom.json names your images and conversations: edit it first.
 #
 # From the environment: GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT BATCH_SIZE PER_DEVICE_BATCH_SIZE MODEL META_PATH
 # OUTPUT_DIR DEEPSPEED PRECISION DRY_RUN (explained in shell/lib/launch.sh). Any flag of the finetune script may follow the

@@ -4,7 +4,7 @@
 #   GPUS=1 PER_DEVICE_BATCH_SIZE=4 bash shell/internvl2.0/2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_lora_coco.sh
 #   DRY_RUN=1 bash shell/internvl2.0/2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_lora_coco.sh
 #
-# shell/data/coco_caption.json names the pictures and captions, which are expected in data/coco/.
+# shell/data/coco_caption.json names the images and captions, which are expected in data/coco/.
 #
 # From the environment: GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT BATCH_SIZE PER_DEVICE_BATCH_SIZE MODEL META_PATH
 # OUTPUT_DIR DEEPSPEED PRECISION DRY_RUN (explained in shell/lib/launch.sh). Any flag of the finetune script may follow the
@@ -24,7 +24,7 @@ RECIPE=(
     --freeze_llm True --freeze_mlp True --freeze_backbone True
     --use_llm_lora 128 --lora_dropout 0.05 # alpha is always twice the rank
     --max_dynamic_patch 6 --use_thumbnail True
-    --share_image_prefix True # five captions a picture: each picture goes through the model once
+    --share_image_prefix True # five captions an image: each image goes through the model once
     --max_seq_length 4096
     --num_train_epochs 1
     --learning_rate 4e-5 --weight_decay 0.01 --lr_scheduler_type cosine --warmup_ratio 0.03

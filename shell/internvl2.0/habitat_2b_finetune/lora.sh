@@ -5,7 +5,7 @@
 #   DRY_RUN=1 bash shell/internvl2.0/habitat_2b_finetune/lora.sh                    # says what it would do
 #   bash shell/internvl2.0/habitat_2b_finetune/lora.sh --max_steps 20 --seed 3      # flags of the finetune script
 #
-# shell/data/habitat.json names the pictures and captions: the small set that is shipped, until you edit it.
+# shell/data/habitat.json names the images and captions: the small set that is shipped, until you edit it.
 #
 # From the environment: GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT BATCH_SIZE PER_DEVICE_BATCH_SIZE MODEL META_PATH
 # OUTPUT_DIR DEEPSPEED PRECISION DRY_RUN (explained in shell/lib/launch.sh). Any flag of the finetune script may follow the
