@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from internvl.data.check_cache import check_with_cache
 from internvl.data.checking import check_dataset, count_cores
-from internvl.data.dataset import ConversationDataset, RenderSettings
+from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import DatasetSpec
+from internvl.data.tokenize import RenderSettings
 from internvl.errors import ends_on_user_error
 from internvl.json_files import write_json
 from internvl.model.internvl_chat.conversation import get_conv_template
@@ -36,14 +37,14 @@ WAYS = ("one process", "all cores", "kept result")
 
 def write_data(folder: Path, num_rows: int, num_images: int) -> None:
     """Write images and ``rows.jsonl``."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     (folder / "images").mkdir()
     for number in range(num_images):
-        color = tuple(chance.randrange(256) for _ in range(3))
+        color = tuple(rng.randrange(256) for _ in range(3))
         Image.new("RGB", (640, 480), color).save(folder / "images" / f"{number}.jpg")
     with open(folder / "rows.jsonl", "w", encoding="utf-8") as file:
         for number in range(num_rows):
-            caption = " ".join(chance.choices(WORDS, k=chance.randint(5, 25)))
+            caption = " ".join(rng.choices(WORDS, k=rng.randint(5, 25)))
             turns = [
                 {"from": "human", "value": "<image>\nProvide a one-sentence caption for the provided image."},
                 {"from": "gpt", "value": f"{caption} {number}."},
@@ -66,11 +67,11 @@ def measure(way: str, folder: Path, tokenizer: Path) -> dict:
     ended = time.perf_counter()
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {
-        "rows": len(check.files[0].facts),
+        "rows": len(check.files[0].row_stats),
         "errors": len(check.errors),
         "seconds_to_open": opened - started,
         "seconds": ended - opened,
-        "rows_per_second": len(check.files[0].facts) / (ended - opened),
+        "rows_per_second": len(check.files[0].row_stats) / (ended - opened),
         "peak_mib": max(peaks) / 1024,
     }
 

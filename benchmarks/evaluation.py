@@ -52,13 +52,13 @@ def caption(engine: Engine, data: CaptionSet, batch_size: int) -> tuple[list[dic
 
 def time_scoring(data: CaptionSet, num_images: int) -> float:
     """Return the seconds that all scorers and intervals take."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     texts = [text for captions in data.references().values() for text in captions]
     words = sorted({word for text in texts for word in text.split()})
 
     def make() -> str:
-        text = chance.choice(texts).split()
-        text[chance.randrange(len(text))] = chance.choice(words)
+        text = rng.choice(texts).split()
+        text[rng.randrange(len(text))] = rng.choice(words)
         return " ".join(text)
 
     truth = {

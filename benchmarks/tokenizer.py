@@ -84,13 +84,13 @@ class BareSentencePiece:
 
 def make_texts(count: int) -> list[str]:
     """Return rendered conversations with a caption as the answer, of 10 to 60 words."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     template = get_conv_template("internlm2-chat")
     texts = []
     for _ in range(count):
         parts = [
-            f"a {chance.choice(LOOKS)} {chance.choice(THINGS)} {chance.choice(PLACES)} a {chance.choice(THINGS)}"
-            for _ in range(chance.randint(1, 7))
+            f"a {rng.choice(LOOKS)} {rng.choice(THINGS)} {rng.choice(PLACES)} a {rng.choice(THINGS)}"
+            for _ in range(rng.randint(1, 7))
         ]
         turns = [Turn("human", "<img></img>\nDescribe the room."), Turn("gpt", f"There is {', and '.join(parts)}.")]
         texts.append(join_segments(render_turns(template, turns)))

@@ -11,9 +11,10 @@ import torch
 from random_checkpoint import FIRST_TEXT_TOKEN, SPECIAL_TOKENS, image_token_id
 from torch.utils.data import Dataset
 
-from internvl.data.rendering import Sample
-from internvl.data.sampling import Unit
-from internvl.data.sharing import EpochUnits, group_rows, share_prefix, single_rows
+from internvl.data.batch import Idle, Sample
+from internvl.data.grouping import EpochGroups, group_rows, share_prefix, single_rows
+from internvl.data.sampling import SampleGroup
+from internvl.data.tokenize import RenderedRow
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.image_processing_internvl_chat import normalize_pixels
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
@@ -53,10 +54,9 @@ class RowShape:
 class MadeUpRows(Dataset):
     """The rows of one optimizer step, which is an epoch, ready in memory.
 
-    Items are as ``ConversationDataset`` has them: a row's number or a :class:`Unit` gives ``{"input_ids": int64 (N,),
-    "labels": int64 (N,), "group": …, "images": […]}``. Images are bytes, or with ``float_pixels`` normalised
-    already. With a ``vision_cache`` their features are looked up there first; ``always_new`` gives them other names in
-    each epoch, under which nothing is kept yet.
+    Items are as ``ConversationDataset`` has them, by a row's number or a :class:`SampleGroup`. Images are bytes, or
+    with ``float_pixels`` normalised already. With a ``vision_cache`` their features are looked up there first;
+    ``always_new`` gives them other names in each epoch, under which nothing is kept yet.
     """
 
     def __init__(
@@ -69,19 +69,19 @@ class MadeUpRows(Dataset):
         vision_cache: VisionCache | None = None,
         always_new: bool = False,
     ):
-        chance = random.Random(seed)
+        rng = random.Random(seed)
         last = config.llm_config.vocab_size - SPECIAL_TOKENS
         self.vision_cache = vision_cache
         self.always_new = always_new
         self.images: list[TiledImage] = []
-        self.samples: list[Sample] = []
+        self.samples: list[RenderedRow] = []
         self.owners: list[int] = []  # which image each row is about
 
         def words(count: int) -> list[int]:
-            return [chance.randrange(FIRST_TEXT_TOKEN, last) for _ in range(count)]
+            return [rng.randrange(FIRST_TEXT_TOKEN, last) for _ in range(count)]
 
         def add(prompt: list[int], answer: list[int]) -> None:
-            self.samples.append(Sample(prompt + answer, [IGNORE_INDEX] * len(prompt) + answer))
+            self.samples.append(RenderedRow(prompt + answer, [IGNORE_INDEX] * len(prompt) + answer))
 
         if shape.texts:
             for length in np.geomspace(shape.shortest, shape.longest, shape.texts).round().astype(int).tolist():
@@ -97,7 +97,7 @@ class MadeUpRows(Dataset):
             key = vision_cache.key(tiles.numpy().tobytes(), {}) if vision_cache else None
             self.images.append(TiledImage(tiles=normalize_pixels(tiles) if float_pixels else tiles, key=key))
             for _ in range(shape.captions):
-                add(prompt, words(round(shape.caption_tokens * chance.uniform(*CAPTION_SPREAD))))
+                add(prompt, words(round(shape.caption_tokens * rng.uniform(*CAPTION_SPREAD))))
                 self.owners.append(number)
         self.image_tokens = len(image)
 
@@ -109,7 +109,7 @@ class MadeUpRows(Dataset):
         """Tokens of each row alone."""
         return [len(sample.input_ids) for sample in self.samples]
 
-    def units(self, *, share: bool, grouped: bool) -> EpochUnits:
+    def groups(self, *, share: bool, grouped: bool) -> EpochGroups:
         """Return the rows in groups that ``share`` an image, or alone; not ``grouped``: as if all were as long."""
         if not share:
             return single_rows(self.lengths if grouped else [1] * len(self))
@@ -121,17 +121,18 @@ class MadeUpRows(Dataset):
             max_tokens=MAX_SEQ_LENGTH,
         )
 
-    def __getitem__(self, unit: int | Unit) -> dict | None:
-        unit = unit if isinstance(unit, Unit) else Unit((unit,), 0)
-        if not unit.items:
-            return None
-        shared = share_prefix([self.samples[item] for item in unit.items])
-        return {
-            "input_ids": torch.tensor(shared.input_ids),
-            "labels": torch.tensor(shared.labels),
-            "group": (shared.prefix, shared.continuations),
-            "images": [self.image(self.owners[unit.items[0]], unit.epoch)] if self.images else [],
-        }
+    def __getitem__(self, group: int | SampleGroup) -> Sample | Idle:
+        group = group if isinstance(group, SampleGroup) else SampleGroup((group,), 0)
+        if not group.items:
+            return Idle()
+        shared = share_prefix([self.samples[item] for item in group.items])
+        return Sample(
+            input_ids=torch.tensor(shared.input_ids),
+            labels=torch.tensor(shared.labels),
+            prefix=shared.prefix,
+            suffixes=shared.suffixes,
+            images=[self.image(self.owners[group.items[0]], group.epoch)] if self.images else [],
+        )
 
     def image(self, number: int, epoch: int) -> TiledImage:
         """Return an image, or its features where they are kept."""

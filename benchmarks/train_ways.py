@@ -22,13 +22,15 @@ from train_rows import MadeUpRows, RowShape
 from transformers import InternVLForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from internvl.data.collate import Collator
+from internvl.data.batch import Collator, Sample
+from internvl.data.sampling import choose_strategy
 from internvl.model.adapter import choose_trainable
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import choose_attention
 from internvl.model.vision_cache import VisionCache, image_features
+from internvl.train.epoch_plan import EpochPlan
 from internvl.train.memory import read_peak, recompute_activations, reset_peak
 from internvl.train.trainer import FinetuneTrainer
 
@@ -228,11 +230,9 @@ def training_arguments(task: Task, folder: str, rows_per_step: int, checkpointin
     )
 
 
-def hf_batch(collator: Collator, samples: list[dict]) -> dict:
+def hf_batch(collator: Collator, samples: list[Sample]) -> dict:
     """Return a padded batch as transformers' model takes it."""
-    batch = collator(samples)
-    batch.pop("image_flags")
-    return batch
+    return {name: value for name, value in collator(samples).inputs.items() if name != "image_flags"}
 
 
 def make_trainer(task: Task, folder: str) -> tuple[Trainer, MadeUpRows]:
@@ -258,6 +258,7 @@ def make_trainer(task: Task, folder: str) -> tuple[Trainer, MadeUpRows]:
             recompute_activations(model, model.config.llm_config.num_hidden_layers)
         cache = VisionCache(Path(folder) / "features", model, max_bytes=CACHE_BYTES) if way.cache else None
         rows = make_rows(vision_cache=cache, always_new=way.cache == "new")
+        groups = rows.groups(share=way.share, grouped=way.grouped)
         trainer_class = FullLogitsTrainer if way.published else FinetuneTrainer
         trainer = trainer_class(
             model=model,
@@ -265,8 +266,13 @@ def make_trainer(task: Task, folder: str) -> tuple[Trainer, MadeUpRows]:
             train_dataset=rows,
             data_collator=collator,
             output=None,  # nothing is saved
-            units=rows.units(share=way.share, grouped=way.grouped),
-            capacity=task.per_device * max(rows.lengths) if way.packed else None,
+            plan=EpochPlan(
+                groups,
+                choose_strategy(groups.groups, task.per_device * max(rows.lengths) if way.packed else None),
+                rows.lengths,
+                max_tiles=task.rows.tiles,
+                packed=collator.packed,
+            ),
             vision_cache=cache,
         )
         if way.cache == "filled":

@@ -1,7 +1,18 @@
-"""Which of the processes of a run this one is: what torchrun said, and nobody else."""
+"""The ranks of a run: which one this process is (as torchrun says, and nobody else), and what they tell each other.
+
+Collectives do nothing in a process that works alone. torch is imported inside them: a command that only asks for its
+rank need not wait for it.
+"""
 
 import logging
 import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 SET_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
@@ -35,3 +46,49 @@ def ignore_foreign_ranks() -> None:
             found.get("RANK", ""),
             found["WORLD_SIZE"],
         )
+
+
+def shard(items: Sequence[T], rank: int, world_size: int) -> Sequence[T]:
+    """Return one rank's items, every ``world_size``-th, so that of a sorted list all ranks have as many long ones."""
+    return items[rank::world_size]
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def all_ranks(condition: "torch.Tensor") -> bool:
+    """Return whether ``condition``, a bool scalar on the rank's own device, holds on every rank."""
+    import torch
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        return bool(condition)
+    agreed = condition.to(torch.int32)
+    distributed.all_reduce(agreed, distributed.ReduceOp.MIN)
+    return bool(agreed)
+
+
+def gather_lists(own: list[T]) -> list[T]:
+    """Return the lists of all ranks as one, in the order of the ranks."""
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        return own
+    lists: list[list[T] | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(lists, own)
+    return [entry for part in lists for entry in part or []]
+
+
+def broadcast_from_rank0(make: Callable[[], T]) -> T:
+    """Return on every rank what ``make`` returns on rank 0, the only one that calls it."""
+    from torch import distributed
+
+    values = [make() if is_main_process() else None]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(values)
+    return values[0]

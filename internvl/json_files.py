@@ -25,7 +25,7 @@ OTHER_FORMS = {
 
 
 def check_form(file: Path, head: bytes) -> None:
-    """Refuse a file whose first bytes, ``head``, show that it is no text in UTF-8.
+    """Refuse a file whose first bytes, ``head``, show that it is not text in UTF-8.
 
     Raises:
         UserError: it is compressed, an archive, a table, UTF-16 or a pointer; with how to get its text.
@@ -69,7 +69,7 @@ def read_object(file: Path, todo: str = "Correct the file") -> dict:
 
 
 def check_characters(content: object, file: Path) -> None:
-    """Refuse parsed JSON with half a character, where what stands in it is written to other files.
+    """Refuse parsed JSON with a lone surrogate, where what stands in it is written to other files.
 
     Raises:
         UserError: it has one.
@@ -78,7 +78,7 @@ def check_characters(content: object, file: Path) -> None:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as err:
         half = err.object[err.start]
-        raise UserError(f"{file}: has half a character ({half!r}). Write the whole character, or remove it.") from err
+        raise UserError(f"{file}: has a lone surrogate ({half!r}). Write the whole character, or remove it.") from err
 
 
 class DuplicateKeyError(ValueError):
@@ -95,7 +95,7 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict:
 
 
 def refuse_constant(name: str) -> None:
-    raise ValueError(f"has {name}, which is no number")
+    raise ValueError(f"has {name}, which is not a number")
 
 
 def write_json(file: Path, content: object) -> None:
@@ -103,7 +103,7 @@ def write_json(file: Path, content: object) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
     try:
         encoded = text.encode()
-    except UnicodeEncodeError:  # half a character, which only an escape can express
+    except UnicodeEncodeError:  # a lone surrogate, which only an escape can express
         encoded = json.dumps(content, indent=2, default=str).encode()
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:

@@ -11,12 +11,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from PIL import Image
 
 from tests.faults.outcomes import OUTCOMES
+
+if TYPE_CHECKING:
+    from internvl.data.batch import Sample
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tools"))
@@ -81,13 +85,13 @@ def make_image(width: int, height: int, k: int) -> Image.Image:
     return Image.fromarray(torch.stack([c % 256 for c in channels], dim=-1).to(torch.uint8).numpy())
 
 
-def pixels(sample: dict) -> torch.Tensor | None:
+def pixels(sample: "Sample") -> torch.Tensor | None:
     """The tiles of all images of a training sample, uint8 (T, 3, S, S); None of a text."""
-    return torch.cat([image.tiles for image in sample["images"]]) if sample["images"] else None
+    return torch.cat([image.tiles for image in sample.images]) if sample.images else None
 
 
-def num_tiles(sample: dict) -> int:
-    return sum(len(image) for image in sample["images"])
+def num_tiles(sample: "Sample") -> int:
+    return sum(len(image) for image in sample.images)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Check training data before anything trains: every row of a meta file, by file and line.
 
     python tools/check_data.py shell/data/habitat.json --model pretrained/InternVL2-2B --out report.json
-    python tools/check_data.py shell/data/habitat.json --preview preview.html       # see what the model will be taught
+    python tools/check_data.py shell/data/habitat.json --preview preview.html       # what the model is trained on
     python tools/check_data.py shell/data/habitat.json --write-clean cleaned        # good and rejected rows apart
 
 Images and videos are judged by their headers; --deep decodes them. Any data flag of the finetune script may be given
@@ -38,7 +38,7 @@ from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_checkpoint_tokenizer, load_config
 from internvl.train.arguments import DataArguments, ModelArguments, parse_data_arguments
-from internvl.train.loading import check_against_config, render_settings
+from internvl.train.setup import check_against_config, render_settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PUBLISHED, TINY = REPOSITORY / "pretrained" / "InternVL2-2B", REPOSITORY / "pretrained" / "InternVL2-Tiny"
@@ -55,7 +55,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--deep", action="store_true", help="decode every image and video")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything found to this JSON file")
-    parser.add_argument("--preview", type=Path, metavar="HTML", help="write a page that shows rows as they are taught")
+    parser.add_argument(
+        "--preview", type=Path, metavar="HTML", help="write a page that shows rows as they are trained on"
+    )
     parser.add_argument("--preview-rows", type=int, default=4, metavar="N", help="of each kind (default %(default)s)")
     parser.add_argument("--write-clean", type=Path, metavar="FOLDER", help="write good and rejected rows there")
     parser.add_argument("--seed", type=int, default=42, help="as --seed of the training (default %(default)s)")
@@ -124,11 +126,11 @@ def print_problems(problems: list[Problem], title: str) -> None:
 
 def preview_rows(dataset: ConversationDataset, check: DatasetCheck, per_kind: int) -> Iterator[PreviewRow]:
     """Yield rows of each data set and kind as training gets them, spread evenly over those that can be read."""
-    facts = check.facts(dataset.index)
+    row_stats = check.row_stats(dataset.index)
     for spec in dataset.specs:
         own = np.isin(dataset.index[:, 0], dataset.file_numbers(spec))
         for number, kind in enumerate(KINDS):
-            items = np.flatnonzero(own & (facts["kind"] == number) & ~np.isin(facts["status"], (BAD, LONG)))
+            items = np.flatnonzero(own & (row_stats["kind"] == number) & ~np.isin(row_stats["status"], (BAD, LONG)))
             for item in items[np.linspace(0, len(items) - 1, min(per_kind, len(items)), dtype=int)]:
                 file_number, row = dataset.index[item]
                 sample = dataset[item]
@@ -137,7 +139,7 @@ def preview_rows(dataset: ConversationDataset, check: DatasetCheck, per_kind: in
                     kind=kind,
                     dataset=spec.name,
                     sample=sample,
-                    num_tiles=tiles_of_images(sample["input_ids"], dataset),
+                    num_tiles=tiles_of_images(sample.input_ids, dataset),
                 )
 
 

@@ -23,6 +23,7 @@ from internvl.inference.serving_check import ServingCheck
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import ADAPTER_CONFIG, Checkpoint
 from internvl.model.hf_conversion import convert_from_hf
+from internvl.model.loading import load_config
 from internvl.model.tiling import most_tiles
 
 
@@ -49,9 +50,7 @@ def published_layout(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 
 def load(checkpoint: Checkpoint) -> Engine:
     """Return the engine of a checkpoint in float32, with the tiles of its training."""
-    engine = Engine.load(checkpoint, precision="fp32")
-    engine.max_tiles = most_tiles(engine.config)
-    return engine
+    return Engine.load(checkpoint, precision="fp32", max_tiles=most_tiles(load_config(checkpoint)))
 
 
 @ends_on_user_error

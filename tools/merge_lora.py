@@ -86,7 +86,7 @@ def ask(engine: "Engine") -> str:
     from internvl.inference.engine import Request
 
     image = Image.linear_gradient("L").resize((320, 240)).convert("RGB")
-    request = Request([engine.tiles(image)], SELF_CHECK_QUESTION)
+    request = Request([engine.read(image)], SELF_CHECK_QUESTION)
     return engine.answer([request], max_new_tokens=SELF_CHECK_TOKENS, do_sample=False)[0]
 
 

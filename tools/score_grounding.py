@@ -53,7 +53,9 @@ def read_scenes(file: Path, split: str) -> dict[int, list[dict]]:
     """
     scenes = read_object(file).get(split)
     if not isinstance(scenes, dict) or not all(map(is_id, scenes)) or not all(map(is_scene, scenes.values())):
-        raise UserError(f"{file}:{split}: is no object of image id → pieces in view. Name the data set's scenes.json.")
+        raise UserError(
+            f"{file}:{split}: is not an object of image id → pieces in view. Name the data set's scenes.json."
+        )
     return {int(image_id): pieces for image_id, pieces in scenes.items()}
 
 

@@ -121,7 +121,7 @@ def write_page(summary: dict, folder: Path) -> None:
             )
             for question in data.questions
         ],
-        facts={
+        provenance={
             "captions of adapter, merged model and AutoModel": (
                 "identical" if summary["captions_identical"] else "not identical"
             ),

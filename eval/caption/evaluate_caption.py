@@ -18,10 +18,9 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import distributed
@@ -30,12 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from internvl.cli import Parser
 from internvl.device import detect_device
-from internvl.distributed import rank_and_world_size
+from internvl.distributed import barrier, broadcast_from_rank0, is_main_process, rank_and_world_size
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.compare import column_names, compare, print_differences
 from internvl.evaluation.datasets import CaptionSet, present_sets, read_caption_set, read_custom_set, read_train_sets
-from internvl.evaluation.generation import BATCH_TOKENS, NUM_FRAMES, generate_captions, process_place
+from internvl.evaluation.generation import BATCH_TOKENS, NUM_FRAMES, generate_captions
 from internvl.evaluation.questions import check_media
 from internvl.evaluation.results import Result, read_result, write_results
 from internvl.evaluation.score import check_scorers, print_scores, score_captions
@@ -121,7 +120,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if (args.annotation is None) != (args.root is None):
         raise UserError("--root: goes with --annotation: the folder that the paths in its rows start from.")
     if args.prompt and not args.datasets:
-        raise UserError("--prompt: rows bring their own questions. Leave it away, or use it with --datasets.")
+        raise UserError("--prompt: rows bring their own questions. Remove the flag, or use it with --datasets.")
     if args.served_model and not args.server:
         raise UserError("--served-model: goes with --server URL. Remove the flag.")
     if args.server and args.engine == "local":
@@ -202,14 +201,6 @@ def result_folder(args: argparse.Namespace, data: CaptionSet) -> Path:
     return Path("results") / f"caption-{set_name}" / model_name / time.strftime("%Y%m%d-%H%M%S")
 
 
-def from_first(make: Callable[[], Any] | None) -> Any:
-    """Return on every process what ``make`` returns on the first one; the others pass None."""
-    values = [make() if make else None]
-    if distributed.is_initialized():
-        distributed.broadcast_object_list(values)
-    return values[0]
-
-
 def check_output(parent: Path) -> None:
     """Make sure that results can be written below ``parent``, without making it: the checkpoint may yet be refused.
 
@@ -226,9 +217,8 @@ def check_output(parent: Path) -> None:
 
 def open_log(parent: Path, settings: dict) -> AnswerLog:
     """Open the answers that earlier runs of the same evaluation left below ``parent``."""
-    log = AnswerLog(parent, settings, rank=process_place()[0])
-    if distributed.is_initialized():
-        distributed.barrier()  # all share out the same rest: nobody answers before everybody has read
+    log = AnswerLog(parent, settings, rank=rank_and_world_size()[0])
+    barrier()  # all share out the same rest: nobody answers before everybody has read
     return log
 
 
@@ -238,7 +228,7 @@ def start_processes() -> bool:
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return process_place()[0] == 0
+    return is_main_process()
 
 
 @contextmanager
@@ -253,7 +243,7 @@ def open_engine(
         engine = Engine.load(checkpoint, precision=args.precision, auto=args.auto, max_tiles=args.max_num)
         if args.vision_cache:
             max_bytes = round(args.vision_cache_gb * 1e9)
-            engine.vision_cache = VisionCache(args.vision_cache, engine.model, max_bytes=max_bytes)
+            engine.images.cache = VisionCache(args.vision_cache, engine.model, max_bytes=max_bytes)
         yield engine
         return
     if args.server:
@@ -316,7 +306,7 @@ def evaluate_set(
         "vision_cache": args.vision_cache is not None,  # its features are rounded to bfloat16
         "seed": args.seed,
     }
-    folder = from_first((lambda: result_folder(args, data)) if first else None)
+    folder = broadcast_from_rank0(lambda: result_folder(args, data))
     log = open_log(folder.parent, {**settings, "questions": [repr(question) for question in data.questions]})
     answered = len(log.done)
     if first and answered:
@@ -342,7 +332,7 @@ def evaluate_set(
         **settings,
         "batch_size": args.batch_size,
         "batch_tokens": args.batch_tokens,
-        "processes": process_place()[1],
+        "processes": rank_and_world_size()[1],
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "generation_seconds": round(seconds, 2),
         "images_per_second": round((len(predictions) - answered) / seconds, 2),
@@ -386,7 +376,7 @@ def main(argv: list[str] | None = None) -> None:
     if first and checkpoint.is_adapter:
         warn_of_other_base(checkpoint)
     with open_engine(args, checkpoint, sets, sizes) as engine:
-        sha256 = from_first(checkpoint.sha256 if first else None)
+        sha256 = broadcast_from_rank0(checkpoint.sha256)
         folders = [evaluate_set(args, engine, data, sizes, sha256, other, first) for data in sets]
     if distributed.is_initialized():
         distributed.destroy_process_group()

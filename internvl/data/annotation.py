@@ -85,7 +85,7 @@ class AnnotationFile:
         if len(self._bytes) and (len(ends) == 0 or ends[-1] != len(self._bytes) - 1):
             ends = np.append(ends, len(self._bytes))
         starts = np.append(0, ends[:-1] + 1) if len(ends) else ends
-        if head.startswith(UTF8_MARK):  # some editors put it there; it is no part of the first row
+        if head.startswith(UTF8_MARK):  # some editors put it there; it is not part of the first row
             starts[0] = len(UTF8_MARK)
         filled = np.array(
             [bool(self._bytes[start:end].tobytes().strip()) for start, end in zip(starts, ends, strict=True)],
@@ -312,15 +312,17 @@ def check_value(turn: Turn, number: int, where: str) -> None:
         try:
             turn.value.encode("utf-8")
         except UnicodeEncodeError as err:
-            what = f"turn {number} has half a character ({turn.value[err.start]!r}) at position {err.start}"
-            raise RowError(where, "half a character", what, "Write the whole character, or remove it") from err
+            what = f"turn {number} has a lone surrogate ({turn.value[err.start]!r}) at position {err.start}"
+            raise RowError(where, "a lone surrogate", what, "Write the whole character, or remove it") from err
 
 
 def check_marks(turn: Turn, number: int, where: str) -> None:
     """Refuse reserved tokens, image and video marks outside human turns, and boxes that are none."""
     found = next((mark for mark in FOREIGN_MARKS if mark in turn.value), None)
     if found:
-        what = f"turn {number} contains {found}, a mark that another tool fills in and that would be taught as text"
+        what = (
+            f"turn {number} contains {found}, a mark that another tool fills in and that would be trained on as text"
+        )
         todo = "Fill it in (tools/convert_annotations.py --from messages does, for boxes), or remove it"
         raise RowError(where, f"mark {found}", what, todo)
     found = next((token for token in RESERVED_TOKENS if token in turn.value), None)

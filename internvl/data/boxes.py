@@ -89,7 +89,7 @@ def check_list(content: str) -> str | None:
     shown = content if len(content) <= 60 else content[:60] + "…"
     boxes = read_list(content)
     if not isinstance(boxes, list) or not boxes:
-        return f"the box {shown} is no list of boxes"
+        return f"the box {shown} is not a list of boxes"
     for box in boxes:
         if not isinstance(box, list) or len(box) != 4 or not all(type(value) is int for value in box):
             return f"the box {shown} is not of four whole numbers"

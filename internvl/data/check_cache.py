@@ -81,7 +81,7 @@ def save(file: Path, check: FileCheck) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as stream:
-            np.savez(stream, facts=check.facts, text=np.frombuffer(text, np.uint8))
+            np.savez(stream, row_stats=check.row_stats, text=np.frombuffer(text, np.uint8))
         beside.replace(file)
     except OSError as err:
         logger.warning("The result of the check could not be kept in %s (%s): the next run checks again.", file, err)
@@ -93,7 +93,7 @@ def load(file: Path, data: ConversationDataset, number: int) -> FileCheck | None
         if not file.is_file():
             return None
         with np.load(file, allow_pickle=False) as stored:
-            facts, text = stored["facts"], json.loads(stored["text"].tobytes())
+            row_stats, text = stored["row_stats"], json.loads(stored["text"].tobytes())
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
         logger.warning("%s: cannot be read (%s) and is not used: the data is checked again.", file, err)
         return None
@@ -106,4 +106,4 @@ def load(file: Path, data: ConversationDataset, number: int) -> FileCheck | None
     if not unchanged or any(not left_out for *_, left_out in text["problems"]):
         return None
     problems = [Problem(*problem) for problem in text["problems"]]
-    return FileCheck(facts, problems, dict(text["media"]), Counter(text["notes"]))
+    return FileCheck(row_stats, problems, dict(text["media"]), Counter(text["notes"]))

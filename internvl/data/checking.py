@@ -13,9 +13,9 @@ import numpy as np
 
 from internvl.data.annotation import KINDS, Row
 from internvl.data.dataset import ConversationDataset
+from internvl.data.grouping import shared_part
 from internvl.data.media import count_frames, read_image, read_image_size, read_info, read_video
 from internvl.data.problems import LongRowError, RowError
-from internvl.data.sharing import shared_part
 from internvl.data.video import place_frames
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import Turn
@@ -23,7 +23,7 @@ from internvl.progress import Progress
 
 # What became of a row: it trains; it trains, cut to max_seq_length; it is left out for its length; it is an error.
 GOOD, CUT, LONG, BAD = range(4)
-FACTS = np.dtype(
+ROW_STATS = np.dtype(
     [
         ("kind", "u1"),  # index into KINDS
         ("status", "u1"),
@@ -59,13 +59,13 @@ class Look(NamedTuple):
 
 @dataclass
 class FileCheck:
-    """What is known of an annotation file's rows: ``facts`` (rows,), and name → (bytes, mtime in ns) of its media.
+    """What is known of an annotation file's rows: ``row_stats`` (rows,), and name → (bytes, mtime in ns) of its media.
 
     ``notes`` counts what is not used of the rows; ``plain`` and ``animated`` are the names of images that are one
     plain colour, and that have several frames of which the first is used (both known where they were decoded).
     """
 
-    facts: np.ndarray
+    row_stats: np.ndarray
     problems: list[Problem] = field(default_factory=list)
     media: dict[str, tuple[int, int]] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
@@ -100,15 +100,15 @@ class DatasetCheck:
         """The rows that on_long_sample leaves out."""
         return [problem for file in self.files for problem in file.problems if problem.left_out]
 
-    def facts(self, index: np.ndarray) -> np.ndarray:
+    def row_stats(self, index: np.ndarray) -> np.ndarray:
         """Return the facts of items; ``index`` is int64 (items, 2), file number and row."""
-        starts = np.cumsum([0] + [len(file.facts) for file in self.files])
-        return np.concatenate([file.facts for file in self.files])[starts[index[:, 0]] + index[:, 1]]
+        starts = np.cumsum([0] + [len(file.row_stats) for file in self.files])
+        return np.concatenate([file.row_stats for file in self.files])[starts[index[:, 0]] + index[:, 1]]
 
     def lengths(self, index: np.ndarray) -> list[int]:
         """Return the number of tokens of items as they train."""
-        facts = self.facts(index)
-        return np.minimum(facts["text_tokens"] + facts["image_tokens"], self.max_seq_length).tolist()
+        row_stats = self.row_stats(index)
+        return np.minimum(row_stats["text_tokens"] + row_stats["image_tokens"], self.max_seq_length).tolist()
 
     def raise_errors(self, advice: str) -> None:
         """Raise one :class:`UserError` that shows the first errors of each kind and counts all; ``advice`` ends it."""
@@ -117,7 +117,7 @@ class DatasetCheck:
             counts = Counter(problem.reason for problem in errors)
             lines = [problem.message for problem in first_of_each(errors)]
             summary = ", ".join(f"{reason}: {count:,}" for reason, count in counts.most_common())
-            rows = sum(len(file.facts) for file in self.files)
+            rows = sum(len(file.row_stats) for file in self.files)
             noun = "row" if len(errors) == 1 else "rows"
             lines.append(f"{len(errors):,} of {rows:,} {noun} cannot be trained on ({summary}). {advice}")
             raise UserError("\n".join(lines))
@@ -144,17 +144,17 @@ def check_dataset(
 
     Raises nothing for bad rows: they are in the result. ``processes`` is by default one per core.
     """
-    tasks, checks = [], [FileCheck(np.empty(0, FACTS)) for _ in dataset.files]
+    tasks, checks = [], [FileCheck(np.empty(0, ROW_STATS)) for _ in dataset.files]
     numbers = numbers or range(len(dataset.files))
     for number in numbers:
         rows = len(dataset.files[number][1])
         tasks += [(number, start, min(start + ROWS_PER_TASK, rows)) for start in range(0, rows, ROWS_PER_TASK)]
-        checks[number].facts = np.empty(rows, FACTS)
+        checks[number].row_stats = np.empty(rows, ROW_STATS)
     total = sum(stop - start for _, start, stop in tasks)
     with Progress(total=total, desc="Checking rows", unit=" rows", leave=False, delay=2) as progress:
         for (number, start, stop), part in zip(tasks, run(dataset, tasks, deep, processes), strict=True):
             check = checks[number]
-            check.facts[start:stop] = part.facts
+            check.row_stats[start:stop] = part.row_stats
             check.problems += part.problems
             check.media |= part.media
             check.notes += part.notes
@@ -214,15 +214,15 @@ class Checker:
         """Check rows ``start`` to ``stop`` of a file; ``task`` is (file number, start, stop)."""
         number, start, stop = task
         _, file = self.dataset.files[number]
-        facts = np.zeros(stop - start, FACTS)
-        check = FileCheck(facts)
+        row_stats = np.zeros(stop - start, ROW_STATS)
+        check = FileCheck(row_stats)
         readable: list[tuple[int, Row, list[Turn], list[tuple[int, int]]]] = []
         for position in range(start, stop):
             try:
                 row = file.row(position)
                 check.notes.update(row.notes)
                 hashes = stable_hash(row.turns, row.images, row.video, row.clip), stable_hash(*shared_part(row))
-                facts[position - start] = (KINDS.index(row.kind), GOOD, len(row.turns), 0, 0, 0, *hashes)
+                row_stats[position - start] = (KINDS.index(row.kind), GOOD, len(row.turns), 0, 0, 0, *hashes)
                 readable.append((position - start, row, *self.read_headers(row, (number, position), check)))
             except RowError as err:
                 self.note(check, position - start, err)
@@ -275,27 +275,27 @@ class Checker:
 
     def measure(self, check: FileCheck, number: int, readable: list) -> None:
         """Fill in tokens and tiles of rows that could be read; rows too long are cut, left out or errors."""
-        dataset, facts = self.dataset, check.facts
+        dataset, row_stats = self.dataset, check.row_stats
         spec, _ = dataset.files[number]
         texts = dataset.count_text_tokens([turns for _, _, turns, _ in readable])
         for (offset, row, turns, sizes), text_tokens in zip(readable, texts, strict=True):
             limit = dataset.choose_tile_limit(spec, row, sizes, text_tokens)
-            tiles = [dataset.count_tiles(size, limit) for size in sizes]
+            tiles = [dataset.images.tiling.num_tiles(size, limit) for size in sizes]
             image_tokens = sum(tiles) * dataset.settings.num_image_token
-            facts["text_tokens"][offset] = text_tokens
-            facts["image_tokens"][offset] = image_tokens
-            facts["tiles"][offset] = sum(tiles)
+            row_stats["text_tokens"][offset] = text_tokens
+            row_stats["image_tokens"][offset] = image_tokens
+            row_stats["tiles"][offset] = sum(tiles)
             if text_tokens + image_tokens > dataset.settings.max_seq_length:
                 try:
                     dataset.render(row, turns, tiles)
-                    facts["status"][offset] = CUT
+                    row_stats["status"][offset] = CUT
                 except RowError as err:
                     self.note(check, offset, err)
 
     @staticmethod
     def note(check: FileCheck, offset: int, err: RowError) -> None:
         left_out = isinstance(err, LongRowError)
-        check.facts["status"][offset] = LONG if left_out else BAD
+        check.row_stats["status"][offset] = LONG if left_out else BAD
         check.problems.append(Problem(err.where, err.reason, str(err), left_out))
 
 

@@ -27,7 +27,7 @@ def write_clean(dataset: ConversationDataset, check: DatasetCheck, meta: Path, f
             names, kept = [], 0
             for number in dataset.file_numbers(spec):
                 _, rows = dataset.files[number]
-                bad = check.files[number].facts["status"] == BAD
+                bad = check.files[number].row_stats["status"] == BAD
                 # Names of data sets are the user's and may be no file names.
                 stem = f"set{position + 1}_{rows.path.stem}_{len(names) + 1}"
                 with (

@@ -145,14 +145,16 @@ def read_coco(path: Path, options: Options) -> Iterator[tuple[str, dict | RowErr
         with open_input(path) as stream:
             names = {image["id"]: image["file_name"] for image in stream_json(stream, "images.item")}
         if not names:
-            raise UserError(f"{path}: is no COCO captions file (has no images). Name the right format with --from.")
+            raise UserError(f"{path}: is not a COCO captions file (has no images). Name the right format with --from.")
         with open_input(path) as stream:
             for number, note in enumerate(stream_json(stream, "annotations.item"), 1):
                 yield coco_row(note, names, f"{path}:annotation {number}", options.prompt)
     except BrokenJsonError as err:
         raise UserError(f"{path}: {err}. Copy the file again.") from err
     except (KeyError, TypeError) as err:
-        raise UserError(f"{path}: is no COCO captions file (lacks {err}). Name the right format with --from.") from err
+        raise UserError(
+            f"{path}: is not a COCO captions file (lacks {err}). Name the right format with --from."
+        ) from err
 
 
 def refuse_list(path: Path) -> None:
@@ -213,7 +215,7 @@ def read_table(path: Path, needed: list[list[str]], delimiter: str) -> Iterator[
             raise UserError(f"{where}: is not UTF-8 text ({err.reason}). Save the file as UTF-8.") from err
         except csv.Error as err:
             where = f"{path}:{table.line_num + 1}"
-            raise UserError(f"{where}: is no line of a table ({err}). Check its quotation marks.") from err
+            raise UserError(f"{where}: is not a line of a table ({err}). Check its quotation marks.") from err
 
 
 def read_csv(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
@@ -323,7 +325,7 @@ def write_lines(file: Path, records: Iterable[dict]) -> int:
 
 
 def encode_line(record: dict) -> bytes:
-    """Return a record as a JSON line, readable except where half a character (outside the texts) must be escaped."""
+    """Return a record as a JSON line, readable except where a lone surrogate (outside the texts) must be escaped."""
     try:
         return json.dumps(record, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:

@@ -5,77 +5,43 @@ Axis letters: N tokens, T tiles, S tile side in pixels.
 
 import logging
 import random
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from internvl.data.annotation import AnnotationFile, Row
-from internvl.data.media import choose_clip, media_path, read_image, read_image_size, read_video
+from internvl.data.batch import BadSample, Idle, Sample, SampleResult
+from internvl.data.grouping import share_prefix
+from internvl.data.images import ImageReader
+from internvl.data.media import choose_clip, media_path, read_image_size, read_video
 from internvl.data.meta import DatasetSpec
 from internvl.data.problems import LongRowError, RowError
-from internvl.data.rendering import TOO_LONG_ADVICE, Sample, count_text_tokens, render_sample, truncate_sample
-from internvl.data.sampling import Unit
-from internvl.data.sharing import share_prefix
+from internvl.data.sampling import SampleGroup
+from internvl.data.tokenize import (
+    TOO_LONG_ADVICE,
+    RenderedRow,
+    RenderSettings,
+    count_text_tokens,
+    render_row,
+    truncate_row,
+)
 from internvl.data.video import VideoInfo, choose_frames, place_frames
 from internvl.errors import UserError
-from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN, ConversationTemplate, Turn
-from internvl.model.internvl_chat.image_processing_internvl_chat import (
-    choose_grid,
-    count_tiles,
-    degrade_jpeg,
-    expand_to_square,
-    split_into_tiles,
-    stack_tiles,
-)
-from internvl.model.vision_cache import TiledImage, VisionCache
+from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN, Turn
+from internvl.model.vision_cache import VisionCache
 
 logger = logging.getLogger(__name__)
 
-# The published augmentation: JPEG qualities drawn uniformly from these.
-JPEG_QUALITIES = range(75, 101)
 # No tokenizer needs more for the text of one frame, "Frame32: <img></img>\n".
 FRAME_TEXT_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class RenderSettings:
-    """How rows become samples; sizes in px, lengths in tokens."""
-
-    template: ConversationTemplate
-    image_size: int
-    num_image_token: int
-    max_seq_length: int
-    dynamic_image_size: bool = True
-    use_thumbnail: bool = True
-    min_dynamic_patch: int = 1
-    max_dynamic_patch: int = 6
-    pad2square: bool = False
-    min_num_frame: int = 8
-    max_num_frame: int = 32
-    sampling_method: str = "rand"
-    on_long_sample: str = "truncate"
-    allow_outside_root: bool = False
-    draft_decoding: bool = False
-
-
-class BadSample(NamedTuple):
-    """A row that could not be read during training, and why; the collator leaves it out and counts it."""
-
-    where: str
-    reason: str
 
 
 class ConversationDataset(Dataset):
     """Rows of all data sets of a meta file, mixed by ``repeat_time``, as training samples.
 
-    An item is ``{"input_ids": int64 (N,), "labels": int64 (N,), "group": (prefix, continuations), "images": […],
-    "where": ["file:line", …]}``: one row, or the rows of a :class:`Unit`, whose group is as ``SequenceLayout``
-    describes it, their images and their places.
+    An item is a :class:`Sample`: one row, or those of a :class:`SampleGroup`.
     With ``on_bad_sample`` "skip" unreadable rows are a list of :class:`BadSample` instead; with "error" they raise
     :class:`UserError`. They are never replaced by others. Features of images that ``vision_cache`` has are not
     computed again, and the images not even decoded.
@@ -91,7 +57,7 @@ class ConversationDataset(Dataset):
         on_bad_sample: str = "error",
         vision_cache: VisionCache | None = None,
     ):
-        self.vision_cache = vision_cache
+        self.images = ImageReader(settings.tiling, cache=vision_cache, draft_decoding=settings.draft_decoding)
         self.specs = specs
         self.tokenizer = tokenizer
         self.settings = settings
@@ -127,22 +93,8 @@ class ConversationDataset(Dataset):
         return len(self.index)
 
     def tile_limit(self, spec: DatasetSpec, row: Row) -> int:
-        """Return the most tiles one image may have; images of one row share the limit, as in the original.
-
-        A frame of a video is one tile.
-        """
-        if not self.settings.dynamic_image_size or row.video:
-            return 1
-        return max(1, (spec.max_dynamic_patch or self.settings.max_dynamic_patch) // max(1, len(row.images)))
-
-    def tiling(self, limit: int) -> dict:
-        """Return the keyword arguments of the tiler for an image of at most ``limit`` tiles."""
-        return {
-            "min_num": min(self.settings.min_dynamic_patch, limit),
-            "max_num": limit,
-            "image_size": self.settings.image_size,
-            "use_thumbnail": self.settings.use_thumbnail and self.settings.dynamic_image_size,
-        }
+        """Return the most tiles one image of a row may have; a frame of a video is one tile."""
+        return 1 if row.video else self.images.tiling.limit(len(row.images), spec.max_dynamic_patch)
 
     def path(self, spec: DatasetSpec, name: str, where: str) -> Path:
         """Return the path of a row's image or video."""
@@ -163,7 +115,7 @@ class ConversationDataset(Dataset):
             input_fps=info.frames_per_second,
             times=None if info.has_constant_rate else info.times[start : start + length] - info.times[start],
             max_num_frames=settings.max_num_frame,
-            chance=random.Random(int(random_state.randint(2**31))),
+            rng=random.Random(int(random_state.randint(2**31))),
             permutation=random_state.permutation,
         )
         if not chosen:
@@ -196,59 +148,55 @@ class ConversationDataset(Dataset):
         if text_tokens is None:
             text_tokens = self.count_text_tokens([list(row.turns)])[0]
         room = (self.settings.max_seq_length - text_tokens) // self.settings.num_image_token
-        while limit > 1 and sum(self.count_tiles(size, limit) for size in sizes) > room:
+        while limit > 1 and sum(self.images.tiling.num_tiles(size, limit) for size in sizes) > room:
             limit -= 1
         return limit
-
-    def count_tiles(self, size: tuple[int, int], limit: int) -> int:
-        """Return the number of tiles of an image of (width, height) px."""
-        return count_tiles(*size, **self.tiling(limit))
 
     def count_text_tokens(self, conversations: list[list[Turn]]) -> list[int]:
         """Return the number of tokens of conversations without their image tokens."""
         return count_text_tokens(conversations, tokenizer=self.tokenizer, template=self.settings.template)
 
-    def render(self, row: Row, turns: list[Turn], num_tiles: list[int]) -> Sample:
+    def render(self, row: Row, turns: list[Turn], num_tiles: list[int]) -> RenderedRow:
         """Return ids and labels of ``turns`` whose images have ``num_tiles`` tiles, cut to max_seq_length.
 
         Raises:
             LongRowError: it is longer, and on_long_sample is "skip".
             RowError: it is longer, and may not or cannot be cut.
         """
-        sample = render_sample(
+        rendered = render_row(
             turns,
             num_tiles,
             tokenizer=self.tokenizer,
             template=self.settings.template,
             num_image_token=self.settings.num_image_token,
         )
-        length, limit = len(sample.input_ids), self.settings.max_seq_length
+        length, limit = len(rendered.input_ids), self.settings.max_seq_length
         if length > limit and self.settings.on_long_sample in ("skip", "error"):
             error = LongRowError if self.settings.on_long_sample == "skip" else RowError
             what = f"takes {length} tokens and max_seq_length is {limit}"
             raise error(row.where, "longer than max_seq_length", what, TOO_LONG_ADVICE)
-        return truncate_sample(sample, limit, image_token_id=self.image_token_id, where=row.where)
+        return truncate_row(rendered, limit, image_token_id=self.image_token_id, where=row.where)
 
-    def keep(self, kept: np.ndarray) -> None:
+    def filter(self, kept: np.ndarray) -> None:
         """Leave items out of the epoch: those for which ``kept``, bool (items,), is False."""
         self.index = self.index[kept]
 
-    def __getitem__(self, unit: int | Unit) -> dict | list[BadSample] | None:
-        """Return a row (an item's number), or the rows of a unit of an epoch in one sequence; None of an empty one."""
-        if not isinstance(unit, Unit):
-            unit = Unit((int(unit),), 0)
-        if not unit.items:
-            return None
-        items = [(int(number), int(position)) for number, position in self.index[list(unit.items)]]
+    def __getitem__(self, group: int | SampleGroup) -> SampleResult:
+        """Return a row (an item's number), or the rows of a group of an epoch in one sequence."""
+        if not isinstance(group, SampleGroup):
+            group = SampleGroup((int(group),), 0)
+        if not group.items:
+            return Idle()
+        items = [(int(number), int(position)) for number, position in self.index[list(group.items)]]
         try:
-            return self._sample(items, unit.epoch)
+            return self._sample(items, group.epoch)
         except UserError as err:
             if self.on_bad_sample == "error":
                 raise
-            # What a unit shares is its image, so if one row is unreadable, all are.
+            # What a group shares is its image, so if one row is unreadable, all are.
             return [BadSample(self.files[number][1].where(position), str(err)) for number, position in items]
 
-    def _sample(self, items: list[tuple[int, int]], epoch: int) -> dict:
+    def _sample(self, items: list[tuple[int, int]], epoch: int) -> Sample:
         """Return the sample of rows that share their images."""
         number, position = items[0]
         spec = self.files[number][0]
@@ -258,76 +206,24 @@ class ConversationDataset(Dataset):
             path = self.path(spec, rows[0].video, rows[0].where)
             frames = read_video(path, lambda info: self.choose_frames(rows[0], items[0], info), rows[0].where)
             conversations = [place_frames(turns, len(frames)) for turns in conversations]
-            images = [self.cut(frame, 1) for frame in frames]
+            images = [self.images.tile(frame, 1) for frame in frames]
         else:
             # An image differs from epoch to epoch if it is augmented, and is the same in a run that was resumed.
-            chance = random.Random(repr((self.seed, epoch, items[0]))) if spec.data_augment else None
-            images = self.read_images(spec, rows[0], chance)
+            rng = random.Random(repr((self.seed, epoch, items[0]))) if spec.data_augment else None
+            paths = [self.path(spec, name, rows[0].where) for name in rows[0].images]
+            needs_sizes = self.settings.on_long_sample == "fewer_tiles"
+            sizes = [read_image_size(path, rows[0].where) for path in paths] if needs_sizes else []
+            limit = self.choose_tile_limit(spec, rows[0], sizes)
+            images = [self.images.read(path, limit, rows[0].where, rng) for path in paths]
         num_tiles = [len(image) for image in images]
-        samples = [self.render(row, turns, num_tiles) for row, turns in zip(rows, conversations, strict=True)]
-        shared = share_prefix(samples)
-        return {
-            "input_ids": torch.tensor(shared.input_ids),
-            "labels": torch.tensor(shared.labels),
-            "group": (shared.prefix, shared.continuations),
-            "images": images,
-            "where": [row.where for row in rows],
-        }
-
-    def read_images(self, spec: DatasetSpec, row: Row, chance: random.Random | None) -> list[TiledImage]:
-        """Return a row's images, cut into tiles, or their features where they are kept.
-
-        ``chance`` draws the quality of augmented ones, which are not kept.
-        """
-        paths = [self.path(spec, name, row.where) for name in row.images]
-        if (self.vision_cache is None or chance is not None) and not self.settings.draft_decoding:
-            images = [read_image(path, row.where) for path in paths]
-            limit = self.choose_tile_limit(spec, row, [image.size for image in images])
-            return [self.cut(image, limit, chance) for image in images]
-        sizes = [read_image_size(path, row.where) for path in paths]
-        limit = self.choose_tile_limit(spec, row, sizes)
-        return [self.read_one(path, size, limit, chance, row.where) for path, size in zip(paths, sizes, strict=True)]
-
-    def read_one(
-        self, path: Path, size: tuple[int, int], limit: int, chance: random.Random | None, where: str
-    ) -> TiledImage:
-        """Return an image of (width, height) px as far as it must be read."""
-        key, tiling = None, self.tiling(limit)
-        if self.vision_cache is not None and chance is None:
-            how = {**tiling, "square": self.pads_to_square}
-            # Without the flag the name is that of an evaluation, which decodes images whole.
-            key = self.vision_cache.key(
-                path.read_bytes(), how | ({"draft": True} if self.settings.draft_decoding else {})
-            )
-            features = self.vision_cache.load(key)
-            if features is not None:
-                return TiledImage(features=features, key=key)
-        least_size = None
-        if self.settings.draft_decoding and not self.pads_to_square:
-            grid = choose_grid(*size, tiling["min_num"], limit, self.settings.image_size)
-            least_size = tuple(side * self.settings.image_size for side in grid)
-        image = read_image(path, where, least_size=least_size)
-        return replace(self.cut(image, limit, chance, size), key=key)
-
-    @property
-    def pads_to_square(self) -> bool:
-        """Whether images are padded: as in the original, not with tiles (and not when augmented)."""
-        return self.settings.pad2square and not self.settings.dynamic_image_size
-
-    def cut(
-        self,
-        image: Image.Image,
-        limit: int,
-        chance: random.Random | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> TiledImage:
-        """Return an image's tiles, ``limit`` at most, as bytes; ``chance`` re-encodes them as JPEG.
-
-        ``size`` is its (width, height) in px if it was decoded smaller than it is.
-        """
-        if self.pads_to_square and chance is None:
-            image, size = expand_to_square(image), None
-        tiles = split_into_tiles(image, **self.tiling(limit), size=size)
-        if chance is not None:
-            tiles = [degrade_jpeg(tile, chance.choice(JPEG_QUALITIES)) for tile in tiles]
-        return TiledImage(tiles=stack_tiles(tiles, self.settings.image_size))
+        shared = share_prefix(
+            [self.render(row, turns, num_tiles) for row, turns in zip(rows, conversations, strict=True)]
+        )
+        return Sample(
+            input_ids=torch.tensor(shared.input_ids),
+            labels=torch.tensor(shared.labels),
+            prefix=shared.prefix,
+            suffixes=shared.suffixes,
+            images=images,
+            rows=[row.where for row in rows],
+        )

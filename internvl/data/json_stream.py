@@ -21,7 +21,7 @@ class BrokenJsonError(ValueError):
 class ShallowStream:
     """A stream of JSON that is not nested deeper than :data:`MAX_DEPTH`; ``read`` raises BrokenJsonError if it is.
 
-    A byte order mark in front, as editors on Windows put it there, is no part of it.
+    A byte order mark in front, as editors on Windows put it there, is not part of it.
     """
 
     def __init__(self, stream: BinaryIO):
@@ -54,13 +54,13 @@ def stream_json(stream: BinaryIO, prefix: str) -> Iterator[object]:
     """Yield the values at ``prefix``, as ijson calls places: ``item`` is each of a list, ``images.item`` of one in it.
 
     Raises:
-        BrokenJsonError: the file breaks off, or is no JSON; what stands before has been yielded.
+        BrokenJsonError: the file breaks off, or is not JSON; what stands before has been yielded.
     """
     try:
         yield from ijson.items(ShallowStream(stream), prefix, use_float=True)
     except BrokenJsonError:
         raise
-    except (ijson.JSONError, ValueError) as err:  # ValueError: half a character, a number of thousands of digits
+    except (ijson.JSONError, ValueError) as err:  # ValueError: a lone surrogate, a number of thousands of digits
         raise BrokenJsonError(f"is not valid JSON ({first_line(err)})") from err
 
 

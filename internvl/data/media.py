@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 MAX_NAME = 4096  # characters of a path; Linux takes no longer one
 DATA_ADDRESSES = ("data:image/", "data:video/", "data:application/", "data:;base64,")  # RFC 2397
 TOO_LONG = "Give a path; an image in base64 is to be written to a file first"
-# Beyond this a side is no photo; resizing such a strip to tiles would blur everything on it.
+# Beyond this a side is not a photo; resizing such a strip to tiles would blur everything on it.
 MAX_SIDE_RATIO = 200
 
 
@@ -180,7 +180,7 @@ def read(reader: Callable[[Path], Result], path: Path, noun: str, where: str) ->
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would be waited for, a device never ends
-            raise RowError(where, f"unreadable {noun}", f"{path}: is no file", "Replace it or remove its row")
+            raise RowError(where, f"unreadable {noun}", f"{path}: is not a file", "Replace it or remove its row")
         return reader(path)
     except FileNotFoundError as err:
         what, todo = f"{path}: there is no such {noun}", "Check the path and the data set's root"
@@ -196,5 +196,6 @@ def read(reader: Callable[[Path], Result], path: Path, noun: str, where: str) ->
     except VideoError as err:
         raise RowError(where, f"unreadable {noun}", str(err)) from err  # it says what to do itself
     except Exception as err:  # decoders raise whatever a damaged file makes them stumble over, not only OSError
-        what = f"{path}: cannot be read as a {noun} ({str(err) or type(err).__name__})"
+        article = "an" if noun == "image" else "a"
+        what = f"{path}: cannot be read as {article} {noun} ({str(err) or type(err).__name__})"
         raise RowError(where, f"unreadable {noun}", what, "Replace the file or remove its row") from err

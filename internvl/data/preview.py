@@ -1,4 +1,4 @@
-"""A page that shows rows as the model is taught them: tiles, the exact prompt, and which tokens are supervised."""
+"""A page that shows rows as the model is trained on them: tiles, the exact prompt, and which tokens are supervised."""
 
 import base64
 import io
@@ -12,6 +12,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from internvl.data.batch import Sample
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 from internvl.model.vision_cache import TiledImage
 
@@ -26,7 +27,7 @@ class PreviewRow:
     where: str
     kind: str
     dataset: str
-    sample: dict
+    sample: Sample
     num_tiles: tuple[int, ...]
 
 
@@ -35,26 +36,26 @@ class Span(NamedTuple):
 
     text: str
     ids: list[int]
-    is_taught: bool
+    is_supervised: bool
     kind: str  # "text", "special" or "image"
 
 
-def make_spans(sample: dict, tokenizer, image_token_id: int) -> Iterator[Span]:
+def make_spans(sample: Sample, tokenizer, image_token_id: int) -> Iterator[Span]:
     """Yield the tokens of a sample in their order, each of them once."""
     special = set(tokenizer.all_special_ids)
-    tokens = list(zip(sample["input_ids"].tolist(), (sample["labels"] != IGNORE_INDEX).tolist(), strict=True))
-    for (is_image, is_special, is_taught), group in itertools.groupby(
+    tokens = list(zip(sample.input_ids.tolist(), (sample.labels != IGNORE_INDEX).tolist(), strict=True))
+    for (is_image, is_special, is_supervised), group in itertools.groupby(
         tokens, key=lambda token: (token[0] == image_token_id, token[0] in special, token[1])
     ):
         ids = [index for index, _ in group]
         if is_image:
-            yield Span(f"{tokenizer.convert_ids_to_tokens(image_token_id)} × {len(ids)}", ids, is_taught, "image")
+            yield Span(f"{tokenizer.convert_ids_to_tokens(image_token_id)} × {len(ids)}", ids, is_supervised, "image")
         elif is_special:
             for index in ids:
-                yield Span(tokenizer.convert_ids_to_tokens(index), [index], is_taught, "special")
+                yield Span(tokenizer.convert_ids_to_tokens(index), [index], is_supervised, "special")
         else:
             for text, part in whole_characters(ids, tokenizer):
-                yield Span(text, part, is_taught, "text")
+                yield Span(text, part, is_supervised, "text")
 
 
 def whole_characters(ids: list[int], tokenizer) -> Iterator[tuple[str, list[int]]]:
@@ -90,14 +91,14 @@ def tile_images(images: Sequence[TiledImage]) -> list[str]:
 
 def describe_row(row: PreviewRow, tokenizer, image_token_id: int) -> dict:
     """Return what the template shows of a row."""
-    tiles = iter(tile_images(row.sample["images"]))
+    tiles = iter(tile_images(row.sample.images))
     noun = "frame" if row.kind == "video" else "image"
     images = [
         {"title": f"{noun} {number}: {count} {'tile' if count == 1 else 'tiles'}", "tiles": shown}
         for number, count in enumerate(row.num_tiles, 1)
         if (shown := list(itertools.islice(tiles, count)))
     ]
-    ids, labels = row.sample["input_ids"], row.sample["labels"]
+    ids, labels = row.sample.input_ids, row.sample.labels
     image_tokens = int((ids == image_token_id).sum())
     return {
         "where": row.where,
@@ -110,7 +111,7 @@ def describe_row(row: PreviewRow, tokenizer, image_token_id: int) -> dict:
             "tokens": len(ids),
             "of text": len(ids) - image_tokens,
             "of images": image_tokens,
-            "taught": int((labels != IGNORE_INDEX).sum()),
+            "supervised": int((labels != IGNORE_INDEX).sum()),
         },
     }
 

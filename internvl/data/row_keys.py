@@ -1,7 +1,7 @@
 """Keys of an annotation row: those that are read, those that other tools read and that must not be lost, and the rest.
 
-A key that is not read is counted and shown by the check; one that would change what is asked or taught is honoured or
-refused.
+A key that is not read is counted and shown by the check; one that would change what is asked or supervised is
+honoured or refused.
 """
 
 from collections.abc import Iterator
@@ -37,12 +37,12 @@ MEDIA_KEYS = {
     **dict.fromkeys(("images", "Image", "img", "image_path", "image_paths", "image_file", "img_path"), "image"),
     **dict.fromkeys(("videos", "Video", "video_path", "video_paths", "video_file"), "video"),
 }
-# Marks that other tools replace by something; here they would be taught as the letters they are.
+# Marks that other tools replace by something; here they would be trained on as the letters they are.
 FOREIGN_MARKS = ("<bbox>", "<ref-object>", "<audio>")
 
 
 def check_meaningful(record: dict, where: str, of: str = "") -> None:
-    """Refuse keys that change in another tool what is asked or taught; ``of`` names the turn they are of.
+    """Refuse keys that change in another tool what is asked or supervised; ``of`` names the turn they are of.
 
     Raises:
         RowError: names the key, its value and what it means there.

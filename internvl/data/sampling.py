@@ -1,61 +1,112 @@
-"""The order of an epoch: which rows share an optimizer step, and which of them a process takes at once.
+"""The order of an epoch: which rows share an optimizer step, and which of them a rank takes at once.
 
-A unit is what is never divided: a row, or a group of rows that share an image's tokens (``internvl.data.sharing``).
+A group is what is never divided: a row, or rows that share an image's tokens (``internvl.data.grouping``).
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.utils.data import Sampler
 
 
-class Unit(NamedTuple):
-    """A unit in an epoch: the numbers of its rows in the data set. Without rows it is an empty place."""
+class SampleGroup(NamedTuple):
+    """A group in an epoch: the numbers of its rows in the data set. Without rows it is an idle place."""
 
     items: tuple[int, ...]
     epoch: int
 
 
-class MicroBatchSampler(Sampler[list[Unit]]):
-    """Yields the micro-batches of one process: what it takes through the model at once.
+class BatchingStrategy(Protocol):
+    """How the groups of an optimizer step are split into micro-batches."""
 
-    The shuffled units are cut into optimizer steps of ``batch_size`` × ``num_batches`` rows, by the row each starts
-    at, so an epoch has the same number of steps whatever shares. A step is dealt out to ``num_batches`` micro-batches,
-    of which process ``rank`` of ``world`` takes every ``world``-th. Which rows share a step depends neither on how it
-    is split nor on how it is dealt out:
+    def assign(
+        self, groups: list[int], num_tokens: Sequence[int], num_batches: int, world_size: int
+    ) -> list[list[int]]:
+        """Return the groups of each micro-batch: at most ``num_batches``, in a multiple of ``world_size``.
 
-    - rows: sorted by length and dealt so that every micro-batch has ``batch_size`` rows and about as many tokens;
-    - groups (``capacity`` None): as many tokens in each, one group at least;
-    - packed (``capacity`` tokens): best fit, longest first, into as few micro-batches as hold them; a group that is
-      longer has one of its own.
+        Args:
+            groups: numbers of the step's groups, the longest first.
+            num_tokens: tokens of each group of the epoch.
+            num_batches: micro-batches of a step, over all ranks.
+            world_size: number of ranks.
+        """
 
-    Where fewer are needed than there are, the first ones of a step are ``[Unit((), epoch)]`` on every process: nothing
-    to do. An empty list is a process's own empty place beside others' rows: it must take part.
+
+class LengthBalanced:
+    """As many rows in every micro-batch, and about as many tokens."""
+
+    def assign(
+        self, groups: list[int], num_tokens: Sequence[int], num_batches: int, world_size: int
+    ) -> list[list[int]]:
+        return assign_evenly(groups, num_tokens, num_batches)
+
+
+class GroupBalanced:
+    """About as many tokens in every micro-batch, and one group at least."""
+
+    def assign(
+        self, groups: list[int], num_tokens: Sequence[int], num_batches: int, world_size: int
+    ) -> list[list[int]]:
+        return balance(groups, num_tokens, -(-min(len(groups), num_batches) // world_size) * world_size)
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """As few micro-batches as hold the groups (best fit, longest first); a longer group has one of its own."""
+
+    max_tokens_per_batch: int
+
+    def assign(
+        self, groups: list[int], num_tokens: Sequence[int], num_batches: int, world_size: int
+    ) -> list[list[int]]:
+        bins = split_to_multiple(best_fit(groups, num_tokens, self.max_tokens_per_batch), world_size)
+        return (
+            bins if len(bins) <= num_batches else GroupBalanced().assign(groups, num_tokens, num_batches, world_size)
+        )
+
+
+def choose_strategy(groups: Sequence[tuple[int, ...]], max_tokens_per_batch: int | None) -> BatchingStrategy:
+    """Return how an epoch's groups are split: by ``max_tokens_per_batch`` if it is given (``--packing``)."""
+    if max_tokens_per_batch is not None:
+        return TokenBudget(max_tokens_per_batch)
+    return LengthBalanced() if all(len(group) == 1 for group in groups) else GroupBalanced()
+
+
+class MicroBatchSampler(Sampler[list[SampleGroup]]):
+    """Yields the micro-batches of one rank: what it takes through the model at once.
+
+    The shuffled groups are cut into optimizer steps of ``batch_size`` × ``num_batches`` rows, by the row each starts
+    at, so an epoch has the same number of steps whatever shares. ``strategy`` splits a step into ``num_batches``
+    micro-batches, of which ``rank`` takes every ``world_size``-th. Which rows share a step depends neither on how it
+    is split nor on the number of ranks.
+
+    Where fewer micro-batches are needed than there are, the first ones of a step are ``[SampleGroup((), epoch)]`` on
+    every rank: idle. An empty list is a rank's own empty place beside others' rows: it must take part.
     """
 
     def __init__(
         self,
-        units: Sequence[tuple[int, ...]],
-        costs: Sequence[int],
+        groups: Sequence[tuple[int, ...]],
+        num_tokens: Sequence[int],
         *,
         batch_size: int,
         num_batches: int,
         rank: int = 0,
-        world: int = 1,
-        capacity: int | None = None,
+        world_size: int = 1,
+        strategy: BatchingStrategy | None = None,
         seed: int = 0,
     ):
-        self.units = units
-        self.costs = costs
+        self.groups = groups
+        self.num_tokens = num_tokens
         self.rows_per_step = batch_size * num_batches
         self.num_batches = num_batches
         self.rank = rank
-        self.world = world
-        self.capacity = capacity
-        self.num_rows = sum(len(unit) for unit in units)
-        self.plain = capacity is None and self.num_rows == len(units)
+        self.world_size = world_size
+        self.strategy = strategy or choose_strategy(groups, None)
+        self.num_rows = sum(len(group) for group in groups)
         self.seed = seed
         self.epoch = 0
 
@@ -69,47 +120,40 @@ class MicroBatchSampler(Sampler[list[Unit]]):
         return -(-self.num_rows // self.rows_per_step)
 
     def __len__(self) -> int:
-        return self.num_steps * (self.num_batches // self.world)
+        return self.num_steps * (self.num_batches // self.world_size)
 
-    def __iter__(self) -> Iterator[list[Unit]]:
+    def __iter__(self) -> Iterator[list[SampleGroup]]:
         for step in self.steps():
-            for batches in in_rounds(self.deal(step), self.num_batches, self.world):
+            for batches in in_rounds(self.assign(step), self.num_batches, self.world_size):
                 if not any(batches):
-                    yield [Unit((), self.epoch)]
+                    yield [SampleGroup((), self.epoch)]
                 else:
-                    yield [Unit(self.units[number], self.epoch) for number in batches[self.rank]]
+                    yield [SampleGroup(self.groups[number], self.epoch) for number in batches[self.rank]]
 
     def steps(self) -> list[list[int]]:
-        """Return the units of each optimizer step of the epoch, shuffled."""
+        """Return the groups of each optimizer step of the epoch, shuffled."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         steps: list[list[int]] = [[] for _ in range(self.num_steps)]
         start = 0
-        for number in torch.randperm(len(self.units), generator=generator).tolist():
+        for number in torch.randperm(len(self.groups), generator=generator).tolist():
             steps[start // self.rows_per_step].append(number)
-            start += len(self.units[number])
+            start += len(self.groups[number])
         # A group that reaches into the last step may leave nothing that starts there.
         for last in range(self.num_steps - 1, 0, -1):
             if not steps[last]:
                 steps[last].append(steps[last - 1].pop())
         return steps
 
-    def deal(self, step: list[int]) -> list[list[int]]:
-        """Return a step's micro-batches over all processes; a process's follow each other ``world`` apart."""
-        longest_first = sorted(step, key=lambda number: self.costs[number], reverse=True)
-        if self.plain:
-            return deal_evenly(longest_first, self.costs, self.num_batches)
-        if self.capacity is not None:
-            bins = split_to_multiple(best_fit(longest_first, self.costs, self.capacity), self.world)
-            if len(bins) <= self.num_batches:
-                return bins
-        number = -(-min(len(step), self.num_batches) // self.world) * self.world
-        return balance(longest_first, self.costs, number)
+    def assign(self, step: list[int]) -> list[list[int]]:
+        """Return a step's micro-batches over all ranks; a rank's follow each other ``world_size`` apart."""
+        longest_first = sorted(step, key=lambda number: self.num_tokens[number], reverse=True)
+        return self.strategy.assign(longest_first, self.num_tokens, self.num_batches, self.world_size)
 
 
-def in_rounds(batches: list[list[int]], num_batches: int, world: int) -> Iterator[list[list[int]]]:
-    """Yield a step's micro-batches in rounds of one a process, those of nobody first: the last one has rows."""
-    rounds = [batches[start : start + world] for start in range(0, len(batches), world)]
-    empty = [[[]] * world for _ in range(num_batches // world - len(rounds))]
+def in_rounds(batches: list[list[int]], num_batches: int, world_size: int) -> Iterator[list[list[int]]]:
+    """Yield a step's micro-batches in rounds of one a rank, those of nobody first: the last one has rows."""
+    rounds = [batches[start : start + world_size] for start in range(0, len(batches), world_size)]
+    empty = [[[]] * world_size for _ in range(num_batches // world_size - len(rounds))]
     yield from empty + sorted(rounds, key=any)
 
 
@@ -118,20 +162,20 @@ def group_by_length(
 ) -> list[int]:
     """Return all indices in the order of the original's length-grouped sampler, for comparison with it.
 
-    Shuffled, cut into steps of ``batch_size`` × ``num_batches``, and each step dealt out by :func:`deal_evenly`.
+    Shuffled, cut into steps of ``batch_size`` × ``num_batches``, and each step split by :func:`assign_evenly`.
     """
     order = torch.randperm(len(lengths), generator=generator).tolist()
     step = batch_size * num_batches
     grouped = []
     for start in range(0, len(order), step):
         longest_first = sorted(order[start : start + step], key=lambda index: lengths[index], reverse=True)
-        for batch in deal_evenly(longest_first, lengths, num_batches):
+        for batch in assign_evenly(longest_first, lengths, num_batches):
             grouped += batch
     return grouped
 
 
-def deal_evenly(indices: list[int], lengths: Sequence[int], num_batches: int) -> list[list[int]]:
-    """Deal indices, longest first, each to the batch with the fewest tokens that is not full.
+def assign_evenly(indices: list[int], lengths: Sequence[int], num_batches: int) -> list[list[int]]:
+    """Assign indices, longest first, each to the batch with the fewest tokens that is not full.
 
     A number of indices that does not divide evenly (the end of an epoch) is cut into strides instead.
     """
@@ -140,39 +184,41 @@ def deal_evenly(indices: list[int], lengths: Sequence[int], num_batches: int) ->
     return balance(indices, lengths, num_batches, most=len(indices) // num_batches)
 
 
-def balance(indices: list[int], costs: Sequence[int], num_batches: int, *, most: int | None = None) -> list[list[int]]:
-    """Deal indices, the costliest first, each to the batch that costs least so far and holds fewer than ``most``."""
+def balance(
+    indices: list[int], num_tokens: Sequence[int], num_batches: int, *, most: int | None = None
+) -> list[list[int]]:
+    """Assign indices, the longest first, each to the batch of fewer than ``most`` that has the fewest tokens."""
     batches: list[list[int]] = [[] for _ in range(num_batches)]
-    cheapest = [(0, number) for number in range(num_batches)]
+    emptiest = [(0, number) for number in range(num_batches)]
     for index in indices:
-        total, number = heappop(cheapest)
+        total, number = heappop(emptiest)
         batches[number].append(index)
         if len(batches[number]) != most:
-            heappush(cheapest, (total + costs[index], number))
+            heappush(emptiest, (total + num_tokens[index], number))
     return batches
 
 
-def best_fit(indices: list[int], costs: Sequence[int], capacity: int) -> list[list[int]]:
-    """Deal indices, the costliest first, each to the fullest batch it fits into, or to a new one."""
+def best_fit(indices: list[int], num_tokens: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Assign indices, the longest first, each to the fullest batch it fits into, or to a new one."""
     batches: list[list[int]] = []
     rooms: list[int] = []
     for index in indices:
-        fitting = [number for number, room in enumerate(rooms) if costs[index] <= room]
+        fitting = [number for number, room in enumerate(rooms) if num_tokens[index] <= room]
         if fitting:
             fullest = min(fitting, key=rooms.__getitem__)
         else:
             fullest = len(batches)
             batches.append([])
-            rooms.append(capacity)
+            rooms.append(max_tokens)
         batches[fullest].append(index)
-        rooms[fullest] -= costs[index]
+        rooms[fullest] -= num_tokens[index]
     return batches
 
 
-def split_to_multiple(batches: list[list[int]], world: int) -> list[list[int]]:
-    """Return batches whose number is a multiple of ``world``: the fullest are halved; what cannot be is left empty."""
+def split_to_multiple(batches: list[list[int]], world_size: int) -> list[list[int]]:
+    """Return a multiple of ``world_size`` batches: the fullest are halved; what cannot be is left empty."""
     batches = list(batches)
-    while len(batches) % world:
+    while len(batches) % world_size:
         largest = max(range(len(batches)), key=lambda number: len(batches[number]))
         whole = batches[largest]
         batches[largest] = whole[::2]

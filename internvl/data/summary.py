@@ -15,7 +15,7 @@ def summarize(dataset: ConversationDataset, check: DatasetCheck) -> dict:
     sets = {}
     for spec in dataset.specs:
         numbers = dataset.file_numbers(spec)
-        facts = np.concatenate([check.files[number].facts for number in numbers])
+        facts = np.concatenate([check.files[number].row_stats for number in numbers])
         sets[spec.name] = {
             "annotations": [str(path) for path in spec.annotations],
             "declared": spec.length,

@@ -81,16 +81,16 @@ def choose_frames(
     input_fps: float = 1,
     times: np.ndarray | None = None,
     max_num_frames: int = -1,
-    chance=random,
+    rng=random,
     permutation=np.random.permutation,
 ) -> list[int]:
     """Return the indices of the frames to use of a video of ``video_length`` frames, in order.
 
     The video is cut into ``num_frames`` equal parts; "rand" takes one frame at random of each, "middle" the one in the
-    middle, and with ``fix_start`` the one so many behind each part's first. A video of fewer frames has its last one
-    repeated. "fps1", "fps0.5", … take frames at that rate instead, at most ``max_num_frames`` if that is above 0: by
-    ``input_fps``, or where the rate varies by ``times``, (video_length,) seconds from the start of what is used.
-    ``chance`` and ``permutation`` draw the random numbers. The choice is that of the original's training code.
+    middle, and with ``fix_start`` the one ``fix_start`` behind each part's first. A video of fewer frames has its last
+    one repeated. "fps1", "fps0.5", … take frames at that rate instead, at most ``max_num_frames`` if that is above 0:
+    by ``input_fps``, or where the rate varies by ``times``, (video_length,) seconds from the start of what is used.
+    ``rng`` and ``permutation`` draw the random numbers. The choice is that of the original's training code.
 
     Raises:
         ValueError: ``sample`` is none of these.
@@ -115,7 +115,7 @@ def choose_frames(
     # The last frame of a part is never drawn, which leaves parts of one frame without any.
     ranges = [(start, end - 1) for start, end in zip(borders, borders[1:], strict=False)]
     if sample == "rand" and all(start < end for start, end in ranges):
-        indices = [chance.choice(range(start, end)) for start, end in ranges]
+        indices = [rng.choice(range(start, end)) for start, end in ranges]
     elif sample == "rand":
         indices = sorted(permutation(video_length)[:parts].tolist())
     elif fix_start is not None:
@@ -145,14 +145,14 @@ def list_frames(folder: Path) -> list[Path]:
     """Return the images of a folder of frames in their order; frame_10 comes after frame_9.
 
     Raises:
-        VideoError: one of them is no file, since reading a pipe or a device would not end; or is an image of a kind
+        VideoError: one of them is not a file, since reading a pipe or a device would not end; or is an image of a kind
             that cannot be read, which would be left out of the video.
     """
     files = [file for file in folder.iterdir() if not file.name.startswith(".")]
     frames = [file for file in files if file.suffix.lower() in image_suffixes()]
     other = next((file for file in frames if not file.is_file()), None)
     if other:
-        raise VideoError(f"{other}: is no file. Replace it or remove it from the frames.")
+        raise VideoError(f"{other}: is not a file. Replace it or remove it from the frames.")
     unreadable = next((file for file in sorted(files) if file.suffix.lower() in UNREADABLE_SUFFIXES), None)
     if unreadable:
         raise VideoError(f"{unreadable}: is an image of a kind that Pillow does not read. Convert the frames to JPEG.")
@@ -168,7 +168,7 @@ def read_video_info(path: Path) -> VideoInfo:
     """Return when a video's frames are shown, from the times of its packets, without decoding them.
 
     Raises:
-        VideoError: it is no video, has no frames, or too large ones.
+        VideoError: it is not a video, has no frames, or too large ones.
     """
     if path.is_dir():
         info = VideoInfo.at_rate(len(list_frames(path)), 1)

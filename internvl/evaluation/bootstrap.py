@@ -28,10 +28,10 @@ class Difference:
 
 def image_weights(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each image is drawn in each resample, float64 (some resamples, images); the same every time."""
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     step = max(1, _MAX_WEIGHTS // num_images)
     for start in range(0, resamples, step):
-        drawn = [chance.integers(num_images, size=num_images) for _ in range(min(step, resamples - start))]
+        drawn = [rng.integers(num_images, size=num_images) for _ in range(min(step, resamples - start))]
         yield np.stack([np.bincount(images, minlength=num_images) for images in drawn]).astype(np.float64)
 
 

@@ -85,7 +85,7 @@ def compare(first: Result, second: Result, out: Path) -> dict[str, Difference]:
             )
             for image_id, line in first.lines.items()
         ],
-        facts={name: str(result.folder) for name, result in zip(names, (first, second), strict=True)},
+        provenance={name: str(result.folder) for name, result in zip(names, (first, second), strict=True)},
     )
     return differences
 

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import distributed
 
+from internvl.distributed import gather_lists, rank_and_world_size, shard
 from internvl.errors import UserError
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import CaptionSet
@@ -42,11 +42,11 @@ def generate_captions(
     Raises:
         UserError: an image or video cannot be read, or a single question does not fit into memory.
     """
-    rank, world = process_place()
+    rank, world = rank_and_world_size()
     left = [question for question in data.questions if question.id not in log.done]
     lengths = count_tokens(engine, left, sizes, num_frames)
     order = sorted(range(len(left)), key=lambda index: -lengths[index])
-    order = process_share(order, rank, world)
+    order = shard(order, rank, world)
     answer_tokens, beams = generation.get("max_new_tokens", 0), generation.get("num_beams", 1)
     batches = make_batches(
         [(left[index], (lengths[index] + answer_tokens) * beams) for index in order], batch_size, batch_tokens
@@ -58,23 +58,8 @@ def generate_captions(
             log.add({question.id: answer for question, answer in zip(questions, answers, strict=True)})
             bar.update(len(questions))
     captions = {question.id: log.done[question.id] for question in data.questions if question.id in log.done}
-    if world > 1:
-        shares: list[dict | None] = [None] * world
-        distributed.all_gather_object(shares, captions)
-        captions = {key: caption for share in shares for key, caption in (share or {}).items()}
+    captions = dict(gather_lists(list(captions.items())))
     return [{"image_id": question.id, "caption": captions[question.id]} for question in data.questions]
-
-
-def process_place() -> tuple[int, int]:
-    """Return this process's number and how many there are."""
-    if not distributed.is_initialized():
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def process_share(items: list[int], rank: int, world: int) -> list[int]:
-    """Return one process's items, dealt out in turn, so that all have as many long ones."""
-    return items[rank::world]
 
 
 def make_batches(

@@ -129,7 +129,7 @@ def meteor(
         hypotheses: image id -> a list with the one tokenised caption to score. Same keys in the same order.
 
     Raises:
-        ScorerFailure: METEOR's Java process died or answered something that is no score.
+        ScorerFailure: METEOR's Java process died or answered something that is not a score.
     """
     from pycocoevalcap.meteor.meteor import Meteor
 

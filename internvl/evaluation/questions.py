@@ -6,7 +6,7 @@ from pathlib import Path
 
 from internvl.data.media import choose_clip, read_image_size, read_info, read_video
 from internvl.data.problems import RowError, raise_first
-from internvl.data.rendering import count_text_tokens
+from internvl.data.tokenize import count_text_tokens
 from internvl.data.video import VideoInfo, choose_frames, place_frames
 from internvl.inference.requests import AnsweringEngine, Request
 from internvl.model.internvl_chat.conversation import Turn
@@ -43,13 +43,6 @@ def middle_frames(question: Question, info: VideoInfo, num_frames: int) -> list[
     return [start + index for index in choose_frames(num_frames, length, sample="middle")]
 
 
-def tile_limit(engine: AnsweringEngine, question: Question) -> int:
-    """Return the most tiles of one of its images, which share the limit as in training."""
-    if engine.max_tiles == 1:
-        return 1
-    return max(1, (question.max_tiles or engine.max_tiles) // max(1, len(question.images)))
-
-
 def check_media(questions: Sequence[Question]) -> dict[Path, tuple[int, int]]:
     """Look at every image's header and every video's; returns the images' (width, height) in px.
 
@@ -81,12 +74,12 @@ def count_tokens(
     """Return the length of each question's prompt in tokens; ``sizes`` are the images'."""
     texts, tiles = [], []
     for question in questions:
-        turns, limit = list(question.turns), tile_limit(engine, question)
+        turns, limit = list(question.turns), engine.tiling.limit(len(question.images), question.max_tiles)
         frames = 0
         if question.video:
             frames = len(middle_frames(question, read_info(question.video, question.where), num_frames))
         texts.append(place_frames(turns, frames))
-        tiles.append(frames + sum(engine.count_tiles(sizes[path], limit) for path in question.images))
+        tiles.append(frames + sum(engine.tiling.num_tiles(sizes[path], limit) for path in question.images))
     lengths = count_text_tokens(texts, tokenizer=engine.tokenizer, template=engine.template)
     return [text + count * engine.config.num_image_token for text, count in zip(lengths, tiles, strict=True)]
 
@@ -101,5 +94,5 @@ def read_request(engine: AnsweringEngine, question: Question, num_frames: int) -
     if question.video:
         frames = read_video(question.video, lambda info: middle_frames(question, info, num_frames), question.where)
         return Request([engine.read(frame, 1) for frame in frames], place_frames(turns, len(frames)))
-    limit = tile_limit(engine, question)
+    limit = engine.tiling.limit(len(question.images), question.max_tiles)
     return Request([engine.read(path, limit, question.where) for path in question.images], turns)

@@ -91,7 +91,7 @@ def write_report(
     title: str,
     scores: Mapping[str, float],
     rows: Sequence[ReportRow],
-    facts: Mapping[str, str],
+    provenance: Mapping[str, str],
     intervals: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     notes: Sequence[str] = (),
     tables: Sequence[ReportTable] = (),
@@ -110,7 +110,7 @@ def write_report(
         notes: sentences about the scores.
         tables: further tables, such as base, adapter and merged side by side.
         figures: (caption, PNG file) of plots, such as the loss curve.
-        max_cards: show so many of the images, spread evenly from the best to the worst CIDEr; None shows all.
+        max_cards: most images to show, spread evenly from the best to the worst CIDEr; None shows all.
 
     Raises:
         UserError: an image or figure cannot be read, or the report cannot be written.
@@ -123,7 +123,7 @@ def write_report(
         scores=scores,
         intervals=intervals,
         notes=notes,
-        facts=facts,
+        provenance=provenance,
         tables=tables,
         figures=[(caption, _data_uri("image/png", _read_bytes(file))) for caption, file in figures],
         bins=histogram(cider),
@@ -134,7 +134,7 @@ def write_report(
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8", errors="backslashreplace")  # captions may have half a character
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")  # captions may have a lone surrogate
     except OSError as err:
         raise UserError(f"{path}: cannot be written: {err.strerror}. Choose another path.") from err
 

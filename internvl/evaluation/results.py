@@ -31,7 +31,7 @@ def repository_commit() -> str | None:
 def write_results(
     folder: Path, data: CaptionSet, predictions: list[dict], scores: CaptionScores, settings: dict
 ) -> None:
-    """Write predictions.json, scores.json, per_image.jsonl and report.html; ground_truth.json if it is no file yet.
+    """Write predictions.json, scores.json, per_image.jsonl and report.html; ground_truth.json if it is not a file yet.
 
     ``predictions`` are in COCO results format; ``settings`` say what produced them and go into scores.json.
     """
@@ -67,7 +67,7 @@ def write_results(
                 **scores.per_image[image_id],
             }
             stream.write(encode_line(line))
-    facts = {**settings, "commit": made_with["commit"] or "not under git", **made_with["versions"]}
+    provenance = {**settings, "commit": made_with["commit"] or "not under git", **made_with["versions"]}
     write_report(
         folder / "report.html",
         title=f"{data.name}: {settings['checkpoint']}",
@@ -85,7 +85,7 @@ def write_results(
             )
             for prediction in predictions
         ],
-        facts={name.replace("_", " "): str(value) for name, value in facts.items()},
+        provenance={name.replace("_", " "): str(value) for name, value in provenance.items()},
     )
 
 
@@ -125,7 +125,8 @@ def read_result(folder: str | Path) -> Result:
     lines_file = folder / "per_image.jsonl"
     if not lines_file.is_file() or not (folder / "scores.json").is_file():
         raise UserError(
-            f"{folder}: is no result folder (no scores.json, no per_image.jsonl). Give one that evaluate.sh printed."
+            f"{folder}: is not a result folder (no scores.json, no per_image.jsonl). Give one that evaluate.sh "
+            "printed."
         )
     record = read_object(folder / "scores.json")
     lines = {}

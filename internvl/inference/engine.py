@@ -7,17 +7,11 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from internvl.data.media import read_image
+from internvl.data.images import ImageReader
 from internvl.device import detect_device
-from internvl.errors import UserError
 from internvl.inference.requests import PromptRules, Request
 from internvl.model.checkpoint import Checkpoint
-from internvl.model.internvl_chat.image_processing_internvl_chat import (
-    expand_to_square,
-    open_image,
-    split_into_tiles,
-    stack_tiles,
-)
+from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import load_model
 from internvl.model.vision_cache import TiledImage, VisionCache, image_features
@@ -30,7 +24,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Engine(PromptRules):
     """A loaded model that answers batches of requests.
 
-    Features of images are taken from ``vision_cache`` and kept there, where there is one.
+    With a ``vision_cache`` features of images are looked up there, and kept there.
     """
 
     def __init__(
@@ -43,7 +37,7 @@ class Engine(PromptRules):
     ):
         super().__init__(model.config, tokenizer, max_tiles=max_tiles)
         self.model = model
-        self.vision_cache = vision_cache
+        self.images = ImageReader(self.tiling, cache=vision_cache)
 
     @classmethod
     def load(
@@ -69,53 +63,23 @@ class Engine(PromptRules):
         )
         return cls(loaded.model, loaded.tokenizer, max_tiles=max_tiles)
 
-    def kept(self, path: str | Path, max_tiles: int | None = None) -> tuple[str | None, torch.Tensor | None]:
-        """Return an image's name in the vision cache and its features if they are there; None and None without one.
-
-        A file that is not there has neither: whoever reads the image says so.
-        """
-        if self.vision_cache is None or not Path(path).is_file():
-            return None, None
-        tiling = {**self.tiling(max_tiles), "square": self.pads_to_square}
-        key = self.vision_cache.key(Path(path).read_bytes(), tiling)
-        return key, self.vision_cache.load(key)
-
     def read(
         self, image: str | Path | Image.Image, max_tiles: int | None = None, where: str | None = None
     ) -> TiledImage:
-        """Return an image as :meth:`answer` takes it: its features, if they are kept, or its tiles.
+        """Return an image as :meth:`answer` takes it: its features, if they are cached, or its tiles.
 
         Args:
             image: a file, or an image in memory.
             max_tiles: most tiles; None for the engine's limit.
-            where: file and line that name the image, for messages.
+            where: file and line that name the image, for messages; None: its own name.
 
         Raises:
-            UserError: the file is missing or not an image.
+            UserError: the file is missing or is not an image.
         """
+        limit = max_tiles or self.tiling.limit(1)
         if isinstance(image, Image.Image):
-            return self.tiles(image, max_tiles)
-        key, features = self.kept(image, max_tiles)
-        if features is not None:
-            return TiledImage(features=features, key=key)
-        return self.tiles(read_image(Path(image), where) if where else image, max_tiles, key)
-
-    def tiles(
-        self, image: str | Path | Image.Image, max_tiles: int | None = None, key: str | None = None
-    ) -> TiledImage:
-        """Return an image cut into at most ``max_tiles`` tiles (None: the engine's limit); ``key`` names it.
-
-        Raises:
-            UserError: the file is missing or no image.
-        """
-        try:
-            image = open_image(image)
-        except (FileNotFoundError, ValueError) as err:
-            raise UserError(str(err)) from err
-        if self.pads_to_square:
-            image = expand_to_square(image)
-        tiles = split_into_tiles(image, **self.tiling(max_tiles))
-        return TiledImage(tiles=stack_tiles(tiles, self.model.config.image_size), key=key)
+            return self.images.tile(open_image(image), limit)
+        return self.images.read(Path(image), limit, where or str(image))
 
     def answer(self, requests: Sequence[Request], **generation) -> list[str]:
         """Answer a batch; ``generation`` holds transformers' settings (max_new_tokens, num_beams, …)."""
@@ -123,5 +87,5 @@ class Engine(PromptRules):
         for request in requests:
             prompts.append(self.model.render_prompt(request.turns(), [len(image) for image in request.images]))
             images += request.images
-        features = image_features(self.model, images, self.vision_cache)
+        features = image_features(self.model, images, self.images.cache)
         return self.model.answer_prompts(self.tokenizer, None, prompts, generation, visual_features=features)

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from transformers import PreTrainedTokenizerFast
 
+from internvl.data.images import TilingConfig
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import (
     IMAGE_PLACEHOLDER,
@@ -15,7 +16,6 @@ from internvl.model.internvl_chat.conversation import (
     place_images,
     render_turns,
 )
-from internvl.model.internvl_chat.image_processing_internvl_chat import count_tiles
 
 
 class Request(NamedTuple):
@@ -47,33 +47,12 @@ class PromptRules:
     def __init__(self, config: InternVLChatConfig, tokenizer: PreTrainedTokenizerFast, *, max_tiles: int = 1):
         self.config = config
         self.tokenizer = tokenizer
-        self.max_tiles = max_tiles
+        self.tiling = TilingConfig.of(config, max_tiles)
 
     @property
     def template(self) -> ConversationTemplate:
         """The conversation template."""
         return get_conv_template(self.config.template)
-
-    @property
-    def pads_to_square(self) -> bool:
-        """Whether images are padded: as in training, where they are not tiled."""
-        return self.config.pad2square and self.max_tiles == 1
-
-    def tiling(self, max_tiles: int | None) -> dict:
-        """Return the keyword arguments of the tiler for an image of at most ``max_tiles`` (None: the engine's)."""
-        limit = max_tiles or self.max_tiles
-        return {
-            "min_num": min(self.config.min_dynamic_patch, limit),
-            "max_num": limit,
-            "image_size": self.config.image_size,
-            "use_thumbnail": self.config.use_thumbnail,
-        }
-
-    def count_tiles(self, size: tuple[int, int], max_tiles: int | None = None) -> int:
-        """Return how many tiles an image of (width, height) px has."""
-        if self.pads_to_square:
-            size = (max(size), max(size))
-        return count_tiles(*size, **self.tiling(max_tiles))
 
     def prompt_ids(self, turns: Sequence[Turn], num_tiles: Sequence[int]) -> list[int]:
         """Return the tokens of a conversation up to an open answer; ``num_tiles`` are those of each ``<image>``."""
@@ -87,10 +66,8 @@ class AnsweringEngine(Protocol):
 
     config: InternVLChatConfig
     tokenizer: PreTrainedTokenizerFast
-    max_tiles: int
+    tiling: TilingConfig
     template: ConversationTemplate
-
-    def count_tiles(self, size: tuple[int, int], max_tiles: int | None = None) -> int: ...
 
     def read(self, image, max_tiles: int | None = None, where: str | None = None) -> Sized:
         """Return an image, a file's path or a PIL image, as :meth:`answer` takes it; ``where`` is for messages."""

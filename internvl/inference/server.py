@@ -58,8 +58,8 @@ class ServerEngine(PromptRules):
         self, image: str | Path | Image.Image, max_tiles: int | None = None, where: str | None = None
     ) -> SentImage:
         """Return an image as :meth:`answer` takes it; arguments and errors as of ``Engine.read``."""
-        limit = max_tiles or self.max_tiles
-        if self.pads_to_square:
+        limit = max_tiles or self.tiling.limit(1)
+        if self.tiling.pads_to_square:
             try:
                 image = expand_to_square(open_image(image))
             except (FileNotFoundError, ValueError) as err:
@@ -69,7 +69,7 @@ class ServerEngine(PromptRules):
             size = image.size
         else:
             size = read_image_size(Path(image), where or str(image))
-        return SentImage(url, self.count_tiles(size, limit), limit)
+        return SentImage(url, self.tiling.num_tiles(size, limit), limit)
 
     def answer(self, requests: Sequence[Request], **generation) -> list[str]:
         """Answer a batch; ``generation`` holds transformers' settings: max_new_tokens, min_new_tokens, temperature.

@@ -109,7 +109,8 @@ class ServingCheck:
                 if err.status not in (400, 422) or len(self._extras) == 1 or probe.images:
                     raise
                 self._extras.pop(0)
-        expected = self.engine.prompt_ids(probe.turns, [self.engine.count_tiles(image.size) for image in probe.images])
+        num_tiles = [self.engine.tiling.num_tiles(image.size) for image in probe.images]
+        expected = self.engine.prompt_ids(probe.turns, num_tiles)
         if reply.prompt_ids is None and not probe.images:
             reply = Reply(**{**vars(reply), "prompt_ids": self.tokenize(messages)})
         return Asked(probe, reply, expected)
@@ -162,7 +163,7 @@ class ServingCheck:
         for one in asked:
             if not one.probe.images or one.same_prompt():
                 continue
-            own = sum(self.engine.count_tiles(image.size) for image in one.probe.images)
+            own = sum(self.engine.tiling.num_tiles(image.size) for image in one.probe.images)
             ids, expected = one.reply.prompt_ids, one.expected
             if ids is not None and squeeze(ids, self._image_token) != squeeze(expected, self._image_token):
                 if not self.findings:
@@ -197,13 +198,13 @@ class ServingCheck:
             what = "without a thumbnail"
         elif one.probe.name == STRIP:
             limit = served - thumbnail if served > 1 else 1
-            what = f"with a limit of {limit} tiles instead of {self.engine.max_tiles}"
+            what = f"with a limit of {limit} tiles instead of {self.engine.tiling.max_num}"
         else:
             what = "otherwise"
         return (
             f"images are cut {what} ({one.probe.name} into {served} tiles instead of {own}). Serve the files that "
             "the training or the merge wrote (config.json, preprocessor_config.json), or start vLLM with "
-            f"--mm-processor-kwargs '{{\"max_dynamic_patch\": {self.engine.max_tiles}}}'"
+            f"--mm-processor-kwargs '{{\"max_dynamic_patch\": {self.engine.tiling.max_num}}}'"
         )
 
     # ---- weights ----------------------------------------------------------------------------------------------------
@@ -268,7 +269,7 @@ class ServingCheck:
     def log_probs(self, engine: Engine, one: Asked) -> tuple[torch.Tensor, list[int]]:
         """Return an engine's log-probabilities (answer tokens, vocabulary) along the server's answer, and its ids."""
         prompt = self.engine.prompt_ids(
-            one.probe.turns, [self.engine.count_tiles(image.size) for image in one.probe.images]
+            one.probe.turns, [self.engine.tiling.num_tiles(image.size) for image in one.probe.images]
         )
         answer = self.answer_ids(one)
         ids = torch.tensor([prompt + answer], device=engine.model.device)
@@ -305,7 +306,7 @@ class ServingCheck:
         """Return the distance that bfloat16 explains, measured on the same answer."""
         if self._rounded is None:
             model = deepcopy(self.engine.model).bfloat16()
-            self._rounded = Engine(model, self.engine.tokenizer, max_tiles=self.engine.max_tiles)
+            self._rounded = Engine(model, self.engine.tokenizer, max_tiles=self.engine.tiling.max_num)
         exact, answer = self.log_probs(self.engine, one)
         rounded, _ = self.log_probs(self._rounded, one)
         rows = torch.arange(len(answer)), torch.tensor(answer)

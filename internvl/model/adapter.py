@@ -69,7 +69,8 @@ def choose_trainable(
         layers = model.vision_model.encoder.layers
         if not -len(layers) <= unfreeze_vit_layers < 0:
             raise UserError(
-                f"--unfreeze_vit_layers: is {unfreeze_vit_layers}. Give -1 to -{len(layers)}, so many last layers."
+                f"--unfreeze_vit_layers: is {unfreeze_vit_layers}. Give -1 to -{len(layers)}: -N trains the last N "
+                "layers."
             )
         layers[unfreeze_vit_layers:].requires_grad_(True)
     if unfreeze_lm_head:

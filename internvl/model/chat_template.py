@@ -19,7 +19,7 @@ def chat_template(
     the text, because ``apply_chat_template`` adds none.
     """
     before_system, after_system = template.system_template.split("{system_message}")
-    # An empty question has no end mark with some templates: each published model as it was taught.
+    # An empty question has no end mark with some templates: each published model as it was trained.
     ends_question = "true" if template.ends_empty_question else "text"
     return "".join(
         [

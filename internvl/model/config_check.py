@@ -152,7 +152,7 @@ def check_shapes(config: InternVLChatConfig, file: Path) -> None:
         name = "force_image_size" if config.force_image_size else "vision_config.image_size"
         raise UserError(
             f"{file}:{name}: is {side} px, which are {side // patch} patches of {patch} px a side, and "
-            f"downsample_ratio {ratio} of them is no whole number. Restore the file."
+            f"downsample_ratio {ratio} of them is not a whole number. Restore the file."
         )
 
 

@@ -75,7 +75,7 @@ class PeftMerge:
             expected = join(name, [state[part] for part in parts], self.config)
             unit = torch.finfo(DTYPE_OF_SPELLING[info.dtype]).eps * float(expected.abs().max())
             error = float((merged.tensor(name).float() - expected).abs().max())
-            if not error <= TOLERANCE * unit:  # also of what is no number
+            if not error <= TOLERANCE * unit:  # also of what is not a number
                 raise UserError(
                     f"{name}: differs by {error:.2e} from what PEFT's own merge gives. Nothing was written. This is a "
                     "fault of this program; please report it with the adapter_config.json."

@@ -151,7 +151,7 @@ class FinetuneArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this False: batches are ours."})
     report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, wandb, … or none."})
-    logging_steps: float = field(default=1, metadata={"help": "Log every so many steps."})
+    logging_steps: float = field(default=1, metadata={"help": "Log every N steps."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Every batch uses every part of the model, so this costs for nothing."}
     )
@@ -176,7 +176,7 @@ class FinetuneArguments(TrainingArguments):
     )
     eval_caption_steps: int = field(
         default=0,
-        metadata={"help": "Every so many steps, also answer a sample of the held-out rows and log CIDEr; 0: never."},
+        metadata={"help": "Every N steps, also answer a sample of the held-out rows and log CIDEr; 0: never."},
     )
     eval_caption_samples: int = field(
         default=64, metadata={"help": "Number of questions in that sample, the same ones each time."}
@@ -184,7 +184,7 @@ class FinetuneArguments(TrainingArguments):
     early_stopping_patience: int = field(
         default=0,
         metadata={
-            "help": "Stop when metric_for_best_model was no better in so many evaluations (with "
+            "help": "Stop when metric_for_best_model was no better in N evaluations (with "
             "load_best_model_at_end); 0: never."
         },
     )
@@ -279,26 +279,26 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Finetu
         raise UserError(f"--lora_dropout: is {model.lora_dropout}. Give a probability from 0 to below 1.")
     if model.use_llm_lora and not model.freeze_llm:
         raise UserError(
-            "--use_llm_lora: LoRA trains beside frozen weights. Add --freeze_llm True, or leave LoRA away."
+            "--use_llm_lora: LoRA trains beside frozen weights. Add --freeze_llm True, or remove the flag."
         )
     if model.use_backbone_lora and not model.freeze_backbone:
         raise UserError(
-            "--use_backbone_lora: LoRA trains beside frozen weights. Add --freeze_backbone True, or leave it away."
+            "--use_backbone_lora: LoRA trains beside frozen weights. Add --freeze_backbone True, or remove the flag."
         )
     if model.grad_checkpoint.lower() not in RECOMPUTE:
         raise UserError(f"--grad_checkpoint: is {model.grad_checkpoint!r}. Give auto, True or False.")
     if data.vision_cache and (model.use_backbone_lora or not (model.freeze_backbone and model.freeze_mlp)):
         raise UserError(
             "--vision_cache: features of images change while the vision encoder or the projector trains. Add "
-            "--freeze_backbone True --freeze_mlp True, or leave it away."
+            "--freeze_backbone True --freeze_mlp True, or remove the flag."
         )
     if model.load_in_4bit and not (model.use_llm_lora and model.freeze_llm):
         raise UserError("--load_in_4bit: weights in 4 bits cannot train. Add --freeze_llm True --use_llm_lora 128.")
     if training.on_nan == "skip" and training.deepspeed:
-        raise UserError("--on_nan: skip does not work with DeepSpeed, which steps by itself. Leave it away.")
+        raise UserError("--on_nan: skip does not work with DeepSpeed, which steps by itself. Remove the flag.")
     check_evaluation(training)
     if model.unfreeze_lm_head and model.use_llm_lora == 0 and not model.freeze_llm:
-        raise UserError("--unfreeze_lm_head: the whole language model trains already. Leave the flag away.")
+        raise UserError("--unfreeze_lm_head: the whole language model trains already. Remove the flag.")
 
 
 def check_evaluation(training: FinetuneArguments) -> None:

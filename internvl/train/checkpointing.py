@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
-from torch import distributed
 
+from internvl.distributed import barrier
 from internvl.errors import UserError
 from internvl.json_files import write_json
 from internvl.model.atomic_folder import sync
@@ -32,7 +32,7 @@ def hash_file(file: Path) -> str:
     return digest.hexdigest()
 
 
-def seal(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     """Put all of a folder on disk, with a list of its files, their sizes and hashes, which is written last."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     listed = {}
@@ -45,7 +45,7 @@ def seal(folder: Path) -> None:
         sync(path)
 
 
-def find_fault(folder: Path) -> str | None:
+def verify_manifest(folder: Path) -> str | None:
     """Return what is wrong with a sealed folder, None if all its files are as they were written."""
     try:
         listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -77,7 +77,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 def last_good_checkpoint(output_dir: Path) -> Path | None:
     """Return the newest checkpoint that is whole; says of newer ones what is wrong with them."""
     for folder in list_checkpoints(output_dir):
-        fault = find_fault(folder)
+        fault = verify_manifest(folder)
         if fault is None:
             return folder
         logger.warning("%s: is damaged (%s) and not used.", folder, fault)
@@ -94,29 +94,23 @@ def rotate(output_dir: Path, limit: int | None, keep: str | None) -> None:
             shutil.rmtree(folder)
 
 
-def barrier() -> None:
-    """Wait for all processes."""
-    if distributed.is_initialized():
-        distributed.barrier()
-
-
 @contextmanager
-def staged_checkpoint(
-    output_dir: Path, step: int, *, main: bool, limit: int | None, keep: str | None
+def atomic_checkpoint(
+    output_dir: Path, step: int, *, is_main_process: bool, limit: int | None, keep: str | None
 ) -> Iterator[Path]:
     """Yield the folder to write a checkpoint to; at the end it is there as checkpoint-``step``, whole.
 
-    All processes take part; ``main`` is the one that seals and renames. ``limit`` and ``keep`` as in :func:`rotate`.
+    All ranks take part; the main process writes the manifest and renames. ``limit`` and ``keep`` as in :func:`rotate`.
 
     Raises:
         UserError: it cannot be written, a full disk being the usual cause; earlier checkpoints are untouched.
     """
-    with staging(output_dir, f"{PREFIX}{step}", main=main) as folder:
+    with staging(output_dir, f"{PREFIX}{step}", is_main_process=is_main_process) as folder:
         yield folder
         barrier()
-        if main:
+        if is_main_process:
             final = output_dir / folder.name
-            seal(folder)
+            write_manifest(folder)
             if final.exists():  # a damaged one of an earlier run: a whole one is never written again
                 shutil.rmtree(final)
             os.rename(folder, final)
@@ -125,16 +119,16 @@ def staged_checkpoint(
 
 
 @contextmanager
-def staged_result(output_dir: Path, *, main: bool, last: str) -> Iterator[Path]:
+def atomic_output(output_dir: Path, *, is_main_process: bool, last: str) -> Iterator[Path]:
     """Yield a folder to write the result to; at the end its files are in ``output_dir``, each whole, ``last`` last.
 
     Raises:
-        UserError: as :func:`staged_checkpoint`.
+        UserError: as :func:`atomic_checkpoint`.
     """
-    with staging(output_dir, "result", main=main) as folder:
+    with staging(output_dir, "result", is_main_process=is_main_process) as folder:
         yield folder
         barrier()
-        if main:
+        if is_main_process:
             for file in sorted(folder.iterdir(), key=lambda file: (file.name == last, file.name)):
                 sync(file)
                 os.replace(file, output_dir / file.name)
@@ -142,16 +136,16 @@ def staged_result(output_dir: Path, *, main: bool, last: str) -> Iterator[Path]:
 
 
 @contextmanager
-def staging(output_dir: Path, name: str, *, main: bool) -> Iterator[Path]:
+def staging(output_dir: Path, name: str, *, is_main_process: bool) -> Iterator[Path]:
     """Yield an empty folder beside the one it is for, on every process, and remove it at the end."""
     folder = output_dir / STAGING / name
     try:
-        if main:
+        if is_main_process:
             shutil.rmtree(folder.parent, ignore_errors=True)
             folder.mkdir(parents=True)
         barrier()
         yield folder
-        if main:
+        if is_main_process:
             shutil.rmtree(folder.parent)
         barrier()
     except (OSError, RuntimeError, SafetensorError) as err:
@@ -170,7 +164,7 @@ def cannot_write(output_dir: Path, what: str, err: BaseException) -> UserError:
     """Return the error that says why something could not be written, and what there is instead."""
     shutil.rmtree(output_dir / STAGING, ignore_errors=True)
     free = shutil.disk_usage(output_dir).free
-    last = next((folder for folder in list_checkpoints(output_dir) if find_fault(folder) is None), None)
+    last = next((folder for folder in list_checkpoints(output_dir) if verify_manifest(folder) is None), None)
     kept = f"The last good checkpoint is {last}" if last else "There is no earlier checkpoint"
     reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
     return UserError(

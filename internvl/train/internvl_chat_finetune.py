@@ -18,12 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from torch import distributed
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import TrainOutput
 
+from internvl.data.batch import Collator
 from internvl.data.check_cache import check_with_cache
-from internvl.data.checking import LONG, DatasetCheck
-from internvl.data.collate import Collator
+from internvl.data.checking import LONG
 from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import read_meta
 from internvl.errors import UserError, ends_on_user_error
@@ -36,21 +37,28 @@ from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatMode
 from internvl.model.loading import LoadedModel
 from internvl.model.vision_cache import VisionCache
 from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments, parse_arguments
-from internvl.train.checkpointing import staged_result
+from internvl.train.checkpointing import atomic_output
 from internvl.train.data_workers import fit_workers, raise_lost_batch
-from internvl.train.evaluation import CaptionSteps, Evaluator, read_caption_sample
-from internvl.train.interruption import Heartbeat, StopOnSignal, describe_laggards, limit_waiting
-from internvl.train.loading import load_for_training, render_settings, training_dtype
-from internvl.train.memory import MemoryPlan, MicroBatch, PeakMemory, plan_memory, recompute_activations
-from internvl.train.output import OutputFolder, make_record
+from internvl.train.epoch_plan import data_report, plan_epoch
+from internvl.train.interruption import Heartbeat, StopOnSignal, describe_stragglers, limit_waiting
+from internvl.train.memory import PeakMemory, plan_memory, recompute_activations
+from internvl.train.output import OutputFolder
 from internvl.train.progress import ProgressLine
-from internvl.train.rows import choose_rows, choose_units, data_report
-from internvl.train.run_record import FINISHED, RECORD, base_identity, clear, describe_data, find_resume_point
-from internvl.train.sharding import divides_weights
+from internvl.train.run_folder import (
+    FINISHED,
+    REPORT,
+    ResumePoint,
+    RunFolder,
+    base_identity,
+    describe_data,
+    make_record,
+)
+from internvl.train.setup import load_for_training, render_settings, training_dtype
+from internvl.train.sharding import shards_parameters
 from internvl.train.trainer import FinetuneTrainer
+from internvl.train.validation import CaptionSteps, Evaluator, read_caption_sample
 
 logger = logging.getLogger("internvl.train")
-PLANNED_STEPS = 200  # whose micro-batches the memory plan looks at
 BATCH_TENSORS = 8  # ids, labels, mask, pixels, flags, and some that packing adds
 SHOWN_SKIPPED = 10  # in the final summary; data_report.json lists all
 
@@ -59,27 +67,20 @@ SHOWN_SKIPPED = 10  # in the final summary; data_report.json lists all
 def main(argv: list[str] | None = None) -> None:
     """Parse → load → check the data → train → save."""
     setup_logging()
-    model_args, data_args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    model_args, data_args, training_args = arguments
     limit_waiting(training_args.ddp_timeout)
     set_seed(training_args.seed)
     specs = read_meta(data_args.meta_path)  # before the model: a typing mistake should not cost minutes
     base = Checkpoint(model_args.model_name_or_path)
-    record = make_record(
-        *(model_args, data_args, training_args),
-        processes=training_args.world_size,
-        data=describe_data(specs),
-        base=base_identity(base.weight_files),
-    )
-    resume = find_resume_point(
+    folder = RunFolder(
         training_args.output_dir,
-        record,
-        overwrite=training_args.overwrite_output_dir,
-        named=training_args.resume_from_checkpoint,
+        make_record(*arguments, training_args.world_size, describe_data(specs), base_identity(base.weight_files)),
     )
+    resume = folder.find_resume_point(training_args.overwrite_output_dir, training_args.resume_from_checkpoint)
     if resume.finished:
         logger.info(
-            "%s: this training is finished, so nothing is done. --overwrite_output_dir True trains anew.",
-            training_args.output_dir,
+            "%s: this training is finished, so nothing is done. --overwrite_output_dir True trains anew.", folder.path
         )
         return
     if resume.checkpoint:
@@ -91,107 +92,133 @@ def main(argv: list[str] | None = None) -> None:
         loaded.tokenizer,
         render_settings(data_args, loaded.model.config),
         seed=training_args.seed,
-        on_bad_sample="skip",  # the trainer judges what comes of it
+        on_bad_sample="skip",  # the trainer ends on it, or counts it, as --on_bad_sample says
         vision_cache=cache,
     )
-    with training_args.main_process_first(desc="checking the data"):  # the others find its result kept
+    with training_args.main_process_first(desc="checking the data"):  # the others find its result cached
         check = check_with_cache(dataset)
-    lengths = choose_rows(dataset, check, data_args, model_args)
-    units = choose_units(dataset, check, lengths, data_args, training_args)
-    evaluator = make_evaluator(loaded, data_args, training_args)
+    plan = plan_epoch(dataset, check, *arguments)
     logger.info("Model: %s", describe_trainable(loaded.model))
-    output = OutputFolder(
-        training_args.output_dir,
-        base=base,
-        tokenizer=loaded.tokenizer,
-        lora_dropout=model_args.lora_dropout,
-        save_full_model=training_args.save_full_model,
-    )
     trainer = FinetuneTrainer(
         model=loaded.model,
         args=training_args,
         train_dataset=dataset,
         data_collator=Collator(
-            loaded.tokenizer.pad_token_id,
-            loaded.model.config.image_size,
-            packed=data_args.packing or data_args.share_image_prefix,
-            keep_images=cache is not None,
-            name_rows=True,
+            loaded.tokenizer.pad_token_id, loaded.model.config.image_size, packed=plan.packed, keep_images=bool(cache)
         ),
-        output=output,
-        evaluator=evaluator,
-        units=units,
-        # What the longest rows would fill, so that packing takes no more memory.
-        capacity=training_args.train_batch_size * max(lengths) if data_args.packing else None,
+        plan=plan,
+        output=OutputFolder(
+            folder.path,
+            base=base,
+            tokenizer=loaded.tokenizer,
+            lora_dropout=model_args.lora_dropout,
+            save_full_model=training_args.save_full_model,
+        ),
+        evaluator=make_evaluator(loaded, data_args, training_args),
         vision_cache=cache,
         on_bad_sample=data_args.on_bad_sample,
         max_bad_fraction=data_args.max_bad_fraction,
         on_nan=training_args.on_nan,
     )
-    if training_args.fsdp and not trainer.is_fsdp_enabled:
-        raise UserError(
-            "--fsdp: accelerate divides weights on GPUs only, and would leave them whole here. Leave it away, or set "
-            "DEEPSPEED=shell/deepspeed/zero_stage3_config.json."
-        )
-    plan = plan_training(trainer, check, model_args, data_args)
-    logger.info("Memory plan: %s", plan)
-    recompute_activations(loaded.model, plan.num_recomputed)
-    tiles = int(check.facts(dataset.index)["tiles"].max()) * training_args.train_batch_size
-    fit_workers(
-        training_args,
-        batch_bytes=tiles * 3 * loaded.model.config.image_size**2,
-        # Images travel one by one where their features are kept.
-        batch_tensors=BATCH_TENSORS + (tiles if cache is not None else 0),
-        processes=int(os.environ.get("LOCAL_WORLD_SIZE") or 1),
-    )
-    rows_per_step = (
-        training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ProgressLine(rows_per_step))
-    trainer.add_callback(PeakMemory())
+    prepare_device(trainer, model_args)
     stop = StopOnSignal()
-    trainer.add_callback(stop)
-    trainer.add_callback(Heartbeat())
-    if training_args.eval_caption_steps:
-        trainer.add_callback(CaptionSteps(training_args.eval_caption_steps))
-    if training_args.early_stopping_patience:
-        trainer.add_callback(EarlyStoppingCallback(training_args.early_stopping_patience))
+    trainer.remove_callback(PrinterCallback)
+    for callback in (stop, *callbacks(training_args)):
+        trainer.add_callback(callback)
     if training_args.should_save:
-        if not resume.checkpoint:
-            clear(training_args.output_dir)
-        write_json(output.folder / RECORD, record)
-    logger.info(
-        "Training: %d rows per step = %d per device × %d accumulation steps × %d processes, in %s",
-        rows_per_step,
-        training_args.train_batch_size,
-        training_args.gradient_accumulation_steps,
-        training_args.world_size,
-        "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
-    )
-    with logging_redirect_tqdm():  # messages come between the states of the progress line, not behind it
-        try:
-            result = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
-        except RuntimeError as error:
-            raise_lost_batch(error)
-            # Also how it ends when another process died, or did not answer within --ddp_timeout.
-            if distributed.is_initialized() and (behind := describe_laggards()):
-                logger.error("%s. Its log is in %s.", behind, output.folder / "training_log.txt")
-            raise
+        folder.begin(resume)
+    result = train(trainer, resume)
     if stop.caught:
         logger.warning("Stopped at step %d. The same command continues from there.", trainer.state.global_step)
         sys.exit(128 + stop.caught)
-    evaluated = {entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry}
-    if evaluator and trainer.state.global_step not in evaluated and not training_args.load_best_model_at_end:
+    save_result(trainer, result, data_report(specs, check, plan.lengths))
+
+
+def prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> None:
+    """Make the training fit its machine: layers that recompute activations, data workers that find room.
+
+    Raises:
+        UserError: the flags ask for what the machine does not have.
+    """
+    args, plan = trainer.args, trainer.plan
+    if args.fsdp and not trainer.is_fsdp_enabled:
+        raise UserError(
+            "--fsdp: accelerate shards weights on GPUs only, and would leave them whole here. Remove the flag, or set "
+            "DEEPSPEED=shell/deepspeed/zero_stage3_config.json."
+        )
+    largest = plan.largest_micro_batch(args)
+    stage = args.hf_deepspeed_config.config.get("zero_optimization", {}).get("stage", 0) if args.deepspeed else 0
+    memory = plan_memory(
+        trainer.model,
+        largest,
+        dtype=training_dtype(args),
+        lora_dropout=model_args.lora_dropout,
+        device=args.device,
+        shards=args.world_size if stage else 1,
+        shard_weights=stage == 3,
+        recompute=model_args.grad_checkpoint.lower(),
+    )
+    logger.info("Memory plan: %s", memory)
+    recompute_activations(trainer.model, memory.num_recomputed)
+    fit_workers(
+        args,
+        batch_bytes=largest.tiles * 3 * trainer.model.config.image_size**2,
+        # Images travel one by one where their features are cached.
+        batch_tensors=BATCH_TENSORS + (largest.tiles if trainer.data_collator.keep_images else 0),
+        processes=int(os.environ.get("LOCAL_WORLD_SIZE") or 1),
+    )
+
+
+def callbacks(training_args: FinetuneArguments) -> list[TrainerCallback]:
+    """Return what follows a training and what ends it early, as the flags say."""
+    chosen = [ProgressLine(rows_per_step(training_args)), PeakMemory(), Heartbeat()]
+    if training_args.eval_caption_steps:
+        chosen.append(CaptionSteps(training_args.eval_caption_steps))
+    if training_args.early_stopping_patience:
+        chosen.append(EarlyStoppingCallback(training_args.early_stopping_patience))
+    return chosen
+
+
+def rows_per_step(training_args: FinetuneArguments) -> int:
+    """Return how many rows an optimizer step takes, over all ranks."""
+    return training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+
+
+def train(trainer: FinetuneTrainer, resume: ResumePoint) -> TrainOutput:
+    """Train from where an earlier run stopped; what another rank does wrong is said with its name."""
+    args = trainer.args
+    logger.info(
+        "Training: %d rows per step = %d per device × %d accumulation steps × %d processes, in %s",
+        rows_per_step(args),
+        args.train_batch_size,
+        args.gradient_accumulation_steps,
+        args.world_size,
+        "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+    )
+    with logging_redirect_tqdm():  # messages come between the states of the progress line, not behind it
+        try:
+            return trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
+        except RuntimeError as error:
+            raise_lost_batch(error)
+            # Also how it ends when another process died, or did not answer within --ddp_timeout.
+            if distributed.is_initialized() and (behind := describe_stragglers()):
+                logger.error("%s. Its log is in %s.", behind, Path(args.output_dir) / "training_log.txt")
+            raise
+
+
+def save_result(trainer: FinetuneTrainer, result: TrainOutput, report: dict) -> None:
+    """Evaluate the trained model where that is due, and write it with ``report`` and the loss curve."""
+    args, state = trainer.args, trainer.state
+    evaluated = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
+    if trainer.evaluator and state.global_step not in evaluated and not args.load_best_model_at_end:
         trainer.evaluate()
-    skipped = trainer.skipped.gather(training_args)
-    with staged_result(output.folder, main=training_args.should_save, last=FINISHED) as folder:
+    skipped = trainer.skipped.gather()
+    with atomic_output(Path(args.output_dir), is_main_process=args.should_save, last=FINISHED) as folder:
         trainer.save_model(str(folder))
-        if training_args.should_save:
-            report = data_report(specs, check, lengths, skipped, trainer.skipped.steps)
-            write_json(folder / "data_report.json", report)
-            output.draw_loss(folder, trainer.state.log_history)
-            trainer.state.save_to_json(str(folder / FINISHED))
+        if args.should_save:
+            write_json(folder / REPORT, {**report, "skipped": skipped, "skipped_steps": trainer.skipped.steps})
+            trainer.output.draw_loss(folder, state.log_history)
+            state.save_to_json(str(folder / FINISHED))
     for reason in sorted({row["reason"] for row in skipped})[:SHOWN_SKIPPED]:
         logger.warning("Was skipped: %s", reason)
     logger.info(
@@ -200,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
         result.training_loss,
         result.metrics["train_samples_per_second"],
         len(skipped),
-        training_args.output_dir,
+        args.output_dir,
     )
 
 
@@ -214,36 +241,12 @@ def open_vision_cache(
     """
     if not data_args.vision_cache:
         return None
-    if divides_weights(training_args):
+    if shards_parameters(training_args):
         raise UserError(
-            "--vision_cache: with ZeRO-3 and FSDP no process has the vision encoder whole. Use ZeRO-1 or -2, or leave "
-            "it away."
+            "--vision_cache: with ZeRO-3 and FSDP no process has the vision encoder whole. Use ZeRO-1 or -2, or "
+            "remove the flag."
         )
     return VisionCache(data_args.vision_cache, model, max_bytes=round(data_args.vision_cache_gb * 1e9))
-
-
-def plan_training(
-    trainer: FinetuneTrainer, check: DatasetCheck, model_args: ModelArguments, data_args: DataArguments
-) -> MemoryPlan:
-    """Plan the memory of the largest micro-batch that comes up in the first steps, or may at worst."""
-    args, sampler, facts = trainer.args, trainer.make_sampler(), check.facts(trainer.train_dataset.index)
-    if trainer.data_collator.packed:
-        steps = sampler.steps()[:PLANNED_STEPS]
-        tokens = max(sum(sampler.costs[unit] for unit in batch) for step in steps for batch in sampler.deal(step))
-        tokens = max(tokens, max(sampler.costs))
-    else:
-        tokens = args.train_batch_size * max(check.lengths(trainer.train_dataset.index))
-    stage = args.hf_deepspeed_config.config.get("zero_optimization", {}).get("stage", 0) if args.deepspeed else 0
-    return plan_memory(
-        trainer.model,
-        MicroBatch(tokens=tokens, tiles=int(facts["tiles"].max()) * args.train_batch_size),
-        dtype=training_dtype(args),
-        lora_dropout=model_args.lora_dropout,
-        device=args.device,
-        shards=args.world_size if stage else 1,
-        shard_weights=stage == 3,
-        recompute=model_args.grad_checkpoint.lower(),
-    )
 
 
 def make_evaluator(
@@ -264,15 +267,15 @@ def make_evaluator(
     with training_args.main_process_first(desc="checking the held-out data"):
         check = check_with_cache(dataset)
     check.raise_errors("Nothing was trained. These are rows of --eval_meta_path.")
-    dataset.keep(check.facts(dataset.index)["status"] != LONG)
+    dataset.filter(check.row_stats(dataset.index)["status"] != LONG)
     if len(dataset) == 0:
         raise UserError(f"{training_args.eval_meta_path}: all rows are longer than --max_seq_length. Raise it.")
     captions = None
     if training_args.eval_caption_steps:
-        if divides_weights(training_args):
+        if shards_parameters(training_args):
             raise UserError(
                 "--eval_caption_steps: with ZeRO-3 and FSDP no process has the weights to answer with. Use ZeRO-1 or "
-                "-2, or leave it away."
+                "-2, or remove the flag."
             )
         check_scorers()
         captions = read_caption_sample(

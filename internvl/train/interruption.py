@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 logger = logging.getLogger(__name__)
 # A batch system's warning before it takes the machine (Slurm: --signal=USR1@300) is answered as a request to stop is.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# Slurm and a terminal signal every process, and the launcher and torchrun pass theirs on: one wish, several signals.
+# Slurm and a terminal signal every process, and the launcher and torchrun pass theirs on: one request arrives as
+# several signals, all within this time.
 SAME_SECONDS = 5.0
 
 
@@ -90,7 +91,7 @@ class Heartbeat(TrainerCallback):
             distributed.distributed_c10d._get_default_store().set(f"progress/{distributed.get_rank()}", progress)
 
 
-def describe_laggards() -> str:
+def describe_stragglers() -> str:
     """Return which processes are behind, like ``process 1 is behind (step 3, micro-batch 1)``; empty if none is."""
     store = distributed.distributed_c10d._get_default_store()
     keys = {rank: f"progress/{rank}" for rank in range(distributed.get_world_size())}

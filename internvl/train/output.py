@@ -1,8 +1,5 @@
 """The output folder of a finetune: what is in it, and how each file is written."""
 
-import sys
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -22,8 +19,6 @@ from internvl.model.packaging import (
 )
 from internvl.model.safetensors_stream import DTYPE_OF_SPELLING
 from internvl.model.tiling import FIELDS as TILING_FIELDS
-
-RECORDED_PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "peft", "accelerate", "deepspeed", "pillow")
 
 
 class OutputFolder:
@@ -120,25 +115,6 @@ class OutputFolder:
         axes.legend()
         figure.savefig(folder / "loss.png", dpi=120)
         pyplot.close(figure)
-
-
-def make_record(*groups, processes: int, data: dict[str, str], base: str) -> dict:
-    """Return what training_args.json holds: the resolved arguments, the data's hashes, and what it ran on.
-
-    ``base`` marks the base's weights; ``data`` is file → hash.
-    """
-    return {
-        "command": sys.argv,
-        **{type(group).__name__: group.to_dict() if hasattr(group, "to_dict") else asdict(group) for group in groups},
-        "data": data,
-        "base": base,
-        "processes": processes,
-        "versions": {
-            "python": sys.version.split()[0],
-            **{package: version(package) for package in RECORDED_PACKAGES},
-        },
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
 
 
 def running_mean(values: list[float], weight: float = 0.9) -> list[float]:

@@ -16,13 +16,13 @@ from internvl.train.arguments import FinetuneArguments
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # of torch.load, whatever its caller asks for
 
 
-def divides_weights(training_args: FinetuneArguments) -> bool:
+def shards_parameters(training_args: FinetuneArguments) -> bool:
     """Return whether no process of a training has all weights."""
     return bool(training_args.fsdp) or is_deepspeed_zero3_enabled()
 
 
 @contextmanager
-def undivided_weights(training_args: FinetuneArguments) -> Iterator[None]:
+def zero3_init_disabled(training_args: FinetuneArguments) -> Iterator[None]:
     """Let a model that is loaded in the block have all its weights on every process, also for ZeRO-3.
 
     transformers would divide them while it reads; LoRA and the tiles' positions are made from whole ones. DeepSpeed

@@ -7,23 +7,23 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch import distributed
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from internvl.data.sampling import MicroBatchSampler
-from internvl.data.sharing import EpochUnits
+from internvl.data.batch import Batch
+from internvl.distributed import all_ranks, gather_lists
 from internvl.errors import UserError
 from internvl.model.adapter import load_trained, unwrapped
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.vision_cache import VisionCache, image_features
-from internvl.train.checkpointing import PREFIX, staged_checkpoint
+from internvl.train.checkpointing import PREFIX, atomic_checkpoint
 from internvl.train.data_workers import end_on_lost_batch
-from internvl.train.evaluation import Evaluator
+from internvl.train.epoch_plan import EpochPlan
 from internvl.train.output import OutputFolder
 from internvl.train.sharding import weights_only_checkpoints
+from internvl.train.validation import Evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,9 @@ class SkippedRows(TrainerCallback, ExportableState):
         if isinstance(stored, dict):
             self.before, self.steps = list(stored["attributes"]["rows"]), list(stored["attributes"]["steps"])
 
-    def gather(self, args: TrainingArguments) -> list[dict]:
+    def gather(self) -> list[dict]:
         """Return the rows skipped on all processes since the training began."""
-        return self.before + gather_lists(self.rows, args)
+        return self.before + gather_lists(self.rows)
 
 
 class EpochLoader(DataLoader):
@@ -65,20 +65,20 @@ class EpochLoader(DataLoader):
 class FinetuneTrainer(Trainer):
     """Trains an InternVL-Chat model.
 
-    The loss of an optimizer step is the mean over all supervised tokens of all its rows, on every process and
-    accumulation step together, so it does not depend on how BATCH_SIZE is split. ``units`` are the rows of an epoch,
-    or the groups of rows that train in one sequence; ``capacity`` fills micro-batches to so many tokens. ``output``
-    writes checkpoints and the result; ``evaluator`` measures loss and CIDEr on the way; ``vision_cache`` keeps
-    features of images. Ends with a :class:`UserError`: an unreadable row, or with ``on_bad_sample`` "skip" more of
-    them than ``max_bad_fraction`` of an epoch's rows; a loss that is no number, unless ``on_nan`` is "skip".
+    The loss of an optimizer step is the mean over all supervised tokens of all its rows, on every rank and
+    accumulation step together, so it does not depend on how BATCH_SIZE is split. ``plan`` says which rows share a
+    step and a micro-batch; ``output`` writes checkpoints and the result; ``evaluator`` measures loss and CIDEr on the
+    way; ``vision_cache`` keeps features of images.
+
+    Ends with a :class:`UserError`: an unreadable row, or with ``on_bad_sample`` "skip" more of them than
+    ``max_bad_fraction`` of an epoch's rows; a loss that is not finite, unless ``on_nan`` is "skip".
     """
 
     def __init__(
         self,
         *args,
         output: OutputFolder,
-        units: EpochUnits,
-        capacity: int | None = None,
+        plan: EpochPlan,
         evaluator: Evaluator | None = None,
         vision_cache: VisionCache | None = None,
         on_bad_sample: str = "skip",
@@ -93,8 +93,7 @@ class FinetuneTrainer(Trainer):
         # Of this process's share: whoever passes it ends all.
         self.max_skipped = max_bad_fraction * len(self.train_dataset) / self.args.world_size
         self.output = output
-        self.units = units
-        self.capacity = capacity
+        self.plan = plan
         self.skipped = SkippedRows()
         self.add_callback(self.skipped)
         self.on_nan = on_nan
@@ -102,26 +101,12 @@ class FinetuneTrainer(Trainer):
         # Seconds spent waiting for data since the last log, and when that was.
         self.waited, self.logged_at = 0.0, time.monotonic()
 
-    def make_sampler(self) -> MicroBatchSampler:
-        """Return the sampler of this process's micro-batches."""
-        args = self.args
-        return MicroBatchSampler(
-            self.units.groups,
-            self.units.costs,
-            batch_size=args.train_batch_size,
-            num_batches=args.gradient_accumulation_steps * args.world_size,
-            rank=args.process_index,
-            world=args.world_size,
-            capacity=self.capacity,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-        )
-
     def get_train_dataloader(self) -> DataLoader:
         # Not prepared by accelerate: the sampler yields this process's share already, which it would divide again.
         args = self.args
         return EpochLoader(
             self.train_dataset,
-            batch_sampler=self.make_sampler(),
+            batch_sampler=self.plan.sampler(args),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             worker_init_fn=end_on_lost_batch,
@@ -136,7 +121,7 @@ class FinetuneTrainer(Trainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.waited += time.monotonic() - started
         for batch in batches:
-            for bad in batch.pop("skipped", []):
+            for bad in batch.skipped:
                 # Here and not where the row is read: an error of a worker process arrives as its traceback.
                 if self.on_bad_sample == "error":
                     raise UserError(bad.reason)
@@ -150,28 +135,31 @@ class FinetuneTrainer(Trainer):
             )
         return batches, num_items
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        if inputs.pop("idle", False):  # on every process alike, and never the last of a step
+    def training_step(self, model, batch: Batch, num_items_in_batch=None):
+        if batch.is_idle:  # on every rank alike, and never the last of a step
             return torch.zeros((), device=self.args.device)
-        rows = inputs.pop("rows", [])
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.step_losses.append((loss, rows))
+        features = None
+        if batch.images is not None:
+            own = unwrapped(self.accelerator.unwrap_model(model))
+            features = image_features(own, batch.images, self.vision_cache)
+        loss = super().training_step(model, batch.model_inputs(features), num_items_in_batch)
+        self.step_losses.append((loss, batch.rows))
         if self.accelerator.sync_gradients:
-            self._judge_losses(model)
+            self._check_finite_losses(model)
         return loss
 
-    def _judge_losses(self, model: torch.nn.Module) -> None:
-        """Stop, or leave the step out, if a loss of the step is no number; on every process alike.
+    def _check_finite_losses(self, model: torch.nn.Module) -> None:
+        """Stop, or leave the step out, if a loss of the step is not a number; on every process alike.
 
         Raises:
             UserError: names the rows it came with.
         """
         losses, self.step_losses = self.step_losses, []
         finite = torch.stack([loss.float() for loss, _ in losses]).isfinite()
-        if everywhere(finite.all(), self.args):
+        if all_ranks(finite.all()):
             return
         rows = [where for (_, rows), good in zip(losses, finite.tolist(), strict=True) if not good for where in rows]
-        named = ", ".join(dict.fromkeys(gather_lists(rows, self.args))) or "no row at all"
+        named = ", ".join(dict.fromkeys(gather_lists(rows))) or "no row at all"
         what = f"step {self.state.global_step + 1}: the loss is not a number. It came with {named}."
         if self.on_nan == "stop":
             raise UserError(
@@ -199,9 +187,6 @@ class FinetuneTrainer(Trainer):
         if isinstance(num_items_in_batch, torch.Tensor):
             num_items_in_batch = num_items_in_batch.clamp(min=1)
         inputs["return_logits"] = False
-        if "images" in inputs:
-            own = unwrapped(self.accelerator.unwrap_model(model))
-            inputs["visual_features"] = image_features(own, inputs.pop("images"), self.vision_cache)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -260,13 +245,13 @@ class FinetuneTrainer(Trainer):
     def _save_checkpoint(self, model, trial) -> None:
         # As transformers' own, but written beside and renamed, so that what is there is whole.
         state, step = self.state, self.state.global_step
-        self.skipped.saved = self.skipped.gather(self.args)
+        self.skipped.saved = self.skipped.gather()
         if state.best_global_step == step:
             state.best_model_checkpoint = str(Path(self.args.output_dir) / f"{PREFIX}{step}")
-        with staged_checkpoint(
+        with atomic_checkpoint(
             Path(self.args.output_dir),
             step,
-            main=self.args.should_save,
+            is_main_process=self.args.should_save,
             limit=self.args.save_total_limit,
             keep=state.best_model_checkpoint,
         ) as folder:
@@ -280,21 +265,3 @@ class FinetuneTrainer(Trainer):
                     if isinstance(callback, ExportableState):
                         state.stateful_callbacks[type(callback).__name__] = callback.state()
                 state.save_to_json(str(folder / TRAINER_STATE_NAME))
-
-
-def everywhere(condition: torch.Tensor, args: TrainingArguments) -> bool:
-    """Return whether a condition, a bool scalar, holds on every process."""
-    if args.world_size == 1:
-        return bool(condition)
-    agreed = condition.to(args.device, torch.int32)
-    distributed.all_reduce(agreed, distributed.ReduceOp.MIN)
-    return bool(agreed)
-
-
-def gather_lists(own: list, args: TrainingArguments) -> list:
-    """Return the lists of all processes as one."""
-    if args.world_size == 1:
-        return own
-    lists: list[list | None] = [None] * args.world_size
-    distributed.all_gather_object(lists, own)
-    return [entry for part in lists for entry in part or []]

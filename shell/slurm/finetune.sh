@@ -18,7 +18,7 @@
 set -euo pipefail
 
 if [[ -z ${SLURM_JOB_ID:-} ]]; then
-    echo "SLURM_JOB_ID: is not set, so this is no Slurm job. Submit it: sbatch shell/slurm/finetune.sh LAUNCHER." >&2
+    echo "SLURM_JOB_ID: is not set, so this is not a Slurm job. Submit it: sbatch shell/slurm/finetune.sh LAUNCHER." >&2
     exit 2
 fi
 LAUNCHER=${1:-}

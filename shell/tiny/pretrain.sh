@@ -32,7 +32,7 @@ RECIPE=(
     --max_dynamic_patch 6 --use_thumbnail True
     --max_seq_length 1024
     --weight_decay 0.05 --lr_scheduler_type cosine --warmup_ratio 0.03
-    --grad_checkpoint False # the model is small: memory is no concern
+    --grad_checkpoint False # the model is small: memory is not a concern
     --logging_steps 10 --save_steps 500 --save_total_limit 1
 )
 

@@ -1,7 +1,8 @@
 """A folder with rows.jsonl as a data set of training, for tests of the data readers."""
 
-from internvl.data.dataset import ConversationDataset, RenderSettings
+from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import DatasetSpec
+from internvl.data.tokenize import RenderSettings
 from internvl.model.internvl_chat.conversation import get_conv_template
 
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 from internvl.data import annotation
 from internvl.data.checking import check_dataset
-from internvl.data.dataset import ConversationDataset, RenderSettings
+from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import DatasetSpec
+from internvl.data.tokenize import RenderSettings
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import get_conv_template
 from tests.conftest import make_image
@@ -51,7 +52,7 @@ BAD_ROWS = [
     ("NUL bytes", b"\0\0\0\0", r"is not valid JSON"),
     ("bare text", b"Hello", r"is not valid JSON"),
     ("Latin-1", says("caf\u00e9").replace(b"\\u00e9", b"\xe9"), r"is not UTF-8 text"),
-    ("half a character", GOOD.replace(b"cup", b"\\ud83d"), r"turn 2 has half a character"),
+    ("a lone surrogate", GOOD.replace(b"cup", b"\\ud83d"), r"turn 2 has a lone surrogate"),
     ("nested a thousand deep", b"[" * 100_000, r"is nested too deeply|is not valid JSON"),
     ("a number of 5,000 digits", b'{"id": ' + b"9" * 5000 + b"}", r"has an unreadable number"),
     ("duplicate key", GOOD[:-1] + b', "conversations": []}', r"has the key 'conversations' twice"),
@@ -88,9 +89,9 @@ BAD_ROWS = [
     ("<image> in the system turn",
      row({"from": "system", "value": "<image>"}, PLAIN, ANSWER), r"turn 1, from 'system', contains <image>"),
     ("mark without image", says("<image>\nWhat?"), r"has 1 <image> markers .* lists 0 images"),
-    ("two marks, one image", says("<image><image>", image="good.png"), r"has 2 <image> markers .* lists 1 pict"),
-    ("one mark, two images", says("<image>", image=["good.png"] * 2), r"has 1 <image> markers .* lists 2 pict"),
-    ("no mark, two images", says("What?", image=["good.png"] * 2), r"has 0 <image> markers .* lists 2 pict"),
+    ("two marks, one image", says("<image><image>", image="good.png"), r"has 2 <image> markers .* lists 1 image"),
+    ("one mark, two images", says("<image>", image=["good.png"] * 2), r"has 1 <image> markers .* lists 2 image"),
+    ("no mark, two images", says("What?", image=["good.png"] * 2), r"has 0 <image> markers .* lists 2 image"),
     ("video mark without video", row(VIDEO, ANSWER), r"has 1 <video> markers .* lists 0 videos"),
     ("two video marks", says("<video><video>", video="good.mp4"), r"has 2 <video> markers .* lists 1 videos"),
     ("image is a number", row(QUESTION, ANSWER, image=3), r"image is 3\. Give a path"),
@@ -221,7 +222,7 @@ def test_unusual_but_right_files_are_accepted(content, media, tiny_model, tmp_pa
     file.write_bytes(content)
     dataset = open_rows(media, file, tiny_model.tokenizer)
     check = check_dataset(dataset)
-    assert not check.errors and len(dataset[0]["input_ids"]) == check.lengths(dataset.index)[0]
+    assert not check.errors and len(dataset[0].input_ids) == check.lengths(dataset.index)[0]
 
 
 def test_there_are_at_least_sixty_kinds():

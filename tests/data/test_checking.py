@@ -47,20 +47,20 @@ def root(tmp_path):
 
 
 def statuses(dataset) -> list[int]:
-    return check_dataset(dataset).files[0].facts["status"].tolist()
+    return check_dataset(dataset).files[0].row_stats["status"].tolist()
 
 
 def test_all_four_kinds_are_told_apart_and_measured_exactly(root, tiny_model):
     data = open_rows(root, tiny_model.tokenizer)
-    facts = check_dataset(data).files[0].facts
-    assert facts["kind"].tolist() == [0, 1, 2, 3, 0, 0, 0, 2]
+    row_stats = check_dataset(data).files[0].row_stats
+    assert row_stats["kind"].tolist() == [0, 1, 2, 3, 0, 0, 0, 2]
     for position in range(5):
         sample = data[position]
-        is_image = sample["input_ids"] == data.image_token_id
-        assert facts["image_tokens"][position] == is_image.sum()
-        assert facts["text_tokens"][position] == (~is_image).sum()
-        assert facts["tiles"][position] == num_tiles(sample)
-    assert 8 <= facts["tiles"][3] <= 32  # one tile a frame
+        is_image = sample.input_ids == data.image_token_id
+        assert row_stats["image_tokens"][position] == is_image.sum()
+        assert row_stats["text_tokens"][position] == (~is_image).sum()
+        assert row_stats["tiles"][position] == num_tiles(sample)
+    assert 8 <= row_stats["tiles"][3] <= 32  # one tile a frame
 
 
 def test_a_rows_frames_are_the_same_every_time_and_others_with_another_seed(root, tiny_model):
@@ -90,7 +90,7 @@ def test_long_rows_are_treated_as_asked(root, tiny_model, policy, expected):
     assert statuses(data)[5:] == expected
     for position, status in zip((5, 6, 7), expected, strict=True):
         if status in (GOOD, CUT):
-            assert len(data[position]["input_ids"]) <= 170
+            assert len(data[position].input_ids) <= 170
         else:
             with pytest.raises(UserError, match="max_seq_length"):
                 data[position]
@@ -115,12 +115,12 @@ def test_a_clip_takes_frames_of_its_seconds_only(root, tiny_model):
 def test_fewer_tiles_drops_frames_of_a_long_video(root, tiny_model):
     whole = open_rows(root, tiny_model.tokenizer)
     frames = num_tiles(whole[3])
-    length = len(whole[3]["input_ids"])
+    length = len(whole[3].input_ids)
     data = open_rows(root, tiny_model.tokenizer, max_seq_length=length - 40, on_long_sample="fewer_tiles")
     sample = data[3]
     assert 1 < num_tiles(sample) < frames
-    assert length - 40 - 2 * length // frames < len(sample["input_ids"]) <= length - 40
-    assert (sample["input_ids"] == data.image_token_id).sum() == 4 * num_tiles(sample)
+    assert length - 40 - 2 * length // frames < len(sample.input_ids) <= length - 40
+    assert (sample.input_ids == data.image_token_id).sum() == 4 * num_tiles(sample)
     assert statuses(data)[3] == GOOD
 
 
@@ -128,13 +128,17 @@ def test_fewer_tiles_takes_no_more_away_than_needed(root, tiny_model):
     rows = root / "rows.jsonl"
     rows.write_text(json.dumps(row("<image>\nWhat?", image="wide.png")) + "\n")
     full = open_rows(root, tiny_model.tokenizer, max_dynamic_patch=12)
-    length = len(full[0]["input_ids"])
+    length = len(full[0].input_ids)
     for missing in range(1, 12):
         settings = {"max_dynamic_patch": 12, "max_seq_length": length - missing, "on_long_sample": "fewer_tiles"}
         data = open_rows(root, tiny_model.tokenizer, **settings)
         limit = data.choose_tile_limit(data.specs[0], data.files[0][1].row(0), [(180, 60)])
         room = length - missing - full.count_text_tokens([list(data.files[0][1].row(0).turns)])[0]
-        assert 4 * data.count_tiles((180, 60), limit) <= room < 4 * data.count_tiles((180, 60), limit + 1)
+        assert (
+            4 * data.images.tiling.num_tiles((180, 60), limit)
+            <= room
+            < 4 * data.images.tiling.num_tiles((180, 60), limit + 1)
+        )
         assert statuses(data) == [GOOD]
 
 
@@ -170,7 +174,7 @@ def test_every_kind_of_image_is_read_upright_and_its_header_tells_its_tiles(root
     saved.save(root / name, **options)
     (root / "rows.jsonl").write_text(json.dumps(row("<image>\nWhat?", image=name)) + "\n")
     data = open_rows(root, tiny_model.tokenizer)
-    assert check_dataset(data).lengths(data.index) == [len(data[0]["input_ids"])]
+    assert check_dataset(data).lengths(data.index) == [len(data[0].input_ids)]
     read = open_image(root / name)
     assert read.mode == "RGB"
     # Pillow's own turning is the oracle; colours other than those of the first frame would show in the mean.
@@ -194,12 +198,12 @@ def test_several_processes_find_what_one_does(root, tiny_model, monkeypatch):
     monkeypatch.setattr("internvl.data.checking.ROWS_FOR_PROCESSES", 0)
     data = open_rows(root, tiny_model.tokenizer)
     one, two = check_dataset(data, processes=1), check_dataset(data, processes=2)
-    assert (one.files[0].facts == two.files[0].facts).all() and one.errors == two.errors
+    assert (one.files[0].row_stats == two.files[0].row_stats).all() and one.errors == two.errors
     assert one.files[0].media == two.files[0].media and len(one.errors) == 30
 
 
 def test_rows_that_are_there_twice_have_the_same_hash(root, tiny_model):
-    content = check_dataset(open_rows(root, tiny_model.tokenizer)).files[0].facts["content"]
+    content = check_dataset(open_rows(root, tiny_model.tokenizer)).files[0].row_stats["content"]
     assert content[0] == content[4] and len(np.unique(content)) == len(MIXED) - 1
 
 
@@ -224,7 +228,7 @@ class TestCache:
     def test_the_second_check_reads_the_first_ones_result(self, good_rows, tiny_model, calls):
         first = check_with_cache(open_rows(good_rows, tiny_model.tokenizer))
         second = check_with_cache(open_rows(good_rows, tiny_model.tokenizer))
-        assert len(calls) == 1 and (first.files[0].facts == second.files[0].facts).all()
+        assert len(calls) == 1 and (first.files[0].row_stats == second.files[0].row_stats).all()
 
     @pytest.mark.parametrize("change", ["rows", "image", "image gone", "settings", "seed"])
     def test_whatever_changes_is_checked_again(self, good_rows, tiny_model, calls, change):

@@ -177,11 +177,11 @@ def test_an_image_without_caption_is_named(tmp_path):
     [
         ("llava", '[{"id": 1}, ', r"in:item 2: is not valid JSON"),
         ("coco", '{"images": [', r"is not valid JSON"),
-        ("coco", '{"images": [{"id": 1}]}', r"is no COCO captions file"),
+        ("coco", '{"images": [{"id": 1}]}', r"is not a COCO captions file"),
         ("csv", "image,words\n", r"in:1: has the columns image, words"),
         ("csv", "", r"in:1: has the columns \(none\)"),
         ("csv", "image,caption,caption\na,b,c\n", r"in:1: has the columns .* each once"),
-        ("csv", 'image,caption\na.jpg,x\nb.jpg,"A cup\nc.jpg,B\n', r"in:3: is no line of a table"),
+        ("csv", 'image,caption\na.jpg,x\nb.jpg,"A cup\nc.jpg,B\n', r"in:3: is not a line of a table"),
         ("csv", b"image,caption\na.jpg,caf\xe9\n", r"in:2: is not UTF-8"),
         ("coco", json.dumps(LLAVA), r"not the form of coco. Pass --from llava"),
         ("imagefolder", "", r"is not a folder"),

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from internvl.data.annotation import Row
+from internvl.data.batch import BadSample, Collator, Sample
 from internvl.data.checking import check_dataset
-from internvl.data.collate import Collator
-from internvl.data.dataset import BadSample, ConversationDataset, RenderSettings
+from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import DatasetSpec, read_meta
-from internvl.data.sampling import Unit
+from internvl.data.sampling import SampleGroup
+from internvl.data.tokenize import RenderSettings
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.internvl_chat.image_processing_internvl_chat import split_into_tiles as split
@@ -35,7 +36,7 @@ def test_pixel_values_and_image_tokens_of_every_row_agree(rows_folder, tiny_mode
     model, tokenizer = tiny_model
     data = dataset(rows_folder, tokenizer)
     for sample in (data[index] for index in range(len(data))):
-        tokens = (sample["input_ids"] == model.img_context_token_id).sum().item()
+        tokens = (sample.input_ids == model.img_context_token_id).sum().item()
         tiles = num_tiles(sample)
         assert tokens == 4 * tiles
 
@@ -43,7 +44,7 @@ def test_pixel_values_and_image_tokens_of_every_row_agree(rows_folder, tiny_mode
 def test_lengths_of_the_check_are_those_of_the_samples(rows_folder, tiny_model):
     data = dataset(rows_folder, tiny_model.tokenizer)
     lengths = check_dataset(data).lengths(data.index)
-    assert lengths == [len(data[index]["input_ids"]) for index in range(len(data))]
+    assert lengths == [len(data[index].input_ids) for index in range(len(data))]
 
 
 def test_images_of_one_row_share_the_tile_limit(rows_folder, tiny_model):
@@ -74,7 +75,7 @@ def test_an_unreadable_image_is_an_error_or_skipped_but_never_replaced(rows_fold
     (bad,) = data[4]
     assert isinstance(bad, BadSample) and bad.where.endswith("train.jsonl:5")
     batch = Collator(pad_token_id=2, image_size=56)([data[3], [bad], data[5]])
-    assert len(batch["input_ids"]) == 2 and batch["skipped"] == [bad]
+    assert len(batch["input_ids"]) == 2 and batch.skipped == [bad]
 
 
 def test_the_check_names_and_counts_missing_images(rows_folder, tiny_model, tmp_path):
@@ -87,8 +88,8 @@ def test_the_check_names_and_counts_missing_images(rows_folder, tiny_model, tmp_
 
 
 def test_collating_masks_by_length_and_flags_a_dummy_tile():
-    text = {"input_ids": torch.tensor([1, 0, 2]), "labels": torch.tensor([-100, 0, 2]), "images": []}
-    longer = {"input_ids": torch.arange(5), "labels": torch.arange(5), "images": []}
+    text = Sample(torch.tensor([1, 0, 2]), torch.tensor([-100, 0, 2]), prefix=3)
+    longer = Sample(torch.arange(5), torch.arange(5), prefix=5)
     batch = Collator(pad_token_id=2, image_size=56)([text, longer])
     # Token 0 and the pad id inside a text are not padding.
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
@@ -98,7 +99,7 @@ def test_collating_masks_by_length_and_flags_a_dummy_tile():
 
 def test_a_batch_of_bad_rows_has_nothing_to_learn():
     batch = Collator(pad_token_id=2, image_size=56)([[BadSample("f:1", "gone")]])
-    assert (batch["labels"] == -100).all() and len(batch["skipped"]) == 1
+    assert (batch["labels"] == -100).all() and len(batch.skipped) == 1
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_draft_decoding_keeps_grid_and_nearly_the_pixels(tmp_path, tiny_model, o
         sizes.append(image.size)
         return split(image, **how)
 
-    monkeypatch.setattr("internvl.data.dataset.split_into_tiles", split_and_note)
+    monkeypatch.setattr("internvl.data.images.split_into_tiles", split_and_note)
     whole, draft = (
         ConversationDataset(
             [DatasetSpec("rows", tmp_path, (tmp_path / "rows.jsonl",))],
@@ -144,7 +145,7 @@ def test_draft_decoding_keeps_grid_and_nearly_the_pixels(tmp_path, tiny_model, o
         )[0]
         for drafts in (False, True)
     )
-    assert len(whole["images"][0]) > 1 and torch.equal(whole["input_ids"], draft["input_ids"])
+    assert len(whole.images[0]) > 1 and torch.equal(whole.input_ids, draft.input_ids)
     difference = (pixels(whole).float() - pixels(draft).float()).abs()
     assert difference.mean() < 1 and difference.max() < 16
     assert sizes[1][0] * 4 <= sizes[0][0], "an eighth or a quarter is enough for tiles of 56 px"
@@ -154,7 +155,7 @@ def test_an_augmented_image_depends_on_seed_and_epoch_alone(rows_folder, tiny_mo
     def tiles(epoch: int, seed: int = 0) -> torch.Tensor:
         random.random()
         data = dataset(rows_folder, tiny_model.tokenizer, {"data_augment": True}, seed=seed)
-        return pixels(data[Unit((0,), epoch)])
+        return pixels(data[SampleGroup((0,), epoch)])
 
     assert torch.equal(tiles(0), tiles(0))
     assert not torch.equal(tiles(0), tiles(1)) or not torch.equal(tiles(0), tiles(2))

@@ -1,4 +1,4 @@
-"""The page that shows what is taught: every token once, the taught ones marked, the tiles as the model sees them."""
+"""The page that shows what is supervised: every token once, its mark, the tiles as the model sees them."""
 
 import base64
 import io
@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from internvl.data.annotation import parse_row
+from internvl.data.batch import Sample
 from internvl.data.preview import SHOWN_TILES, PreviewRow, make_spans, tile_images, write_preview
-from internvl.data.rendering import render_sample
+from internvl.data.tokenize import render_row
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.internvl_chat.image_processing_internvl_chat import stack_tiles
 from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
@@ -24,13 +25,10 @@ def make_row(tokenizer, question="<image>\nWhat?", answer="A cup.", tiles=2, **f
     row = parse_row({"conversations": turns, "image": ["a.png"] * question.count("<image>"), **fields}, "rows.jsonl:1")
     num_tiles = [tiles] * len(row.images)
     template = get_conv_template("internlm2-chat")
-    ids, labels = render_sample(list(row.turns), num_tiles, tokenizer=tokenizer, template=template, num_image_token=4)
+    ids, labels = render_row(list(row.turns), num_tiles, tokenizer=tokenizer, template=template, num_image_token=4)
     images = [make_image(56, 56, number) for number in range(sum(num_tiles))]
-    sample = {
-        "input_ids": torch.tensor(ids),
-        "labels": torch.tensor(labels),
-        "images": [TiledImage(tiles=stack_tiles(images, 56))] if images else [],
-    }
+    tiled = [TiledImage(tiles=stack_tiles(images, 56))] if images else []
+    sample = Sample(torch.tensor(ids), torch.tensor(labels), prefix=len(ids), images=tiled)
     return PreviewRow("rows.jsonl:1", row.kind, "rows", sample, tuple(num_tiles))
 
 
@@ -39,19 +37,21 @@ def spans_of(row, tiny_model):
 
 
 @pytest.mark.parametrize("answer", ["A cup.", "你好，世界 😀", "two\nlines, <ref>cup</ref>", "  spaces   inside  it"])
-def test_every_token_is_shown_once_and_exactly_the_labelled_ones_as_taught(tiny_model, answer):
+def test_every_token_is_shown_once_and_exactly_the_labelled_ones_as_supervised(tiny_model, answer):
     row = make_row(tiny_model.tokenizer, answer=answer)
     spans = spans_of(row, tiny_model)
-    assert [index for span in spans for index in span.ids] == row.sample["input_ids"].tolist()
-    taught = [span.is_taught for span in spans for _ in span.ids]
-    assert taught == (row.sample["labels"] != IGNORE_INDEX).tolist()
-    assert "".join(span.text for span in spans if span.is_taught) == answer.strip() + "<|im_end|>"
+    assert [index for span in spans for index in span.ids] == row.sample.input_ids.tolist()
+    supervised = [span.is_supervised for span in spans for _ in span.ids]
+    assert supervised == (row.sample.labels != IGNORE_INDEX).tolist()
+    assert "".join(span.text for span in spans if span.is_supervised) == answer.strip() + "<|im_end|>"
 
 
 def test_a_run_of_image_tokens_is_one_chip_with_its_number(tiny_model):
     row = make_row(tiny_model.tokenizer, question="<image> and <image>", tiles=3)
     chips = [span for span in spans_of(row, tiny_model) if span.kind == "image"]
-    assert [chip.text for chip in chips] == ["<IMG_CONTEXT> × 12"] * 2 and not any(chip.is_taught for chip in chips)
+    assert [chip.text for chip in chips] == ["<IMG_CONTEXT> × 12"] * 2 and not any(
+        chip.is_supervised for chip in chips
+    )
 
 
 def test_tiles_in_the_page_are_the_pixels_of_the_sample(tiny_model, tmp_path):

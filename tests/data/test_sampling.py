@@ -5,28 +5,29 @@ import json
 import pytest
 import torch
 
-from internvl.data.sampling import MicroBatchSampler, best_fit, group_by_length
+from internvl.data.sampling import MicroBatchSampler, best_fit, choose_strategy, group_by_length
 
 LENGTHS = [(index * 37) % 101 + 5 for index in range(50)]
 ROWS = [(index,) for index in range(50)]
-# 50 rows in 14 groups of 1 to 7, and what a group costs.
+# 50 rows in 14 groups of 1 to 7, and the tokens of each.
 GROUPS = [tuple(range(start, stop)) for start, stop in zip(*(lambda ends: ([0, *ends[:-1]], ends))(
     [5, 10, 11, 17, 22, 24, 29, 34, 35, 40, 43, 44, 49, 50]), strict=True)]  # fmt: skip
-COSTS = [100 + 20 * len(group) for group in GROUPS]
+NUM_TOKENS = [100 + 20 * len(group) for group in GROUPS]
 
 
-def micro_batches(units, costs, *, world=1, **options) -> list[list[list[list[int]]]]:
+def micro_batches(groups, num_tokens, *, world_size=1, max_tokens=None, **options) -> list[list[list[list[int]]]]:
     """Steps → micro-batches → processes → rows of an epoch; None where nobody has anything to do."""
-    samplers = [MicroBatchSampler(units, costs, rank=rank, world=world, seed=3, **options) for rank in range(world)]
+    options = {"world_size": world_size, "strategy": choose_strategy(groups, max_tokens), "seed": 3, **options}
+    samplers = [MicroBatchSampler(groups, num_tokens, rank=rank, **options) for rank in range(world_size)]
     shares = [list(sampler) for sampler in samplers]
     assert {len(share) for share in shares} == {len(samplers[0])}
-    per_step = options["num_batches"] // world
+    per_step = options["num_batches"] // world_size
     rounds = [
-        [[row for unit in batch for row in unit.items] for batch in batches] for batches in zip(*shares, strict=True)
+        [[row for group in batch for row in group.items] for batch in batches] for batches in zip(*shares, strict=True)
     ]
     for number, batches in enumerate(zip(*shares, strict=True)):
         idle = [batch for batch in batches if batch and not batch[0].items]
-        assert len(idle) in (0, world), "a process is idle when all are"
+        assert len(idle) in (0, world_size), "a rank is idle when all are"
         if (number + 1) % per_step == 0:
             assert not idle, "gradients are averaged in the last micro-batch"
     return [rounds[start : start + per_step] for start in range(0, len(rounds), per_step)]
@@ -36,23 +37,23 @@ def rows_of(step) -> list[int]:
     return sorted(row for batches in step for rows in batches for row in rows)
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize(("batch_size", "num_batches"), [(8, 2), (4, 4), (2, 8)])
-def test_steps_hold_the_same_rows_however_they_are_split(batch_size, num_batches, world):
+def test_steps_hold_the_same_rows_however_they_are_split(batch_size, num_batches, world_size):
     whole = micro_batches(ROWS, LENGTHS, batch_size=16, num_batches=1)
-    steps = micro_batches(ROWS, LENGTHS, batch_size=batch_size, num_batches=num_batches, world=world)
+    steps = micro_batches(ROWS, LENGTHS, batch_size=batch_size, num_batches=num_batches, world_size=world_size)
     assert [rows_of(step) for step in steps] == [rows_of(step) for step in whole]
     assert sorted(row for step in steps for row in rows_of(step)) == list(range(50)), "every row once"
     assert all(len(rows) == batch_size for step in steps[:-1] for batches in step for rows in batches)
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize(("batch_size", "num_batches"), [(8, 2), (4, 4)])
-def test_groups_stay_whole_and_an_epoch_keeps_its_steps(batch_size, num_batches, world, packed):
-    options = {"batch_size": batch_size, "num_batches": num_batches, "world": world}
-    options["capacity"] = batch_size * 120 if packed else None
-    steps = micro_batches(GROUPS, COSTS, **options)
+def test_groups_stay_whole_and_an_epoch_keeps_its_steps(batch_size, num_batches, world_size, packed):
+    options = {"batch_size": batch_size, "num_batches": num_batches, "world_size": world_size}
+    options["max_tokens"] = batch_size * 120 if packed else None
+    steps = micro_batches(GROUPS, NUM_TOKENS, **options)
     assert len(steps) == len(micro_batches(ROWS, LENGTHS, **options)) == 4
     batches = [set(rows) for step in steps for batches in step for rows in batches]
     assert all(sum(set(group) <= batch for batch in batches) == 1 for group in GROUPS)
@@ -62,24 +63,24 @@ def test_groups_stay_whole_and_an_epoch_keeps_its_steps(batch_size, num_batches,
 
 def test_packing_takes_as_few_micro_batches_as_the_longest_rows_would_fill():
     lengths = [100] * 2 + [10] * 48
-    steps = micro_batches(ROWS, lengths, batch_size=2, num_batches=8, capacity=200)
+    steps = micro_batches(ROWS, lengths, batch_size=2, num_batches=8, max_tokens=200)
     used = [[rows for batches in step for rows in batches if rows] for step in steps]
     assert all(sum(lengths[row] for row in rows) <= 200 for step in used for rows in step)
     assert max(len(step) for step in used) <= 2, "16 rows of at most 100 + 100 + 14 · 10 tokens in places of 200"
 
 
 def test_best_fit_fills_the_fullest_place_that_has_room():
-    costs = [60, 50, 40, 30, 20]
-    assert best_fit([0, 1, 2, 3, 4], costs, 100) == [[0, 2], [1, 3, 4]]
+    num_tokens = [60, 50, 40, 30, 20]
+    assert best_fit([0, 1, 2, 3, 4], num_tokens, 100) == [[0, 2], [1, 3, 4]]
 
 
 def test_each_epoch_is_shuffled_anew():
     sampler = MicroBatchSampler(ROWS, LENGTHS, batch_size=4, num_batches=2)
-    first = [[unit.items for unit in batch] for batch in sampler]
+    first = [[group.items for group in batch] for batch in sampler]
     sampler.set_epoch(1)
-    assert [[unit.items for unit in batch] for batch in sampler] != first
+    assert [[group.items for group in batch] for batch in sampler] != first
     sampler.set_epoch(0)
-    assert [[unit.items for unit in batch] for batch in sampler] == first
+    assert [[group.items for group in batch] for batch in sampler] == first
 
 
 def test_order_equals_the_originals(shared):

@@ -175,7 +175,7 @@ def test_frames_are_in_order_and_inside_the_video(sample, length):
         length,
         sample=sample,
         input_fps=10,
-        chance=random.Random(1),
+        rng=random.Random(1),
         permutation=np.random.RandomState(1).permutation,
     )
     assert indices == sorted(indices) and all(0 <= index < length for index in indices)

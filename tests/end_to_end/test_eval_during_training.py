@@ -10,7 +10,7 @@ from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import read_meta
 from internvl.model.loading import load_model
 from internvl.train.arguments import parse_arguments
-from internvl.train.loading import render_settings
+from internvl.train.setup import render_settings
 from tests.conftest import pixels
 from tests.end_to_end.launching import losses, run_launcher
 

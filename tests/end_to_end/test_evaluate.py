@@ -105,7 +105,7 @@ def test_a_file_of_ones_own_is_scored_and_compared(trained_adapter, tiny_base, r
         (["pretrained/InternVL2-Tiny", "caption-kitchen"], "has no data set 'kitchen'. Use one of coco"),
         (["pretrained/InternVL2-Tiny", "caption-custom", "--annotation", "README.md"], "--root: goes with"),
         (["pretrained/InternVL2-Tiny", "caption-train", "--meta", "no.json"], "no.json: there is no such meta file"),
-        (["pretrained/InternVL2-Tiny", "caption-habitat", "--compare", "data"], "data: is no result folder"),
+        (["pretrained/InternVL2-Tiny", "caption-habitat", "--compare", "data"], "data: is not a result folder"),
         (["pretrained/InternVL2-Tiny", "caption-habitat", "--beams", "2"], "--beams"),
         (
             ["pretrained/InternVL2-Tiny", "caption-habitat", "--out-dir", "README.md/mine/here"],

@@ -45,7 +45,7 @@ def evaluate(adapter: Path, out: Path, *flags: str) -> list[str]:
 def answer(folder: Path) -> str:
     """Return the answer about an image, by the engine that evaluation and chat use."""
     engine = Engine.load(folder, precision="fp32", device="cpu")
-    request = Request([engine.tiles(make_image(300, 200, 3))], "Describe it.")
+    request = Request([engine.read(make_image(300, 200, 3))], "Describe it.")
     return engine.answer([request], max_new_tokens=16, do_sample=False)[0]
 
 

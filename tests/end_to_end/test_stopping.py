@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from internvl.train.checkpointing import find_fault, list_checkpoints
+from internvl.train.checkpointing import list_checkpoints, verify_manifest
 from tests.conftest import REPOSITORY
 from tests.end_to_end.launching import ENVIRONMENT, LORA, launcher_environment
 
@@ -52,7 +52,7 @@ def begin(tiny_base, rows_folder, tmp_path):
 
 def check_saved(folder: Path) -> None:
     [newest, *_] = list_checkpoints(folder)
-    assert find_fault(newest) is None and not (folder / "adapter_model.safetensors").exists()
+    assert verify_manifest(newest) is None and not (folder / "adapter_model.safetensors").exists()
     assert 0 < json.loads((newest / "trainer_state.json").read_text())["global_step"] < STEPS
 
 

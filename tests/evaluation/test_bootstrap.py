@@ -74,6 +74,6 @@ def test_pairing_sees_a_difference_that_the_intervals_hide():
 
 
 def test_chance_is_told_from_difference():
-    chance = np.random.default_rng(3)
-    noise = paired_differences([scored(chance.normal(size=200))], [scored(chance.normal(size=200))])["S"]
+    rng = np.random.default_rng(3)
+    noise = paired_differences([scored(rng.normal(size=200))], [scored(rng.normal(size=200))])["S"]
     assert noise.low < 0 < noise.high and noise.p_value > 0.05

@@ -55,7 +55,7 @@ def test_results_of_other_images_or_references_are_refused(results):
             main.__wrapped__([str(folder) for folder in folders])
         return str(raised.value)
 
-    assert "is no result folder" in fails(results / "a", results)
+    assert "is not a result folder" in fails(results / "a", results)
     lines = (results / "b" / "per_image.jsonl").read_text().splitlines()
     (results / "b" / "per_image.jsonl").write_text("\n".join(lines[1:]))
     assert "9; 1 are in one only, such as 0" in fails(results / "a", results / "b")

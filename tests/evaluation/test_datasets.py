@@ -86,7 +86,7 @@ def test_requests_have_the_images_of_training_and_lengths_are_known_before(rows,
         prompt = engine.model.render_prompt(request.turns(), [len(tiles) for tiles in request.images])
         assert len(engine.tokenizer(prompt)["input_ids"]) == length + open_answer
     clip = requests[4].images
-    assert torch.equal(clip[0].tiles, engine.tiles(rows / "film" / "frame_4.png", 1).tiles), "the clip starts at 4 s"
+    assert torch.equal(clip[0].tiles, engine.read(rows / "film" / "frame_4.png", 1).tiles), "the clip starts at 4 s"
     mixed = engine.answer(requests, max_new_tokens=4, do_sample=False)
     alone = [engine.answer([request], max_new_tokens=4, do_sample=False)[0] for request in requests]
     assert mixed == alone

@@ -59,22 +59,20 @@ def expected(number: int) -> list[dict]:
     return [{"image_id": index, "caption": f"image {index}, 好"} for index in range(number)]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_shares_of_several_processes_are_disjoint_complete_and_alike_in_size(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_shares_of_several_processes_are_disjoint_complete_and_alike_in_size(world_size, tmp_path, monkeypatch):
     rank, gathered = 0, []
 
-    def keep(shares, captions):
-        gathered.append(captions)
-        shares[:] = gathered
+    def gather(captions):
+        gathered.extend(captions)
+        return list(gathered)
 
-    monkeypatch.setattr(generation.distributed, "is_initialized", lambda: world > 1)
-    monkeypatch.setattr(generation.distributed, "get_world_size", lambda: world)
-    monkeypatch.setattr(generation.distributed, "get_rank", lambda: rank)
-    monkeypatch.setattr(generation.distributed, "all_gather_object", keep)
+    monkeypatch.setattr(generation, "rank_and_world_size", lambda: (rank, world_size))
+    monkeypatch.setattr(generation, "gather_lists", gather)
     tiles = []
-    for rank in range(world):
+    for rank in range(world_size):
         engine, log = Stub(), AnswerLog(tmp_path / f"{rank}", SETTINGS, rank=rank)
-        if rank < world - 1:
+        if rank < world_size - 1:
             with pytest.raises(KeyError):  # the others' answers are not there yet
                 generate_captions(engine, make_set(30), {}, log, batch_size=4)
         else:

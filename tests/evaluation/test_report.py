@@ -51,7 +51,7 @@ def row(image_path: Path, image_id: int | str, cider: float | None = 1.0, **pred
 
 
 def written(path: Path, rows, **changes) -> Page:
-    settings = {"title": "Report", "scores": {"CIDEr": 1.0}, "facts": {"Prompt": "Describe."}}
+    settings = {"title": "Report", "scores": {"CIDEr": 1.0}, "provenance": {"Prompt": "Describe."}}
     write_report(path, rows=rows, **settings | changes)
     return Page(path)
 
@@ -85,7 +85,7 @@ def test_all_that_comes_from_outside_is_escaped(tmp_path):
         title=HOSTILE,
         scores={HOSTILE: 1.0},
         notes=[HOSTILE],
-        facts={HOSTILE: HOSTILE},
+        provenance={HOSTILE: HOSTILE},
         tables=[ReportTable(HOSTILE, [HOSTILE], [[HOSTILE]])],
         figures=[(HOSTILE, loss)],
     )

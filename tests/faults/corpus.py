@@ -103,53 +103,53 @@ def paths_in(document: object, path: tuple = ()) -> list[tuple]:
     return [found for key, value in items for found in ((*path, key), *paths_in(value, (*path, key)))]
 
 
-def damage_document(document: object, chance: random.Random) -> object:
+def damage_document(document: object, rng: random.Random) -> object:
     """Return a copy with one value replaced, removed, moved under another key, or put into a list."""
     document = json.loads(json.dumps(document))
     places = paths_in(document)
-    if not places or chance.random() < 0.05:
-        return chance.choice(ODD_VALUES)
-    *parents, last = chance.choice(places)
+    if not places or rng.random() < 0.05:
+        return rng.choice(ODD_VALUES)
+    *parents, last = rng.choice(places)
     holder = document
     for key in parents:
         holder = holder[key]
-    kind = chance.randrange(6)
+    kind = rng.randrange(6)
     if kind <= 2:
-        holder[last] = chance.choice(ODD_VALUES)
+        holder[last] = rng.choice(ODD_VALUES)
     elif kind == 3:
         del holder[last]
     elif kind == 4 and isinstance(holder, dict):
-        holder[str(chance.choice(ODD_VALUES))] = holder.pop(last)
+        holder[str(rng.choice(ODD_VALUES))] = holder.pop(last)
     else:
         holder[last] = [holder[last]]
     return document
 
 
-def to_json(document: object, chance: random.Random | None = None) -> bytes:
+def to_json(document: object, rng: random.Random | None = None) -> bytes:
     """Return a document as JSON with its raw parts in place; now and then with a key twice."""
     text = json.dumps(document)
     for mark, raw in RAW.items():
         text = text.replace(json.dumps(mark), raw)
-    if chance and chance.random() < 0.05 and text.startswith("{") and len(text) > 2:
+    if rng and rng.random() < 0.05 and text.startswith("{") and len(text) > 2:
         text = text[:-1] + "," + text[1:]
     return text.encode("utf-8", "surrogatepass")
 
 
-def damage_bytes(content: bytes, chance: random.Random) -> bytes:
+def damage_bytes(content: bytes, rng: random.Random) -> bytes:
     """Return content that was cut off, had bits flipped, parts doubled, lost or overwritten, or has other newlines."""
     data = bytearray(content)
-    for _ in range(chance.choice((1, 1, 1, 2, 5))):
-        place = chance.randrange(len(data) + 1)
+    for _ in range(rng.choice((1, 1, 1, 2, 5))):
+        place = rng.randrange(len(data) + 1)
         # Most of what decides stands in front.
-        place = min(place, chance.choice((64, 1024, len(data))))
-        size = chance.choice((1, 4, 64))
-        kind = chance.randrange(9)
+        place = min(place, rng.choice((64, 1024, len(data))))
+        size = rng.choice((1, 4, 64))
+        kind = rng.randrange(9)
         if kind == 0:
             del data[place:]
         elif kind == 1 and place < len(data):
-            data[place] ^= 1 << chance.randrange(8)
+            data[place] ^= 1 << rng.randrange(8)
         elif kind == 2:
-            data[place : place + size] = chance.randbytes(size)
+            data[place : place + size] = rng.randbytes(size)
         elif kind == 3:
             data[place:place] = data[place : place + size]
         elif kind == 4:
@@ -157,11 +157,11 @@ def damage_bytes(content: bytes, chance: random.Random) -> bytes:
         elif kind == 5:
             data[place:place] = bytes(size)
         elif kind == 6:
-            data[place : place + 4] = chance.choice((b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\x7f\xff\xff\xff"))
+            data[place : place + 4] = rng.choice((b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\x7f\xff\xff\xff"))
         elif kind == 7:
-            data[:0] = chance.choice((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\r\n", b"\0", b"\x1f\x8b"))
+            data[:0] = rng.choice((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\r\n", b"\0", b"\x1f\x8b"))
         else:
-            data = bytearray(data.replace(b"\n", chance.choice((b"\r", b"\r\n", b"\xe2\x80\xa8", b""))))
+            data = bytearray(data.replace(b"\n", rng.choice((b"\r", b"\r\n", b"\xe2\x80\xa8", b""))))
     return bytes(data)
 
 
@@ -172,13 +172,13 @@ def seeds() -> st.SearchStrategy[random.Random]:
 def damaged_json(*documents: object) -> st.SearchStrategy[bytes]:
     """One of the documents with one or two things wrong in it, a few of them damaged as bytes instead."""
 
-    def make(chance: random.Random) -> bytes:
-        document = chance.choice(documents)
-        if chance.random() < 0.15:
-            return damage_bytes(to_json(document), chance)
-        for _ in range(chance.choice((1, 1, 2))):
-            document = damage_document(document, chance)
-        return to_json(document, chance)
+    def make(rng: random.Random) -> bytes:
+        document = rng.choice(documents)
+        if rng.random() < 0.15:
+            return damage_bytes(to_json(document), rng)
+        for _ in range(rng.choice((1, 1, 2))):
+            document = damage_document(document, rng)
+        return to_json(document, rng)
 
     return seeds().map(make)
 
@@ -186,22 +186,22 @@ def damaged_json(*documents: object) -> st.SearchStrategy[bytes]:
 def damaged_lines(*documents: object) -> st.SearchStrategy[bytes]:
     """JSON lines, some of them damaged, with any newline."""
 
-    def make(chance: random.Random) -> bytes:
+    def make(rng: random.Random) -> bytes:
         lines = []
-        for _ in range(chance.randint(1, 4)):
-            document = chance.choice(documents)
-            if chance.random() < 0.8:
-                document = damage_document(document, chance)
-            line = to_json(document, chance)
-            lines.append(damage_bytes(line, chance) if chance.random() < 0.15 else line)
-        newline = chance.choice((b"\n", b"\n", b"\r\n", b"\n\n", b"\r"))
-        return chance.choice((b"", b"", b"", b"\xef\xbb\xbf", b" ")) + newline.join(lines)
+        for _ in range(rng.randint(1, 4)):
+            document = rng.choice(documents)
+            if rng.random() < 0.8:
+                document = damage_document(document, rng)
+            line = to_json(document, rng)
+            lines.append(damage_bytes(line, rng) if rng.random() < 0.15 else line)
+        newline = rng.choice((b"\n", b"\n", b"\r\n", b"\n\n", b"\r"))
+        return rng.choice((b"", b"", b"", b"\xef\xbb\xbf", b" ")) + newline.join(lines)
 
     return seeds().map(make)
 
 
 def damaged_file(*contents: bytes) -> st.SearchStrategy[bytes]:
-    return seeds().map(lambda chance: damage_bytes(chance.choice(contents), chance))
+    return seeds().map(lambda rng: damage_bytes(rng.choice(contents), rng))
 
 
 def encode_image(image: Image.Image, suffix: str, **options) -> bytes:
@@ -272,37 +272,35 @@ def damaged_safetensors(content: bytes) -> st.SearchStrategy[bytes]:
     header, data = split_safetensors(content)
     names = [name for name in header if name != "__metadata__"]
 
-    def lie(chance: random.Random) -> bytes:
+    def lie(rng: random.Random) -> bytes:
         changed = json.loads(json.dumps(header))
-        name, other = chance.choice(names), chance.choice(names)
+        name, other = rng.choice(names), rng.choice(names)
         entry = changed[name]
-        kind = chance.randrange(10)
+        kind = rng.randrange(10)
         if kind == 0:
             entry["data_offsets"] = changed[other]["data_offsets"]
         elif kind == 1:
-            entry["data_offsets"] = chance.choice(([0, 10**15], [-1, 4], [8, 0], [0], "all", [0, 2**64]))
+            entry["data_offsets"] = rng.choice(([0, 10**15], [-1, 4], [8, 0], [0], "all", [0, 2**64]))
         elif kind == 2:
-            entry["dtype"] = chance.choice(("F64", "U8", "F8_E4M3", "BOOL", "C64", "float", None, 7))
+            entry["dtype"] = rng.choice(("F64", "U8", "F8_E4M3", "BOOL", "C64", "float", None, 7))
         elif kind == 3:
-            entry["shape"] = chance.choice(
-                ([], [10**12, 0], [0], [-1, 4], [2**63, 2], entry["shape"][::-1], "x", None)
-            )
+            entry["shape"] = rng.choice(([], [10**12, 0], [0], [-1, 4], [2**63, 2], entry["shape"][::-1], "x", None))
         elif kind == 4:
             del changed[name]
         elif kind == 5:
-            changed[chance.choice(("", "../x", "x" * 5000, "\ud800", name + ".base_layer.weight"))] = changed.pop(name)
+            changed[rng.choice(("", "../x", "x" * 5000, "\ud800", name + ".base_layer.weight"))] = changed.pop(name)
         elif kind == 6:
-            return safetensors_file(changed, data, chance.choice((0, 1, 2**40, 2**64 - 1, 100_000_001, 3)))
+            return safetensors_file(changed, data, rng.choice((0, 1, 2**40, 2**64 - 1, 100_000_001, 3)))
         elif kind == 7:
-            return safetensors_file(chance.choice((b"", b"null", b"[]", b"{", b"\xff" * 100, b"{}")), data)
+            return safetensors_file(rng.choice((b"", b"null", b"[]", b"{", b"\xff" * 100, b"{}")), data)
         elif kind == 8:
-            return safetensors_file(damage_document(changed, chance), data)
+            return safetensors_file(damage_document(changed, rng), data)
         else:
-            return safetensors_file(changed, data[: chance.randrange(len(data))])
+            return safetensors_file(changed, data[: rng.randrange(len(data))])
         return safetensors_file(changed, data)
 
-    def make(chance: random.Random) -> bytes:
-        return damage_bytes(content, chance) if chance.random() < 0.2 else lie(chance)
+    def make(rng: random.Random) -> bytes:
+        return damage_bytes(content, rng) if rng.random() < 0.2 else lie(rng)
 
     return seeds().map(make)
 

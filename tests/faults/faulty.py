@@ -5,7 +5,7 @@
 FAULT is JSON; ``{}`` is none. ``{"batch": N, "signal": S}`` sends the process signal S (SIGKILL without it) before its
 N-th micro-batch; ``{"write": N, "below": FOLDER}`` sends SIGKILL the N-th time a file below the folder is opened for
 writing, renamed or removed; ``{"nan": N}`` makes the losses of the N-th optimizer step no numbers; ``{"remove": FILE,
-"batch": N}`` removes a file before the N-th micro-batch. ``{"fsdp": true}`` is no fault: accelerate keeps FSDP for
+"batch": N}`` removes a file before the N-th micro-batch. ``{"fsdp": true}`` is not a fault: accelerate keeps FSDP for
 GPUs, and this lets it divide weights over CPUs.
 """
 

@@ -30,7 +30,7 @@ PROCESSES = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"}
 
 
 class HangError(BaseException):
-    """An input took too long. No reader may catch it, so it is no Exception."""
+    """An input took too long. No reader may catch it, so it is not an Exception."""
 
 
 class Guard:

@@ -46,7 +46,7 @@ def train(runs, tiny_base, rows_folder, tmp_path):
     """``train(folder, processes, fault)`` runs a training and returns an exit status.
 
     The fault comes over one process, ``victim`` or one drawn; the status is that process's. One that is killed is
-    taken for its machine: the others are killed, too. ``statuses``, a list, gets those of all. ``everywhere`` is what
+    taken for its machine: the others are killed, too. ``statuses``, a list, gets those of all. ``all_ranks`` is what
     all processes get.
     """
 
@@ -57,7 +57,7 @@ def train(runs, tiny_base, rows_folder, tmp_path):
         flags: tuple[str, ...] = (),
         victim: int | None = None,
         statuses: list[int] | None = None,
-        everywhere: dict | None = None,
+        all_ranks: dict | None = None,
     ) -> int:
         argv = ["--model_name_or_path", str(tiny_base), "--meta_path", str(rows_folder / "meta.json")]
         argv += ["--output_dir", str(folder), "--per_device_train_batch_size", str(4 // processes), *FLAGS]
@@ -69,7 +69,7 @@ def train(runs, tiny_base, rows_folder, tmp_path):
         for rank in range(processes):
             env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "RANK": str(rank)}
             env |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes), SET_BY_TORCHRUN: "none"}
-            own = (everywhere or {}) | ((fault or {}) if rank == victim else {})
+            own = (all_ranks or {}) | ((fault or {}) if rank == victim else {})
             started.append(runs.start("finetune", argv, tmp_path / "log.txt", own, **(env if processes > 1 else {})))
         if (fault or {}).get("signal") == signal.SIGSTOP:
             ended = [process.wait() for rank, process in enumerate(started) if rank != victim]

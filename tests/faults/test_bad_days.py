@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from internvl.train.checkpointing import find_fault, list_checkpoints, seal
+from internvl.train.checkpointing import list_checkpoints, verify_manifest, write_manifest
 from tests.faults.runs import BATCHES
 from tests.faults.test_kills import digest
 
@@ -48,9 +48,8 @@ def test_a_full_disk_ends_with_a_message_and_the_last_good_checkpoint(train, sma
     said = log.read_text()
     assert "could not be written" in said and "Make room" in said and "Traceback" not in said, said[-3000:]
     kept, *older = list_checkpoints(small_disk / "run")
-    assert (
-        all(find_fault(folder) is None for folder in (kept, *older)) and f"The last good checkpoint is {kept}" in said
-    )
+    assert all(verify_manifest(folder) is None for folder in (kept, *older))
+    assert f"The last good checkpoint is {kept}" in said
     assert not (small_disk / "run" / ".saving").exists()
     # With room, the same command goes on from it.
     shutil.copytree(small_disk / "run", tmp_path / "run")
@@ -65,7 +64,7 @@ def test_a_loss_that_is_no_number_stops_the_training_and_names_its_rows(train, t
     said = log.read_text()
     assert "step 5: the loss is not a number. It came with " in said and "train.jsonl:" in said
     assert "Traceback" not in said
-    assert find_fault(list_checkpoints(folder)[0]) is None
+    assert verify_manifest(list_checkpoints(folder)[0]) is None
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -131,6 +130,6 @@ def test_checkpoints_of_a_training_are_never_unpickled(train, tmp_path, flags, n
     content = torch.load(file, weights_only=False)
     torch.save({**content, "state": Evil()}, file)
     (newest / "complete.json").unlink()
-    seal(newest)
+    write_manifest(newest)
     assert train(folder, processes, flags=flags) != 0
     assert not (tmp_path / "pwned").exists() and "weights_only" in log.read_text()

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from internvl.model.loading import load_model
-from internvl.train.checkpointing import MANIFEST, find_fault, list_checkpoints
+from internvl.train.checkpointing import MANIFEST, list_checkpoints, verify_manifest
 from tests.faults.runs import BATCHES
 
 KILLS = int(os.environ.get("INTERNVL_KILLS", "5"))
@@ -31,7 +31,7 @@ def digest(folder: Path) -> str:
 def check_folder(folder: Path) -> None:
     """What is in an output folder that a kill left: whole checkpoints, and a whole adapter or none."""
     for checkpoint in list_checkpoints(folder):
-        assert find_fault(checkpoint) is None, f"{checkpoint} is there and not whole"
+        assert verify_manifest(checkpoint) is None, f"{checkpoint} is there and not whole"
     if (folder / "adapter_model.safetensors").exists():
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as reader:
             assert all(reader.get_tensor(name).isfinite().all() for name in reader.keys())  # noqa: SIM118
@@ -46,7 +46,7 @@ def finish_and_compare(train, folder: Path, expected: str, processes: int, log: 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_training_killed_at_random_steps_ends_as_an_uninterrupted_one(train, tmp_path, processes):
-    chance = random.Random(processes)
+    rng = random.Random(processes)
     whole = tmp_path / "whole"
     assert train(whole, processes) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     expected, killed, number = digest(whole), 0, 0
@@ -54,7 +54,7 @@ def test_a_training_killed_at_random_steps_ends_as_an_uninterrupted_one(train, t
         folder = tmp_path / f"killed-{number}"
         number += 1
         for _ in range(3):
-            if train(folder, processes, {"batch": chance.randint(1, BATCHES)}) == -9:
+            if train(folder, processes, {"batch": rng.randint(1, BATCHES)}) == -9:
                 killed += 1
             if folder.exists():
                 check_folder(folder)
@@ -74,10 +74,10 @@ def test_a_killed_training_whose_weights_are_divided_ends_as_an_uninterrupted_on
     plain, whole, folder, log = (tmp_path / name for name in ("plain", "whole", "killed", "log.txt"))
     fsdp = {"fsdp": True} if "--fsdp" in flags else {}
     assert train(plain, 2) == 0
-    assert train(whole, 2, flags=flags, everywhere=fsdp) == 0, log.read_text()[-3000:]
-    assert train(folder, 2, {"batch": BATCHES - 1}, flags, everywhere=fsdp) == -9, log.read_text()[-3000:]
+    assert train(whole, 2, flags=flags, all_ranks=fsdp) == 0, log.read_text()[-3000:]
+    assert train(folder, 2, {"batch": BATCHES - 1}, flags, all_ranks=fsdp) == -9, log.read_text()[-3000:]
     check_folder(folder)
-    assert train(folder, 2, flags=flags, everywhere=fsdp) == 0, log.read_text()[-3000:]
+    assert train(folder, 2, flags=flags, all_ranks=fsdp) == 0, log.read_text()[-3000:]
     assert "Continuing from " in log.read_text()
     assert digest(folder) == digest(whole)
     divided, undivided = (load_file(run / "adapter_model.safetensors") for run in (whole, plain))
@@ -88,7 +88,7 @@ def test_a_killed_training_whose_weights_are_divided_ends_as_an_uninterrupted_on
 
 
 def test_a_kill_inside_the_writing_of_a_checkpoint_leaves_no_torn_one(train, tmp_path):
-    chance = random.Random(7)
+    rng = random.Random(7)
     whole = tmp_path / "whole"
     assert train(whole) == 0
     expected, killed, number = digest(whole), 0, 0
@@ -96,7 +96,7 @@ def test_a_kill_inside_the_writing_of_a_checkpoint_leaves_no_torn_one(train, tmp
         folder = tmp_path / f"killed-{number}"
         number += 1
         for _ in range(2):
-            if train(folder, 1, {"write": chance.randint(1, 60), "below": str(folder)}) == -9:
+            if train(folder, 1, {"write": rng.randint(1, 60), "below": str(folder)}) == -9:
                 killed += 1
             if folder.exists():
                 check_folder(folder)
@@ -154,7 +154,7 @@ def test_other_rows_in_the_same_file_are_another_training(runs, train, rows_fold
 
 
 def test_a_kill_inside_merging_leaves_no_torn_model(runs, trained_adapter, tmp_path):
-    chance, log = random.Random(11), tmp_path / "log.txt"
+    rng, log = random.Random(11), tmp_path / "log.txt"
     reference = tmp_path / "reference"
 
     def merge(out: Path, die: dict | None = None, *flags: str) -> int:
@@ -171,7 +171,7 @@ def test_a_kill_inside_merging_leaves_no_torn_model(runs, trained_adapter, tmp_p
         replaced = number % 2 == 1  # in every second one, an earlier result is replaced
         if replaced:
             shutil.copytree(reference, out)
-        die = {"write": chance.randint(1, 40), "below": str(tmp_path)}
+        die = {"write": rng.randint(1, 40), "below": str(tmp_path)}
         killed += merge(out, die, "--overwrite") == -9
         if out.exists() and any(out.iterdir()):
             assert {file.name: file.read_bytes() for file in out.iterdir()} == expected, "torn"

@@ -153,7 +153,7 @@ def test_reports_escape_what_they_show(tmp_path):
             title=text,
             scores={text: 0.5},
             rows=rows,
-            facts={text: text},
+            provenance={text: text},
             intervals={text: (0.1, 0.9)},
             notes=[text],
             tables=[ReportTable(text, (text,), [(text,)])],
@@ -215,7 +215,7 @@ def test_no_network_is_used(no_network, tiny_base, adapter_folder, rows_folder, 
     limits = ["--limit", "2", "--max-new-tokens", "2", "--out-dir", str(tmp_path / "result")]
     evaluate_caption.main(["--checkpoint", str(adapter_folder), *rows, *limits])
     assert (tmp_path / "result" / "report.html").is_file()
-    # A name that is no folder is not looked for on a hub.
+    # A name that is not a folder is not looked for on a hub.
     with pytest.raises(UserError, match="there is no such checkpoint folder"):
         Checkpoint("OpenGVLab/InternVL2-2B")
     assert no_network == []

@@ -10,7 +10,7 @@ from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_model
 from internvl.model.merging import merge_checkpoint
 from internvl.train.arguments import parse_arguments
-from internvl.train.loading import load_for_training
+from internvl.train.setup import load_for_training
 
 IDS = torch.arange(40, 60)[None]
 

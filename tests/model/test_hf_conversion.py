@@ -324,7 +324,7 @@ def test_pipeline_gives_our_caption(tiny_base, converted, processor):
     settings = {"max_new_tokens": 12, "do_sample": False, "suppress_tokens": single_bytes}
 
     def ours(image) -> str:
-        return engine.answer([Request([engine.tiles(image)], "Describe it.")], **settings)[0]
+        return engine.answer([Request([engine.read(image)], "Describe it.")], **settings)[0]
 
     def theirs(pipe, image) -> str:
         content = [{"type": "image", "image": image}, {"type": "text", "text": "Describe it."}]

@@ -17,9 +17,9 @@ LAYOUTS = [
 def slow_mask(layout: SequenceLayout) -> torch.Tensor:
     """Which token sees which, token by token: bool (N, N)."""
     owners = []  # (group, continuation or None, position) of each token
-    for group, (prefix, continuations) in enumerate(layout.groups):
+    for group, (prefix, suffixes) in enumerate(layout.groups):
         owners += [(group, None, position) for position in range(prefix)]
-        for number, length in enumerate(continuations):
+        for number, length in enumerate(suffixes):
             owners += [(group, number, prefix + position) for position in range(length)]
     mask = torch.zeros(len(owners), len(owners), dtype=torch.bool)
     for query, (group, number, position) in enumerate(owners):

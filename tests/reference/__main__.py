@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     names = args.only.split(",") if args.only else list(FAMILIES)
     unknown = [name for name in names if name not in FAMILIES]
     if unknown:
-        parser.error(f"--only: {unknown[0]!r} is no family. Use {', '.join(FAMILIES)}.")
+        parser.error(f"--only: {unknown[0]!r} is not a family. Use {', '.join(FAMILIES)}.")
     torch.manual_seed(0)
     report = Report(on_line=lambda line: print(line, flush=True))
     run_families(report, args.folder, names, args.tokenizer or args.folder.parent / "internvl2_2b")

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from internvl.data.batch import Collator, Sample
 from internvl.data.checking import check_dataset
-from internvl.data.collate import Collator
-from internvl.data.dataset import ConversationDataset, RenderSettings
+from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import DatasetSpec
-from internvl.data.rendering import Sample
 from internvl.data.sampling import group_by_length
+from internvl.data.tokenize import RenderedRow, RenderSettings
 from internvl.data.video import choose_frames
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.internvl_chat.image_processing_internvl_chat import normalize_pixels
@@ -56,7 +56,7 @@ def check_frames(report: Report, name: str, golden: dict) -> None:
         fix_start=golden["fix_start"],
         input_fps=golden["input_fps"],
         max_num_frames=golden["max_num_frames"],
-        chance=random.Random(golden["python_random_seed"]),
+        rng=random.Random(golden["python_random_seed"]),
         permutation=np.random.RandomState(golden["numpy_random_seed"]).permutation,
     )
     report.equal(name, indices, golden["indices"])
@@ -85,18 +85,18 @@ def check_run(report: Report, name: str, golden: dict, rows: Path, images: Path,
         check_batch(report, f"{name}/batch", samples, golden, settings["image_size"])
 
 
-def check_item(report: Report, name: str, sample: dict, golden: dict, pad_token_id: int) -> None:
+def check_item(report: Report, name: str, sample: Sample, golden: dict, pad_token_id: int) -> None:
     """Compare a row; a text row's dummy tile, flagged 0, is made for a whole batch only and reaches nothing."""
-    ids_and_labels = Sample(sample["input_ids"].tolist(), sample["labels"].tolist())
+    ids_and_labels = RenderedRow(sample.input_ids.tolist(), sample.labels.tolist())
     for key, values in pad_to(golden["length"], ids_and_labels, pad_token_id).items():
         report.equal(f"{name}/{key}", values, expand(golden[key]))
     if any(golden["image_flags"]):
         compare_pixels(report, f"{name}/pixel_values", normalize_pixels(pixels(sample)), golden["pixel_values"])
     else:
-        report.check(f"{name}/no image", sample["images"] == [], "a text row has tiles")
+        report.check(f"{name}/no image", sample.images == [], "a text row has tiles")
 
 
-def check_batch(report: Report, name: str, samples: list[dict], golden: dict, image_size: int) -> None:
+def check_batch(report: Report, name: str, samples: list[Sample], golden: dict, image_size: int) -> None:
     """Compare the batch of all rows, padded with the golden values' id."""
     collated = golden["collated"]
     batch = Collator(pad_token_id=collated["pad_values"]["input_ids"], image_size=image_size)(samples)

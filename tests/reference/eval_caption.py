@@ -5,8 +5,8 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+from internvl.distributed import shard
 from internvl.evaluation.datasets import MAX_NEW_TOKENS, MIN_NEW_TOKENS, PROMPT, read_images
-from internvl.evaluation.generation import process_share
 from internvl.evaluation.score import score_captions
 from internvl.inference.engine import Engine
 from internvl.model.internvl_chat import InternVLChatConfig
@@ -30,11 +30,11 @@ def run(report: Report, folder: Path) -> None:
             with report.guard(f"{name}/scores"):
                 check_scores(report, name, folder, expected)
     report.equal("prompt", PROMPT, facts["prompt"])
-    for shard in facts.get("shards", []):
-        total, world = shard["total"], shard["world"]
-        shares = [process_share(list(range(total)), rank, world) for rank in range(world)]
+    for case in facts.get("shards", []):
+        total, world = case["total"], case["world"]
+        shares = [shard(list(range(total)), rank, world) for rank in range(world)]
         complete = sorted(index for share in shares for index in share) == list(range(total))
-        same_sizes = [len(share) for share in shares] == [stop - start for start, stop in shard["ranges"]]
+        same_sizes = [len(share) for share in shares] == [stop - start for start, stop in case["ranges"]]
         name = f"shards of {total} over {world}"
         report.differs(name, "shares in turn", complete and same_sizes, "shares are incomplete or of other sizes")
 
@@ -66,7 +66,7 @@ def check_images(report: Report, name: str, folder: Path, expected: dict) -> Non
                     force_image_size=digest["shape"][-1], use_thumbnail="thumb" in key, dynamic_image_size=True
                 )
                 engine = Engine(SimpleNamespace(config=config), None, max_tiles=limit)
-                compare_pixels(report, f"{name}/{image_id}/{key}", normalize_pixels(engine.tiles(path).tiles), digest)
+                compare_pixels(report, f"{name}/{image_id}/{key}", normalize_pixels(engine.read(path).tiles), digest)
 
 
 def check_scores(report: Report, name: str, folder: Path, expected: dict) -> None:

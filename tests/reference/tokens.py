@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from internvl.data.annotation import parse_turns
-from internvl.data.collate import Collator
-from internvl.data.rendering import Sample, render_sample, truncate_sample
+from internvl.data.batch import Collator, Sample
+from internvl.data.tokenize import RenderedRow, render_row, truncate_row
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import (
     IMAGE_PLACEHOLDER,
@@ -81,13 +81,13 @@ def check_tokenizer(report: Report, golden: dict, tokenizer) -> None:
             )
 
 
-def pad_to(length: int, sample: Sample, pad_token_id: int) -> dict[str, list[int]]:
+def pad_to(length: int, sample: RenderedRow, pad_token_id: int) -> dict[str, list[int]]:
     """Collate a sample with a row of ``length`` tokens; returns its ids, labels and mask."""
-    rows = [sample, Sample([pad_token_id] * length, [IGNORE_INDEX] * length)]
-    tensors = [
-        {"input_ids": torch.tensor(row.input_ids), "labels": torch.tensor(row.labels), "images": []} for row in rows
+    rows = [sample, RenderedRow([pad_token_id] * length, [IGNORE_INDEX] * length)]
+    samples = [
+        Sample(torch.tensor(row.input_ids), torch.tensor(row.labels), prefix=len(row.input_ids)) for row in rows
     ]
-    batch = Collator(pad_token_id=pad_token_id, image_size=1)(tensors)
+    batch = Collator(pad_token_id=pad_token_id, image_size=1)(samples)
     return {key: batch[key][0].tolist() for key in ("input_ids", "labels", "attention_mask")}
 
 
@@ -152,13 +152,13 @@ class TemplateFile:
         self.check_sample(case, result, sample, template, turns)
 
     def check_sample(
-        self, case: str, result: dict, sample: Sample, template: ConversationTemplate, turns: list[Turn]
+        self, case: str, result: dict, sample: RenderedRow, template: ConversationTemplate, turns: list[Turn]
     ) -> None:
         """Cut, pad and compare a rendered sample."""
         report, limit = self.report, result["max_length"] + self.lead
 
-        def cut() -> Sample:
-            return truncate_sample(sample, limit, image_token_id=self.image_token, where="file:1")
+        def cut() -> RenderedRow:
+            return truncate_row(sample, limit, image_token_id=self.image_token, where="file:1")
 
         cut_short = len(sample.input_ids) > limit
         if cut_short and (
@@ -182,8 +182,8 @@ class TemplateFile:
             for key in got:
                 report.equal(f"{case}/{key}", got[key], want[key])
 
-    def render(self, template: ConversationTemplate, turns: list[Turn], source: dict) -> Sample:
-        return render_sample(
+    def render(self, template: ConversationTemplate, turns: list[Turn], source: dict) -> RenderedRow:
+        return render_row(
             turns,
             source["num_tiles"],
             tokenizer=self.tokenizer,
@@ -191,7 +191,7 @@ class TemplateFile:
             num_image_token=self.num_image_token,
         )
 
-    def teaches_answers(self, sample: Sample, template: ConversationTemplate, turns: list[Turn]) -> bool:
+    def teaches_answers(self, sample: RenderedRow, template: ConversationTemplate, turns: list[Turn]) -> bool:
         """Whether exactly the answers and their end marks are taught."""
         answers = [turn.value.strip() + template.sep.strip() for turn in turns if turn.role == "gpt"]
         ids = self.tokenizer(answers, add_special_tokens=False)["input_ids"]

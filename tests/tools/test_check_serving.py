@@ -1,6 +1,7 @@
 """check_serving against servers with one fault each, which answer through the project's own engine."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_another_limit_of_tiles_is_named(findings, merged, limit, tells):
 
 def test_a_missing_thumbnail_is_named(findings, merged):
     engine = load(merged)
-    engine.config.use_thumbnail = False
+    engine.images.tiling = engine.tiling = replace(engine.tiling, use_thumbnail=False)
     status, told = findings(FakeServer({"m": engine}), merged)
     assert status == 2 and "images are cut without a thumbnail" in told
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from internvl.data.batch import Collator
 from internvl.data.checking import check_dataset
-from internvl.data.collate import Collator
-from internvl.data.dataset import ConversationDataset, RenderSettings
+from internvl.data.dataset import ConversationDataset
+from internvl.data.grouping import group_rows, sharing_keys, single_rows
 from internvl.data.meta import DatasetSpec
-from internvl.data.sampling import MicroBatchSampler
-from internvl.data.sharing import group_rows, sharing_keys, single_rows
+from internvl.data.sampling import MicroBatchSampler, choose_strategy
+from internvl.data.tokenize import RenderSettings
 from internvl.model.adapter import choose_trainable
 from internvl.model.internvl_chat import modeling_internlm2
 from internvl.model.internvl_chat.conversation import get_conv_template
@@ -93,38 +94,38 @@ def model_and_data(tiny_base, captions):
     return make
 
 
-def units_of(data, share: bool):
+def groups_of(data, share: bool):
     check = check_dataset(data)
-    facts, lengths = check.facts(data.index), check.lengths(data.index)
+    row_stats, lengths = check.row_stats(data.index), check.lengths(data.index)
     if not share:
         return single_rows(lengths)
     zeros = np.zeros(len(lengths), np.int64)
-    keys = sharing_keys(data.index, facts, zeros, zeros == 0)
-    return group_rows(keys, lengths, facts["image_tokens"], max_rows=NUM_ROWS, max_tokens=700)
+    keys = sharing_keys(data.index, row_stats, zeros, zeros == 0)
+    return group_rows(keys, lengths, row_stats["image_tokens"], max_rows=NUM_ROWS, max_tokens=700)
 
 
 def step(model, tokenizer, data, way: Way) -> tuple[float, dict[str, torch.Tensor], int]:
     """Loss and gradients of one optimizer step over all rows, and the tokens that went through the language model."""
-    units = units_of(data, way.share)
+    groups = groups_of(data, way.share)
+    budget = way.batch_size * max(check_dataset(data).lengths(data.index))
     sampler = MicroBatchSampler(
-        units.groups,
-        units.costs,
+        groups.groups,
+        groups.num_tokens,
         batch_size=way.batch_size,
         num_batches=NUM_ROWS // way.batch_size,
-        capacity=way.batch_size * max(check_dataset(data).lengths(data.index)) if way.packed else None,
+        strategy=choose_strategy(groups.groups, budget if way.packed else None),
     )
     packed = way.share or way.packed
     collate = Collator(tokenizer.pad_token_id, 56, packed=packed, keep_images=way.cache is not None)
     recompute_activations(model, way.recompute)
-    batches = [collate([data[unit] for unit in units]) for units in sampler]
+    batches = [collate([data[group] for group in chosen]) for chosen in sampler]
     supervised = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
     total, tokens = 0.0, 0
     for batch in batches:
-        if batch.pop("idle", False):
+        if batch.is_idle:
             continue
-        if way.cache is not None:
-            batch["visual_features"] = image_features(model, batch.pop("images"), way.cache)
-        loss = model(**batch, num_items_in_batch=supervised, return_logits=False).loss
+        features = None if way.cache is None else image_features(model, batch.images, way.cache)
+        loss = model(**batch.model_inputs(features), num_items_in_batch=supervised, return_logits=False).loss
         loss.backward()
         total += loss.item()
         tokens += batch["input_ids"].numel()
@@ -162,13 +163,12 @@ def test_the_plain_loss_is_that_of_a_slow_loop_over_tokens(model_and_data):
     model, tokenizer, data = model_and_data()
     total, count = 0.0, 0
     for row in (data[index] for index in range(NUM_ROWS)):
-        batch = Collator(tokenizer.pad_token_id, 56)([row])
-        batch.pop("attention_mask")
+        inputs = Collator(tokenizer.pad_token_id, 56)([row]).model_inputs()
         with torch.no_grad():
-            scores = model(**{**batch, "labels": None}).logits[0].log_softmax(-1)
-        for position in range(1, len(row["labels"])):
-            if row["labels"][position] != IGNORE_INDEX:
-                total -= scores[position - 1, row["labels"][position]].item()
+            scores = model(**{**inputs, "labels": None, "attention_mask": None}).logits[0].log_softmax(-1)
+        for position in range(1, len(row.labels)):
+            if row.labels[position] != IGNORE_INDEX:
+                total -= scores[position - 1, row.labels[position]].item()
                 count += 1
     assert step(*model_and_data(), Way(share=True))[0] == pytest.approx(total / count, rel=1e-5)
 
@@ -188,13 +188,13 @@ def test_a_loss_in_chunks_equals_the_whole_one(model_and_data, monkeypatch):
 def test_kept_features_equal_computed_ones(share, model_and_data, tmp_path):
     model, tokenizer, data = model_and_data()
     cache = VisionCache(tmp_path, model, max_bytes=10**9)
-    data.vision_cache = cache
+    data.images.cache = cache
     first = step(model, tokenizer, data, Way(share=share, cache=cache))
     model, tokenizer, data = model_and_data()
-    data.vision_cache = VisionCache(tmp_path, model, max_bytes=10**9)
-    images = [image for index in range(NUM_ROWS) for image in data[index]["images"]]
+    data.images.cache = VisionCache(tmp_path, model, max_bytes=10**9)
+    images = [image for index in range(NUM_ROWS) for image in data[index].images]
     assert all(image.tiles is None and image.features.dtype == torch.bfloat16 for image in images)
-    again = step(model, tokenizer, data, Way(share=share, cache=data.vision_cache))
+    again = step(model, tokenizer, data, Way(share=share, cache=data.images.cache))
     assert again[0] == first[0] and all(torch.equal(again[1][name], first[1][name]) for name in first[1])
     # Rounding the features to bfloat16 is all that differs from plain rows: 2^-9 of each.
     plain = step(*model_and_data(), Way(share=share))

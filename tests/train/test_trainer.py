@@ -95,9 +95,9 @@ def test_what_another_training_saved_is_not_put_into_this_one(tiny_base, tmp_pat
 
 
 def test_skipped_rows_go_through_the_trainers_state(tmp_path):
-    rows, args = SkippedRows(), type("Args", (), {"world_size": 1})()
+    rows = SkippedRows()
     rows.rows, rows.steps = [{"where": "a:1", "reason": "torn"}], [3]
-    rows.saved = rows.gather(args)
+    rows.saved = rows.gather()
     state = TrainerState(stateful_callbacks=[TrainerControl(), rows])
     assert isinstance(rows, ExportableState)
     state.stateful_callbacks["SkippedRows"] = rows.state()
@@ -106,4 +106,4 @@ def test_skipped_rows_go_through_the_trainers_state(tmp_path):
     again = SkippedRows()
     again.on_train_begin(None, TrainerState.load_from_json(str(tmp_path / "trainer_state.json")), None)
     again.rows = [{"where": "b:2", "reason": "cut"}]
-    assert [row["where"] for row in again.gather(args)] == ["a:1", "b:2"] and again.steps == [3]
+    assert [row["where"] for row in again.gather()] == ["a:1", "b:2"] and again.steps == [3]

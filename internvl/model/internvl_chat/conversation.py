@@ -1,7 +1,7 @@
 """Conversation templates and special tokens, and the one prompt builder: turns → text segments.
 
 Training, chat, evaluation and the processor all render through :func:`render_turns`, so that what a model is asked is
-byte for byte what it was taught.
+byte for byte what it was trained on.
 """
 
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ class Turn(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A piece of the rendered prompt; ``is_target`` marks what the model is taught to say."""
+    """A piece of the rendered prompt; ``is_target`` marks what the model is trained to answer."""
 
     text: str
     is_target: bool
@@ -55,7 +55,7 @@ class ConversationTemplate:
     """How turns become text: each is wrapped as ``<role prefix><value><sep>``.
 
     ``system_template`` holds ``{system_message}``; ``sep`` ends every turn, the system's too, and is what the model
-    says when it is done. An empty question has none, unless ``ends_empty_question``: each published model as taught.
+    says when it is done. An empty question has none, unless ``ends_empty_question``: each published model as trained.
     """
 
     name: str

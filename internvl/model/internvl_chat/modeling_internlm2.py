@@ -264,7 +264,7 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
 
         Args:
             labels: int64 (B, N), not shifted; -100 where nothing is to be learnt.
-            logits_to_keep: compute logits of the last so many positions only, 0 for all.
+            logits_to_keep: compute logits of the last N positions only, 0 for all.
             loss_weight: float (B, N), not shifted: the loss is then sum(weight · ce) / sum(weight).
             num_items_in_batch: divisor of the summed loss, in supervised tokens; without it, those of this call.
             return_logits: False computes the output layer at supervised positions alone, which is all a training

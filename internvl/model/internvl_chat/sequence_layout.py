@@ -14,11 +14,11 @@ from torch.nn import functional as F
 class SequenceLayout:
     """How a sequence of N tokens is divided into groups that do not see each other.
 
-    A group is a prefix followed by its continuations, as (tokens of the prefix, tokens of each continuation). Every
-    continuation goes on from the prefix as if the others were not there: its positions count on from the prefix's
+    A group is a prefix followed by its suffixes, as (tokens of the prefix, tokens of each suffix). Every
+    suffix goes on from the prefix as if the others were not there: its positions count on from the prefix's
     last, and it attends to the prefix and to itself. A row that shares nothing is a prefix alone.
 
-    Example: ``SequenceLayout(((5, (2, 3)), (4, ())))`` is a prefix of 5 tokens with two continuations, then a row::
+    Example: ``SequenceLayout(((5, (2, 3)), (4, ())))`` is a prefix of 5 tokens with two suffixes, then a row::
 
         token         p p p p p | a a | b b b | r r r r
         position      0 1 2 3 4 | 5 6 | 5 6 7 | 0 1 2 3
@@ -30,29 +30,29 @@ class SequenceLayout:
     @property
     def num_tokens(self) -> int:
         """N, the tokens of the whole sequence."""
-        return sum(prefix + sum(continuations) for prefix, continuations in self.groups)
+        return sum(prefix + sum(suffixes) for prefix, suffixes in self.groups)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row: a prefix with its longest continuation."""
-        return max(prefix + max(continuations, default=0) for prefix, continuations in self.groups)
+        """Tokens of the longest row: a prefix with its longest suffix."""
+        return max(prefix + max(suffixes, default=0) for prefix, suffixes in self.groups)
 
     def position_ids(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return the position of each token in its row, int64 (1, N)."""
         runs = []
-        for prefix, continuations in self.groups:
+        for prefix, suffixes in self.groups:
             runs.append(torch.arange(prefix))
-            runs += [torch.arange(prefix, prefix + length) for length in continuations]
+            runs += [torch.arange(prefix, prefix + length) for length in suffixes]
         return torch.cat(runs)[None].to(device)
 
 
 @lru_cache(maxsize=64)
-def continuation_mask(prefix: int, continuations: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Return which tokens of a group its continuations attend to: bool (their tokens, tokens of the group).
+def suffix_mask(prefix: int, suffixes: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return which tokens of a group its suffixes attend to: bool (their tokens, tokens of the group).
 
     Kept between calls because every layer of a forward pass asks for the same ones.
     """
-    own = torch.block_diag(*(torch.ones(length, length, dtype=torch.bool).tril() for length in continuations))
+    own = torch.block_diag(*(torch.ones(length, length, dtype=torch.bool).tril() for length in suffixes))
     return torch.cat([torch.ones(len(own), prefix, dtype=torch.bool), own], dim=1).to(device)
 
 
@@ -62,7 +62,7 @@ def attend_in_groups(
     """Compute attention inside each group of a sequence; returns (1, N, H, D).
 
     ``query`` is (1, H, N, D), ``key`` and ``value`` (1, G, N, D). Every prefix goes through the causal kernel and the
-    continuations of a group through masked calls, so no N × N mask exists and no product between groups is computed.
+    suffixes of a group through masked calls, so no N × N mask exists and no product between groups is computed.
     PyTorch chooses the kernel (flash attention for half precision on a GPU).
 
     Raises:
@@ -74,32 +74,30 @@ def attend_in_groups(
             f"{query.shape[0]} × {query.shape[2]}. Make the layout from the lengths of the rows in it."
         )
     outputs, start = [], 0
-    for prefix, continuations in layout.groups:
+    for prefix, suffixes in layout.groups:
         end = start + prefix
         own = [part[:, :, start:end] for part in (query, key, value)]
         outputs.append(F.scaled_dot_product_attention(*own, is_causal=True, enable_gqa=True))
-        for together in split_continuations(prefix, continuations):
+        for together in split_suffixes(prefix, suffixes):
             stop = end + sum(together)
             seen = [
                 torch.cat([part[:, :, start : start + prefix], part[:, :, end:stop]], dim=2) for part in (key, value)
             ]
-            outputs.append(
-                attend_with_mask(query[:, :, end:stop], *seen, continuation_mask(prefix, together, query.device))
-            )
+            outputs.append(attend_with_mask(query[:, :, end:stop], *seen, suffix_mask(prefix, together, query.device)))
             end = stop
         start = end
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
-def split_continuations(prefix: int, continuations: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Return which continuations share a masked call: all of them if little is computed that the mask then hides.
+def split_suffixes(prefix: int, suffixes: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return which suffixes share a masked call: all of them if little is computed that the mask then hides.
 
     Captions of 22 tokens behind 1,792 of an image are one call; answers of 400 tokens behind 256 are one each.
     """
-    if not continuations:
+    if not suffixes:
         return []
-    seen_by_all = prefix + sum(continuations)
-    return [continuations] if seen_by_all <= 1.25 * (prefix + max(continuations)) else [(n,) for n in continuations]
+    seen_by_all = prefix + sum(suffixes)
+    return [suffixes] if seen_by_all <= 1.25 * (prefix + max(suffixes)) else [(n,) for n in suffixes]
 
 
 def attend_with_mask(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from internvl.data.rendering import render_sample, truncate_sample
+from internvl.data.tokenize import render_row, truncate_row
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import TEMPLATES, Turn, get_conv_template, render_turns
 
@@ -15,7 +15,7 @@ TURNS = [
 
 
 def render(tokenizer, turns, tiles, template="internlm2-chat"):
-    return render_sample(turns, tiles, tokenizer=tokenizer, template=get_conv_template(template), num_image_token=4)
+    return render_row(turns, tiles, tokenizer=tokenizer, template=get_conv_template(template), num_image_token=4)
 
 
 @pytest.mark.parametrize("template", list(TEMPLATES))
@@ -54,12 +54,12 @@ def test_truncation_never_cuts_an_image_or_every_answer(tiny_model):
     model, tokenizer = tiny_model
     sample = render(tokenizer, TURNS, [2])
     first_answer = next(i for i, label in enumerate(sample.labels) if label != -100)
-    cut = truncate_sample(sample, first_answer + 2, image_token_id=model.img_context_token_id, where="f:1")
+    cut = truncate_row(sample, first_answer + 2, image_token_id=model.img_context_token_id, where="f:1")
     assert cut.input_ids == sample.input_ids[: first_answer + 2]
     last_image_token = len(sample.input_ids) - sample.input_ids[::-1].index(model.img_context_token_id)
     for length, message in ((last_image_token - 1, "cut through"), (first_answer, "cut every answer off")):
         with pytest.raises(UserError, match=f"^f:1: takes .*{message}"):
-            truncate_sample(sample, length, image_token_id=model.img_context_token_id, where="f:1")
+            truncate_row(sample, length, image_token_id=model.img_context_token_id, where="f:1")
 
 
 def test_markers_and_images_must_match(tiny_model):

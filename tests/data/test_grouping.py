@@ -3,8 +3,8 @@
 import numpy as np
 
 from internvl.data.annotation import parse_row
-from internvl.data.rendering import Sample
-from internvl.data.sharing import group_rows, share_prefix, shared_part, sharing_keys
+from internvl.data.grouping import group_rows, share_prefix, shared_part, sharing_keys
+from internvl.data.tokenize import RenderedRow
 
 
 def row(*turns: str, **fields):
@@ -33,19 +33,19 @@ def test_texts_videos_and_images_behind_an_answer_share_nothing():
     assert shared_part(row("<image>What?", "A cup.", "<image>And?", "Two.", image=["a.png", "b.png"])) == ()
 
 
-def test_a_continuation_starts_with_the_last_token_before_the_answer():
+def test_a_suffix_starts_with_the_last_token_before_the_answer():
     samples = [
-        Sample([1, 7, 7, 3, 4, 50, 9], [-100] * 5 + [50, 9]),
-        Sample([1, 7, 7, 3, 4, 50, 60, 9], [-100] * 5 + [50, 60, 9]),
+        RenderedRow([1, 7, 7, 3, 4, 50, 9], [-100] * 5 + [50, 9]),
+        RenderedRow([1, 7, 7, 3, 4, 50, 60, 9], [-100] * 5 + [50, 60, 9]),
     ]
     shared = share_prefix(samples)
-    assert shared.prefix == 4 and shared.continuations == (3, 4)
+    assert shared.prefix == 4 and shared.suffixes == (3, 4)
     assert shared.input_ids == [1, 7, 7, 3, 4, 50, 9, 4, 50, 60, 9]
     assert shared.labels == [-100] * 5 + [50, 9] + [-100, 50, 60, 9]
 
 
 def test_a_prefix_ends_where_questions_part():
-    samples = [Sample([1, 7, 7, 3, 4, 50], [-100] * 5 + [50]), Sample([1, 7, 7, 5, 50], [-100] * 4 + [50])]
+    samples = [RenderedRow([1, 7, 7, 3, 4, 50], [-100] * 5 + [50]), RenderedRow([1, 7, 7, 5, 50], [-100] * 4 + [50])]
     assert share_prefix(samples).prefix == 3
     assert share_prefix(samples[:1]) == ([1, 7, 7, 3, 4, 50], [-100] * 5 + [50], 6, ())
 
@@ -54,18 +54,18 @@ def test_groups_are_bounded_in_rows_and_tokens():
     keys = np.array([5, 5, 0, 5, 0, 5, 5, 6])
     images = np.array([100, 100, 0, 100, 0, 100, 100, 100])
     lengths = [110, 120, 30, 130, 40, 110, 110, 110]
-    units = group_rows(keys, lengths, images, max_rows=3, max_tokens=1000)
-    assert units.groups == [(0, 1, 3), (2,), (4,), (5, 6), (7,)]
-    assert units.costs == [160, 30, 40, 120, 110]
+    groups = group_rows(keys, lengths, images, max_rows=3, max_tokens=1000)
+    assert groups.groups == [(0, 1, 3), (2,), (4,), (5, 6), (7,)]
+    assert groups.num_tokens == [160, 30, 40, 120, 110]
     assert group_rows(keys, lengths, images, max_rows=9, max_tokens=131).groups[:2] == [(0, 1), (2,)]
 
 
 def test_repeated_rows_are_in_groups_of_their_own_and_augmented_rows_alone():
     index = np.array([[0, 0], [0, 1], [0, 0], [0, 1], [1, 0]])
-    facts = np.zeros(5, [("shared", "u8"), ("tiles", "i4")])
-    facts["shared"], facts["tiles"] = [9, 9, 9, 9, 9], [2, 2, 2, 2, 2]
-    keys = sharing_keys(index, facts, np.array([0, 0, 0, 0, 1]), np.array([True, True, True, True, False]))
+    row_stats = np.zeros(5, [("shared", "u8"), ("tiles", "i4")])
+    row_stats["shared"], row_stats["tiles"] = [9, 9, 9, 9, 9], [2, 2, 2, 2, 2]
+    keys = sharing_keys(index, row_stats, np.array([0, 0, 0, 0, 1]), np.array([True, True, True, True, False]))
     assert keys[0] == keys[1] != keys[2] == keys[3] and keys[4] == 0
-    facts["tiles"][1] = 3
-    keys = sharing_keys(index, facts, np.zeros(5, int), np.ones(5, bool))
+    row_stats["tiles"][1] = 3
+    keys = sharing_keys(index, row_stats, np.zeros(5, int), np.ones(5, bool))
     assert len({*keys.tolist()}) == 3 and keys[0] == keys[4] != keys[1] and keys[2] == keys[3]

@@ -5,7 +5,7 @@ import torch
 
 from internvl.errors import UserError
 from internvl.train.arguments import parse_arguments
-from internvl.train.loading import load_for_training
+from internvl.train.setup import load_for_training
 
 
 def load(tiny_base, tmp_path, *flags):

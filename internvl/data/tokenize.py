@@ -1,7 +1,9 @@
-"""Rows to token ids and labels: what the model reads and which tokens it is taught."""
+"""Rows to token ids and labels: what the model reads and which tokens are supervised."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from internvl.data.images import TilingConfig
 from internvl.data.problems import RowError
 from internvl.model.internvl_chat.conversation import (
     IMAGE_PLACEHOLDER,
@@ -18,25 +20,58 @@ TOO_LONG_ADVICE = (
 )
 
 
-class Sample(NamedTuple):
-    """Token ids of one conversation and, for each, the same id where it is taught, -100 elsewhere."""
+@dataclass(frozen=True)
+class RenderSettings:
+    """How rows become samples; sizes in px, lengths in tokens. Fields have the names of the training's flags."""
+
+    template: ConversationTemplate
+    image_size: int
+    num_image_token: int
+    max_seq_length: int
+    dynamic_image_size: bool = True
+    use_thumbnail: bool = True
+    min_dynamic_patch: int = 1
+    max_dynamic_patch: int = 6
+    pad2square: bool = False
+    min_num_frame: int = 8
+    max_num_frame: int = 32
+    sampling_method: str = "rand"
+    on_long_sample: str = "truncate"
+    allow_outside_root: bool = False
+    draft_decoding: bool = False
+
+    @property
+    def tiling(self) -> TilingConfig:
+        """How images are tiled."""
+        return TilingConfig(
+            image_size=self.image_size,
+            dynamic=self.dynamic_image_size,
+            use_thumbnail=self.use_thumbnail,
+            min_num=self.min_dynamic_patch,
+            max_num=self.max_dynamic_patch,
+            pad2square=self.pad2square,
+        )
+
+
+class RenderedRow(NamedTuple):
+    """Token ids of one conversation and, for each, the same id where it is supervised, -100 elsewhere."""
 
     input_ids: list[int]
     labels: list[int]
 
 
-def render_sample(
+def render_row(
     turns: list[Turn],
     num_tiles: list[int],
     *,
     tokenizer,
     template: ConversationTemplate,
     num_image_token: int,
-) -> Sample:
+) -> RenderedRow:
     """Tokenize a conversation whose images have ``num_tiles`` tiles each.
 
     Each segment of the prompt is tokenized alone, so the ids in front of an answer are exactly those of the prompt at
-    inference. Taught are the answers and their end marks.
+    inference. Supervised are the answers and their end marks.
 
     Example: with 2 tiles of 256 tokens, ``<image>`` becomes ``<img>``, 512 × ``<IMG_CONTEXT>``, ``</img>``.
     """
@@ -47,7 +82,7 @@ def render_sample(
     for segment, ids in zip(segments, encoded, strict=True):
         input_ids += ids
         labels += ids if segment.is_target else [IGNORE_INDEX] * len(ids)
-    return Sample(input_ids, labels)
+    return RenderedRow(input_ids, labels)
 
 
 def count_text_tokens(conversations: list[list[Turn]], *, tokenizer, template: ConversationTemplate) -> list[int]:
@@ -71,21 +106,21 @@ def count_text_tokens(conversations: list[list[Turn]], *, tokenizer, template: C
     return [1 + sum(lengths[text] for text in segments) for segments in rendered]
 
 
-def truncate_sample(sample: Sample, max_length: int, *, image_token_id: int, where: str) -> Sample:
-    """Cut a sample to ``max_length`` tokens from the end of the conversation.
+def truncate_row(row: RenderedRow, max_length: int, *, image_token_id: int, where: str) -> RenderedRow:
+    """Cut a row to ``max_length`` tokens from the end of the conversation.
 
     Raises:
         RowError: the cut would go through an image, or leave nothing to learn.
     """
-    length = len(sample.input_ids)
+    length = len(row.input_ids)
     if length <= max_length:
-        return sample
-    if image_token_id in sample.input_ids[max_length:]:
+        return row
+    if image_token_id in row.input_ids[max_length:]:
         what = (
             f"takes {length} tokens and max_seq_length {max_length} would cut through its {IMG_CONTEXT_TOKEN} tokens"
         )
         raise RowError(where, "images longer than max_seq_length", what, TOO_LONG_ADVICE)
-    cut = Sample(sample.input_ids[:max_length], sample.labels[:max_length])
+    cut = RenderedRow(row.input_ids[:max_length], row.labels[:max_length])
     if all(label == IGNORE_INDEX for label in cut.labels):
         what = f"takes {length} tokens and max_seq_length {max_length} would cut every answer off"
         raise RowError(where, "answers longer than max_seq_length", what, TOO_LONG_ADVICE)

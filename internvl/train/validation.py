@@ -12,10 +12,12 @@ from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from internvl.data.dataset import BadSample, ConversationDataset
+from internvl.data.batch import BadSample, Batch, SampleResult
+from internvl.data.dataset import ConversationDataset
+from internvl.distributed import rank_and_world_size
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import CaptionSet, read_train_sets
-from internvl.evaluation.generation import generate_captions, process_place
+from internvl.evaluation.generation import generate_captions
 from internvl.evaluation.java_scorers import tokenize_sides
 from internvl.evaluation.questions import check_media
 from internvl.evaluation.scorers import score_cider
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class CaptionSteps(TrainerCallback):
-    """Asks for an evaluation every so many steps."""
+    """Asks for an evaluation every ``every`` steps."""
 
     def __init__(self, every: int):
         self.every = every
@@ -63,16 +65,16 @@ NO_ROW: list[BadSample] = []
 
 
 class Share(Dataset):
-    """One process's rows, every ``world``-th; where the division leaves it one less, ``NO_ROW`` makes up for it."""
+    """One rank's rows, every ``world_size``-th; where the division leaves it one less, ``NO_ROW`` makes up for it."""
 
-    def __init__(self, dataset: ConversationDataset, rank: int, world: int):
-        self.dataset, self.rank, self.world = dataset, rank, world
+    def __init__(self, dataset: ConversationDataset, rank: int, world_size: int):
+        self.dataset, self.rank, self.world_size = dataset, rank, world_size
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.world)
+        return -(-len(self.dataset) // self.world_size)
 
-    def __getitem__(self, number: int) -> dict | list[BadSample]:
-        index = self.rank + number * self.world
+    def __getitem__(self, number: int) -> SampleResult:
+        index = self.rank + number * self.world_size
         return self.dataset[index] if index < len(self.dataset) else NO_ROW
 
 
@@ -104,32 +106,32 @@ class Evaluator:
         self.max_tiles = max_tiles
         self.num_frames = num_frames
 
-    def batches(self, rank: int, world: int) -> Iterator[dict]:
+    def batches(self, rank: int, world_size: int) -> Iterator[Batch]:
         """Yield this process's share of the rows in batches; all processes get the same number of batches.
 
         A row that has become unreadable is left out with a warning, as in training.
         """
         loader = DataLoader(
-            Share(self.dataset, rank, world),
+            Share(self.dataset, rank, world_size),
             batch_size=self.batch_size,
             collate_fn=self.collator,
             generator=torch.Generator(),  # or it would take a number from that of the training
         )
         for batch in loader:
-            for bad in batch.pop("skipped", []):
+            for bad in batch.skipped:
                 logger.warning("Left out of the evaluation: %s", bad.reason)
             yield batch
 
     @torch.no_grad()
     def loss(self, model: torch.nn.Module, device: torch.device) -> float:
         """Return the mean loss over all supervised tokens of all rows, in nats; ``model`` as training calls it."""
-        rank, world = process_place()
+        rank, world_size = rank_and_world_size()
         sums = torch.zeros(2, dtype=torch.float64, device=device)
-        for batch in self.batches(rank, world):
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            output = model(**batch, num_items_in_batch=1, return_logits=False)
+        for batch in self.batches(rank, world_size):
+            batch = batch.to(device)
+            output = model(**batch.model_inputs(), num_items_in_batch=1, return_logits=False)
             sums += torch.stack([output.loss.double(), (batch["labels"][:, 1:] != IGNORE_INDEX).sum().double()])
-        if world > 1:
+        if world_size > 1:
             distributed.all_reduce(sums)
         return (sums[0] / sums[1]).item()
 
@@ -137,7 +139,7 @@ class Evaluator:
         """Return CIDEr of the sample's captions, greedy."""
         engine = Engine(model, self.tokenizer, max_tiles=self.max_tiles)
         with TemporaryDirectory() as folder:
-            log = AnswerLog(Path(folder), {}, rank=process_place()[0])
+            log = AnswerLog(Path(folder), {}, rank=rank_and_world_size()[0])
             predictions = generate_captions(
                 engine,
                 self.captions,

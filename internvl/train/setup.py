@@ -8,7 +8,7 @@ import torch
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
-from internvl.data.dataset import RenderSettings
+from internvl.data.tokenize import RenderSettings
 from internvl.errors import UserError
 from internvl.model.adapter import choose_trainable
 from internvl.model.checkpoint import Checkpoint
@@ -16,7 +16,7 @@ from internvl.model.internvl_chat.configuration_internvl_chat import InternVLCha
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.loading import LoadedModel, load_config, load_model
 from internvl.train.arguments import PUBLISHED_IMAGE_SIZE, DataArguments, FinetuneArguments, ModelArguments
-from internvl.train.sharding import undivided_weights
+from internvl.train.sharding import zero3_init_disabled
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def load_for_training(
     config.vision_config.drop_path_rate = model_args.drop_path_rate
     dtype = training_dtype(training_args)
     check_embedded_lora(model_args, config)
-    with undivided_weights(training_args):
+    with zero3_init_disabled(training_args):
         loaded = load_model(
             checkpoint.folder,
             config=config,
@@ -84,7 +84,7 @@ def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
         UserError: there is no GPU, or bitsandbytes is not installed.
     """
     if not torch.cuda.is_available():
-        raise UserError("--load_in_4bit: needs a CUDA GPU, and this machine has none. Leave it away.")
+        raise UserError("--load_in_4bit: needs a CUDA GPU, and this machine has none. Remove the flag.")
     if not is_bitsandbytes_available():
         raise UserError("--load_in_4bit: needs the package bitsandbytes. Run: pip install bitsandbytes.")
     return BitsAndBytesConfig(

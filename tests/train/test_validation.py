@@ -6,11 +6,12 @@ import logging
 import pytest
 import torch
 
-from internvl.data.collate import Collator
-from internvl.data.dataset import ConversationDataset, RenderSettings
+from internvl.data.batch import Collator
+from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import read_meta
+from internvl.data.tokenize import RenderSettings
 from internvl.model.internvl_chat.conversation import get_conv_template
-from internvl.train.evaluation import Evaluator, read_caption_sample
+from internvl.train.validation import Evaluator, read_caption_sample
 from tests.conftest import make_image
 
 
@@ -47,7 +48,7 @@ def test_shares_have_every_row_once_and_equally_many_batches(world, batch_size, 
     evaluator = make_evaluator(rows_folder / "meta.json", batch_size)
     shares = [list(evaluator.batches(rank, world)) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
-    whole = sum(int((row["labels"] != -100).sum()) for row in evaluator.dataset)
+    whole = sum(int((row.labels != -100).sum()) for row in evaluator.dataset)
     assert sum(supervised(share) for share in shares) == whole
     assert all("skipped" not in batch for share in shares for batch in share)
 

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 from internvl.errors import UserError
 from internvl.json_files import write_json
 from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments
-from internvl.train.run_record import FINISHED, RECORD, WITHOUT_EFFECT, find_differences, find_resume_point
+from internvl.train.run_folder import FINISHED, RECORD, WITHOUT_EFFECT, RunFolder, find_differences
 
 # Inherited flags that decide what comes out; with WITHOUT_EFFECT, all that transformers has.
 WITH_EFFECT = frozenset(
@@ -44,9 +44,9 @@ def test_a_flag_that_changes_what_is_written_is_another_training(tmp_path, flag,
     earlier = {"FinetuneArguments": {flag: None}}
     write_json(tmp_path / RECORD, earlier)
     (tmp_path / FINISHED).touch()
-    assert find_resume_point(tmp_path, earlier, overwrite=False, named=None).finished
+    assert RunFolder(tmp_path, earlier).find_resume_point(False, None).finished
     with pytest.raises(UserError, match=f"--{flag}: None then, .* now"):
-        find_resume_point(tmp_path, {"FinetuneArguments": {flag: value}}, overwrite=False, named=None)
+        RunFolder(tmp_path, {"FinetuneArguments": {flag: value}}).find_resume_point(False, None)
 
 
 @pytest.mark.parametrize("flag", ["save_steps", "logging_steps", "dataloader_num_workers", "eval_caption_steps"])

@@ -1,0 +1,157 @@
+"""What one forward pass takes: samples as the data set returns them, and the batch that the collator makes of them.
+
+Axis letters: B rows, N tokens of the longest row or of all samples, T tiles of all rows, S tile side in pixels.
+"""
+
+from collections.abc import Callable, KeysView, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
+from internvl.model.internvl_chat.sequence_layout import SequenceLayout
+from internvl.model.vision_cache import TiledImage
+
+
+@dataclass
+class Sample:
+    """A row, or several that share their images in one sequence.
+
+    ``input_ids`` and ``labels`` are int64 (N,). ``prefix`` is the number of tokens that the rows have in common and
+    ``suffixes`` those of each row behind it, as ``SequenceLayout`` describes them; a single row is all prefix.
+    ``rows`` are their places, as file:line.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    prefix: int
+    suffixes: tuple[int, ...] = ()
+    images: list[TiledImage] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)
+
+
+class BadSample(NamedTuple):
+    """A row that could not be read during training, and why; the collator leaves it out and counts it."""
+
+    where: str
+    reason: str
+
+
+class Idle:
+    """The item of a micro-batch in which no rank has any row, so that none calls the model."""
+
+
+SampleResult = Sample | list[BadSample] | Idle
+
+
+@dataclass
+class Batch:
+    """A micro-batch: the model's inputs by name, and what the trainer needs beside them.
+
+    ``inputs`` are ``input_ids``, ``labels`` and ``attention_mask``, int64 (B, N), padded on the right; of a packed
+    batch, one sequence (1, N) with a ``layout`` in the mask's place. Images are ``pixel_values``, uint8 (T, 3, S, S),
+    and ``image_flags``, int64 (T,), among the inputs; or ``images``, for whoever looks up their features.
+
+    ``rows`` are the places of its rows, ``skipped`` those that could not be read. ``is_idle``: no rank has any row.
+    Reads as a mapping of ``inputs``, which is how transformers' Trainer counts labels and tokens.
+    """
+
+    inputs: dict[str, torch.Tensor | SequenceLayout]
+    images: list[TiledImage] | None = None
+    rows: list[str] = field(default_factory=list)
+    skipped: list[BadSample] = field(default_factory=list)
+    is_idle: bool = False
+
+    def __getitem__(self, name: str) -> torch.Tensor | SequenceLayout:
+        return self.inputs[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.inputs
+
+    def keys(self) -> KeysView[str]:
+        """Return the names of the inputs."""
+        return self.inputs.keys()
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch with its inputs on ``device``."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch with its inputs in page-locked memory; the data loader asks for it."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        inputs = {
+            name: change(value) if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()
+        }
+        return replace(self, inputs=inputs)
+
+    def model_inputs(self, features: torch.Tensor | None = None) -> dict:
+        """Return the keyword arguments of the model's forward; ``features`` are those of ``images``, (T, P, C)."""
+        return dict(self.inputs) if self.images is None else {**self.inputs, "visual_features": features}
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches of samples as ``ConversationDataset`` returns them.
+
+    Padded, or with ``packed`` one sequence, which samples of several rows need. The mask is made from lengths, since
+    any token id may occur in a text. With ``keep_images`` a batch has ``images`` instead of pixels. A batch of pixels
+    without any image gets one black tile flagged 0, so that every rank runs the vision encoder and gradients can be
+    averaged.
+
+    Rows that could not be read are left out and listed. A batch without rows keeps one of padding without labels,
+    because all ranks must take the same number of steps.
+    """
+
+    pad_token_id: int
+    image_size: int
+    packed: bool = False
+    keep_images: bool = False
+
+    def __call__(self, samples: Sequence[SampleResult]) -> Batch:
+        good = [sample for sample in samples if isinstance(sample, Sample)] or [self.dummy_sample()]
+        images = [image for sample in good for image in sample.images]
+        inputs = self.pack(good) if self.packed else self.pad(good)
+        return Batch(
+            inputs=inputs if self.keep_images else inputs | self.pixels(images),
+            images=images if self.keep_images else None,
+            rows=[where for sample in good for where in sample.rows],
+            skipped=[bad for sample in samples if isinstance(sample, list) for bad in sample],
+            is_idle=any(isinstance(sample, Idle) for sample in samples),
+        )
+
+    def dummy_sample(self) -> Sample:
+        """Return the sample of no row: padding, of which nothing is supervised."""
+        padding = torch.tensor([self.pad_token_id] * 2)
+        return Sample(padding, torch.full_like(padding, IGNORE_INDEX), prefix=2)
+
+    def pad(self, samples: list[Sample]) -> dict[str, torch.Tensor | SequenceLayout]:
+        """Return the rows as (B, N), padded on the right."""
+        ids = [sample.input_ids for sample in samples]
+        labels = [sample.labels for sample in samples]
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        }
+
+    def pack(self, samples: list[Sample]) -> dict[str, torch.Tensor | SequenceLayout]:
+        """Return the samples one behind the other, (1, N)."""
+        return {
+            "input_ids": torch.cat([sample.input_ids for sample in samples])[None],
+            "labels": torch.cat([sample.labels for sample in samples])[None],
+            "layout": SequenceLayout(tuple((sample.prefix, sample.suffixes) for sample in samples)),
+        }
+
+    def pixels(self, images: list[TiledImage]) -> dict[str, torch.Tensor]:
+        """Return the tiles of all images, and which of them are one."""
+        if images:
+            pixel_values = torch.cat([image.tiles for image in images])
+            image_flags = torch.ones(len(pixel_values), dtype=torch.long)
+        else:
+            pixel_values = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
+            image_flags = torch.zeros(1, dtype=torch.long)
+        return {"pixel_values": pixel_values, "image_flags": image_flags}

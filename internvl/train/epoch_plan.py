@@ -1,0 +1,167 @@
+"""The plan of an epoch: which rows train, in which groups and micro-batches, and what is reported of them."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import TrainingArguments
+
+from internvl.data.checking import CUT, LONG, DatasetCheck
+from internvl.data.dataset import ConversationDataset
+from internvl.data.grouping import EpochGroups, group_rows, sharing_keys, single_rows
+from internvl.data.meta import DatasetSpec
+from internvl.data.sampling import BatchingStrategy, MicroBatchSampler, choose_strategy
+from internvl.errors import UserError
+from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments
+from internvl.train.memory import MicroBatch
+
+logger = logging.getLogger(__name__)
+PLANNED_STEPS = 200  # whose micro-batches are looked at for the largest
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What an epoch trains on and how it is split, for the trainer and for the memory plan.
+
+    ``groups`` are the rows that train in one sequence and ``strategy`` splits a step of them into micro-batches,
+    which are ``packed`` or padded. ``lengths`` are the tokens of each row alone, ``max_tiles`` the most tiles of one.
+    """
+
+    groups: EpochGroups
+    strategy: BatchingStrategy
+    lengths: list[int]
+    max_tiles: int
+    packed: bool
+
+    def sampler(self, args: TrainingArguments) -> MicroBatchSampler:
+        """Return the sampler of this rank's micro-batches."""
+        return MicroBatchSampler(
+            self.groups.groups,
+            self.groups.num_tokens,
+            batch_size=args.train_batch_size,
+            num_batches=args.gradient_accumulation_steps * args.world_size,
+            rank=args.process_index,
+            world_size=args.world_size,
+            strategy=self.strategy,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+        )
+
+    def largest_micro_batch(self, args: TrainingArguments) -> MicroBatch:
+        """Return the largest micro-batch that comes up in the first steps, or may at worst."""
+        tokens = args.train_batch_size * max(self.lengths)
+        if self.packed:
+            sampler, num_tokens = self.sampler(args), self.groups.num_tokens
+            planned = (batch for step in sampler.steps()[:PLANNED_STEPS] for batch in sampler.assign(step))
+            tokens = max(max(sum(num_tokens[group] for group in batch) for batch in planned), max(num_tokens))
+        return MicroBatch(tokens=tokens, tiles=self.max_tiles * args.train_batch_size)
+
+
+def plan_epoch(
+    dataset: ConversationDataset,
+    check: DatasetCheck,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: FinetuneArguments,
+) -> EpochPlan:
+    """Leave out the rows that are to be left out, and plan the epoch of the others.
+
+    Args:
+        dataset: the training set; rows that are left out are filtered from it.
+        check: what is known of its rows.
+        model_args: names the model in messages.
+        data_args: sharing, packing and grouping by length.
+        training_args: batch size and accumulation steps.
+
+    Raises:
+        UserError: rows cannot be trained on, or none is left.
+    """
+    lengths = choose_rows(dataset, check, data_args, model_args)
+    groups = choose_groups(dataset, check, lengths, data_args, training_args)
+    # Packing fills what the longest rows would, so that it takes no more memory.
+    budget = training_args.train_batch_size * max(lengths) if data_args.packing else None
+    return EpochPlan(
+        groups=groups,
+        strategy=choose_strategy(groups.groups, budget),
+        lengths=lengths,
+        max_tiles=int(check.row_stats(dataset.index)["tiles"].max()),
+        packed=data_args.packing or data_args.share_image_prefix,
+    )
+
+
+def choose_rows(
+    dataset: ConversationDataset, check: DatasetCheck, data_args: DataArguments, model_args: ModelArguments
+) -> list[int]:
+    """Leave out the rows that are to be left out, say what is in the data, and return each item's length in tokens.
+
+    Raises:
+        UserError: rows cannot be trained on, or none is left.
+    """
+    check.raise_errors(
+        f"Nothing was trained. All of them: python tools/check_data.py {data_args.meta_path} "
+        f"--model {model_args.model_name_or_path} --out report.json"
+    )
+    status = check.row_stats(dataset.index)["status"]
+    dataset.filter(status != LONG)
+    if len(dataset) == 0:
+        raise UserError(
+            f"{data_args.meta_path}: all rows are longer than --max_seq_length {data_args.max_seq_length}. Raise it, "
+            "or pass --on_long_sample fewer_tiles."
+        )
+    lengths = check.lengths(dataset.index)
+    logger.info(
+        "Data: %s rows of %d to %d tokens (median %d), %d of them cut to max_seq_length, %d left out for their length",
+        f"{len(lengths):,}",
+        min(lengths),
+        max(lengths),
+        np.median(lengths),
+        (status == CUT).sum(),
+        (status == LONG).sum(),
+    )
+    notes = sum((file.all_notes() for file in check.files), Counter())
+    if notes:
+        logger.info("Not used: %s", "; ".join(f"{note}: {count:,}" for note, count in notes.most_common(10)))
+    return lengths
+
+
+def choose_groups(
+    dataset: ConversationDataset,
+    check: DatasetCheck,
+    lengths: list[int],
+    data_args: DataArguments,
+    training_args: FinetuneArguments,
+) -> EpochGroups:
+    """Return the rows of an epoch, in groups that share images if --share_image_prefix says so."""
+    if not data_args.share_image_prefix:
+        if not (data_args.group_by_length or data_args.packing):
+            lengths = [1] * len(lengths)  # equal lengths leave the shuffled order of each step alone
+        return single_rows(lengths)
+    row_stats = check.row_stats(dataset.index)
+    owners = [dataset.files[number][0] for number in range(len(dataset.files))]
+    sets = np.array([dataset.specs.index(spec) for spec in owners])[dataset.index[:, 0]]
+    augmented = np.array([spec.data_augment for spec in owners])[dataset.index[:, 0]]
+    groups = group_rows(
+        sharing_keys(dataset.index, row_stats, sets, ~augmented & (row_stats["status"] != CUT)),
+        lengths,
+        row_stats["image_tokens"],
+        max_rows=training_args.train_batch_size * training_args.gradient_accumulation_steps,
+        max_tokens=data_args.max_seq_length,
+    )
+    logger.info(
+        "Shared images: %s rows in %s groups, %.1f times fewer tokens",
+        f"{len(lengths):,}",
+        f"{len(groups.groups):,}",
+        sum(lengths) / sum(groups.num_tokens),
+    )
+    return groups
+
+
+def data_report(specs: list[DatasetSpec], check: DatasetCheck, lengths: list[int]) -> dict:
+    """Return what data_report.json says of the data: what was trained on, and what was left out."""
+    p50, p95 = np.percentile(lengths, [50, 95])
+    return {
+        "datasets": {spec.name: [str(path) for path in spec.annotations] for spec in specs},
+        "rows": len(lengths),
+        "tokens": {"p50": float(p50), "p95": float(p95), "max": max(lengths), "total": sum(lengths)},
+        "left_out": [problem.message for problem in check.left_out],
+    }
