@@ -19,8 +19,6 @@ from pathlib import Path
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from internvl.data.check_cache import check_with_cache
 from internvl.data.checking import check_dataset, count_cores
 from internvl.data.dataset import ConversationDataset

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from measuring import run_measured
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from internvl.errors import ends_on_user_error
 from internvl.json_files import write_json
 

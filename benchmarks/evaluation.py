@@ -9,12 +9,9 @@ Both ways run in one process, in turn, ``--rounds`` times; the figures are media
 import argparse
 import random
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from internvl.device import detect_device
 from internvl.errors import UserError, ends_on_user_error

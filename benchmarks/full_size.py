@@ -17,12 +17,9 @@ from pathlib import Path
 
 import torch
 from measuring import run_logged
+from random_checkpoint import write_weights
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from random_checkpoint import write_weights
 
 from internvl.errors import ends_on_user_error
 from internvl.json_files import write_json

@@ -14,7 +14,6 @@ numbers, the answers that differ are counted.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,14 +21,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from random_checkpoint import FULL, PUBLISHED, SIZES, image_token_id, size_config, write_pair
 from rich.console import Console
 from rich.table import Table
-from transformers import GenerationConfig, InternVLForConditionalGeneration
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from random_checkpoint import FULL, PUBLISHED, SIZES, image_token_id, size_config, write_pair
 from train_rows import MadeUpRows, RowShape
+from transformers import GenerationConfig, InternVLForConditionalGeneration
 
 from internvl.device import detect_device
 from internvl.errors import UserError, ends_on_user_error

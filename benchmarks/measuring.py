@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from internvl.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -10,7 +10,6 @@ communication of each way adds.
 import argparse
 import json
 import socket
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +18,6 @@ from typing import NamedTuple
 from measuring import run_logged
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from internvl.device import detect_device
 from internvl.errors import UserError, ends_on_user_error

@@ -10,15 +10,12 @@ means is less than the spread of seeds.
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
 from measuring import run_logged
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from internvl.errors import ends_on_user_error
 from internvl.json_files import write_json

@@ -13,7 +13,6 @@ import json
 import random
 import re
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,8 +21,6 @@ from pathlib import Path
 import sentencepiece
 from transformers import AddedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from internvl.errors import UserError, ends_on_user_error
 from internvl.model.internvl_chat.conversation import (

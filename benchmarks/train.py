@@ -18,11 +18,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from rich.progress import track
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from random_checkpoint import FULL, PUBLISHED, SIZES, size_config, write_pair
+from rich.progress import track
 from train_report import draw, print_scenario
 from train_scenarios import Point, Scenario, scenarios
 from train_ways import WAYS, Task, measure

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from internvl.distributed import ignore_foreign_ranks, is_main_process
+from internvl.repository import foreign_checkout
 
 # How long processes after the first hold a message back: torchrun ends them sooner when the first one fails, too.
 HOLD_BACK_SECONDS = 8
@@ -56,6 +57,8 @@ def ends_on_user_error(main: Callable) -> Callable:
     def wrapped(*args, **kwargs):
         ignore_foreign_ranks()  # before anything reads them
         try:
+            if foreign := foreign_checkout(sys.argv[0]):
+                raise UserError(foreign)
             return main(*args, **kwargs)
         except UserError as err:
             message = str(err)

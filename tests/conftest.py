@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from internvl.data.batch import Sample
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "tools"))
 # As in an activated environment: with another ninja than its own, DeepSpeed's parts would be built again each time.
 os.environ["PATH"] = os.pathsep.join([f"{sys.prefix}/bin", os.environ["PATH"]])
 # What AutoModel copies of a checkpoint's code: not into the user's cache, and for each of several workers its own.

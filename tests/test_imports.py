@@ -16,8 +16,9 @@ ALLOWED = {
     "inference": {"model", "data"},
     "evaluation": {"model", "data", "inference"},
     "train": {"model", "data", "inference", "evaluation"},  # a training evaluates on its way
+    "commands": {"model", "data", "inference", "evaluation", "train"},
 }
-SHARED = {"cli", "progress", "errors", "distributed", "device", "json_files", "logging_utils"}
+SHARED = {"cli", "progress", "errors", "distributed", "device", "json_files", "logging_utils", "repository"}
 
 
 def imported(file: Path) -> list[tuple[int, str]]:

@@ -58,13 +58,13 @@ def import_everything() -> None:
     import torch.utils.tensorboard  # noqa: F401
     from transformers.integrations import tensor_parallel  # noqa: F401 - with the first model
 
-    import eval.caption.evaluate_caption  # noqa: F401
+    import internvl.commands.evaluate_caption  # noqa: F401
+    import internvl.commands.merge_lora  # noqa: F401
     import internvl.train.internvl_chat_finetune  # noqa: F401
-    import tools.merge_lora  # noqa: F401
 
     torch.set_num_threads(1)
     for name in list(sys.modules):
-        if name.partition(".")[0] in {"internvl", "eval", "tools"}:
+        if name.partition(".")[0] in {"internvl"}:
             del sys.modules[name]
 
 

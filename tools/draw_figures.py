@@ -12,14 +12,12 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import matplotlib
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 matplotlib.use("agg")
 
 from matplotlib import pyplot

@@ -10,14 +10,11 @@ is.
 import argparse
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import sentencepiece
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from internvl.errors import ends_on_user_error
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig

@@ -8,10 +8,7 @@ The predictions are in the COCO results format: a list of {"image_id": int, "cap
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from habitat.grounding import grounding_f1, swapped_f1
 

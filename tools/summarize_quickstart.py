@@ -13,12 +13,9 @@ import random
 import sys
 from pathlib import Path
 
+from habitat.grounding import grounding_f1, swapped_f1
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from habitat.grounding import grounding_f1, swapped_f1
 
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.datasets import read_caption_set

@@ -14,8 +14,8 @@ from internvl.evaluation.questions import Question
 from internvl.evaluation.score import references_by_image
 from internvl.json_files import read_json
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, Turn
+from internvl.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 REGISTRY = REPOSITORY / "eval" / "caption" / "datasets.json"
 # The original evaluation's prompt and limits for all its caption sets.
 PROMPT = "Provide a one-sentence caption for the provided image."

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from internvl.errors import UserError, shorten
 from internvl.json_files import read_object
 from internvl.model.safetensors_stream import DTYPE_OF_SPELLING, SPELLING
+from internvl.repository import REPOSITORY
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -148,8 +149,7 @@ class Checkpoint:
         """
         recorded = str(self._base) if self._base else self.config.get("base_model_name_or_path")
         key = "--base" if self._base else f"{self.folder / ADAPTER_CONFIG}:base_model_name_or_path"
-        repository = Path(__file__).resolve().parents[2]
-        for candidate in (recorded, repository / recorded) if isinstance(recorded, str) and recorded else ():
+        for candidate in (recorded, REPOSITORY / recorded) if isinstance(recorded, str) and recorded else ():
             if os.path.isdir(candidate):
                 base = Checkpoint(candidate)
                 if base.is_adapter:

@@ -9,11 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import convert_to_hf
-import merge_lora
 import pytest
 from safetensors.torch import load_file
 
+from internvl.commands import convert_to_hf, merge_lora
 from internvl.inference.engine import Engine, Request
 from tests.conftest import make_image
 
@@ -22,7 +21,6 @@ TINY = "pretrained/InternVL2-Tiny"
 
 @pytest.fixture
 def cases(shared, repository, monkeypatch) -> Path:
-    monkeypatch.syspath_prepend(repository / "eval" / "caption")
     monkeypatch.chdir(repository)  # from where their base is called pretrained/InternVL2-Tiny
     return shared / "cases"
 
@@ -35,7 +33,7 @@ def merge(adapter: Path, out: Path, *flags: str) -> dict:
 
 def evaluate(adapter: Path, out: Path, *flags: str) -> list[str]:
     """Return the captions of two images, as evaluate.sh makes them."""
-    import evaluate_caption  # a program, and no module: its folder is on the path in these tests only
+    from internvl.commands import evaluate_caption
 
     data = ["--datasets", "habitat", "--limit", "2", "--dynamic", "--precision", "fp32"]
     evaluate_caption.main(["--checkpoint", str(adapter), *data, "--out-dir", str(out), *flags])

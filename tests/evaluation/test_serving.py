@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.caption.evaluate_caption import main as evaluate
+from internvl.commands.evaluate_caption import main as evaluate
 from internvl.errors import UserError
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import CaptionSet
@@ -182,7 +182,6 @@ def lora_only(tiny_base, tmp_path):
 
 PROGRAM = """#!{python}
 import sys, threading
-sys.path.insert(0, {repository!r})
 if "--broken" in sys.argv or {broken}:
     print("ValueError: the weights are for another machine")
     sys.exit(3)

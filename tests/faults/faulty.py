@@ -18,9 +18,9 @@ from collections.abc import Callable
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
+from internvl.commands import merge_lora
 from internvl.train import internvl_chat_finetune
 from internvl.train.trainer import FinetuneTrainer
-from tools import merge_lora
 
 WRITES = {"os.rename": 1, "os.remove": 0, "os.rmdir": 0, "os.mkdir": 0}
 

@@ -3,12 +3,10 @@
 import pickle
 from pathlib import Path
 
-import convert_to_hf
-import merge_lora
-import prepare_pretrained
 import torch
 from hypothesis import strategies as st
 
+from internvl.commands import convert_to_hf, merge_lora, prepare_pretrained
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_checkpoint_tokenizer, load_config, load_model
 from tests.faults.corpus import (

@@ -7,13 +7,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import convert_annotations
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from internvl.commands import convert_annotations
 from internvl.data.checking import check_dataset
 from internvl.data.conversion import Options, read_rows
 from internvl.data.meta import read_meta

@@ -7,13 +7,12 @@ import socket
 from html.parser import HTMLParser
 from pathlib import Path
 
-import check_data
-import merge_lora
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from internvl.commands import check_data, merge_lora
 from internvl.data.media import media_path, read_image, read_image_size
 from internvl.data.problems import RowError
 from internvl.data.video import MAX_PIXELS
@@ -206,8 +205,7 @@ def no_network(monkeypatch) -> list:
 
 @pytest.mark.slow
 def test_no_network_is_used(no_network, tiny_base, adapter_folder, rows_folder, tmp_path, monkeypatch, repository):
-    monkeypatch.syspath_prepend(repository / "eval" / "caption")
-    import evaluate_caption
+    from internvl.commands import evaluate_caption
 
     assert merge_lora.main([str(adapter_folder), str(tmp_path / "merged")]) is None
     assert load_model(tmp_path / "merged").tokenizer
@@ -250,9 +248,7 @@ def test_code_in_a_checkpoint_folder_is_not_run(tiny_base, adapter_folder, tmp_p
 
 @pytest.mark.parametrize("name", ["../../../up", "/etc/up", "..", "a/b", ".hidden"])
 def test_names_of_data_sets_do_not_lead_out_of_the_results(name, repository, monkeypatch):
-    monkeypatch.syspath_prepend(repository / "eval" / "caption")
-    import evaluate_caption
-
+    from internvl.commands import evaluate_caption
     from internvl.evaluation.datasets import CaptionSet
 
     args = evaluate_caption.make_parser().parse_args(["--checkpoint", "pretrained/InternVL2-Tiny", "--datasets", "x"])

@@ -8,11 +8,10 @@ import json
 import os
 from pathlib import Path
 
-import check_data
-import convert_annotations
 import pytest
 from hypothesis import strategies as st
 
+from internvl.commands import check_data, convert_annotations
 from internvl.data.annotation import AnnotationFile
 from internvl.data.media import media_path, read_image, read_image_size, read_info, read_video
 from internvl.data.meta import read_meta

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from merge_lora import main as merge_lora
 
+from internvl.commands.merge_lora import main as merge_lora
 from internvl.errors import UserError
 from internvl.model.loading import load_model
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from merge_lora import main as merge_lora
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from internvl.commands.merge_lora import main as merge_lora
 from internvl.errors import UserError
 from internvl.model.adapter import choose_trainable, describe_trainable, embedded_name, save_adapter
 from internvl.model.checkpoint import Checkpoint

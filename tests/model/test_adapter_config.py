@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from merge_lora import main as merge_lora
 from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from safetensors.torch import load_file
 
+from internvl.commands.merge_lora import main as merge_lora
 from internvl.errors import UserError
 from internvl.model.adapter_config import read_settings
 from internvl.model.checkpoint import Checkpoint

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from merge_lora import main as merge_lora
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from internvl.commands.merge_lora import main as merge_lora
 from internvl.errors import UserError
 from internvl.json_files import write_json
 from internvl.model.checkpoint import Checkpoint

@@ -5,12 +5,12 @@ import re
 
 import pytest
 import torch
-from convert_to_hf import main as convert
-from export_adapter import main as export
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import InternVLForConditionalGeneration
 
+from internvl.commands.convert_to_hf import main as convert
+from internvl.commands.export_adapter import main as export
 from internvl.errors import UserError
 from internvl.json_files import write_json
 from internvl.model.checkpoint import Checkpoint

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from convert_to_hf import main as convert
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -20,6 +19,7 @@ from transformers import (
     pipeline,
 )
 
+from internvl.commands.convert_to_hf import main as convert
 from internvl.errors import UserError
 from internvl.inference.engine import Engine, Request
 from internvl.json_files import write_json

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from convert_to_hf import main as convert_to_hf_main
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
 from transformers import InternVLForConditionalGeneration
 
+from internvl.commands.convert_to_hf import main as convert_to_hf_main
 from internvl.errors import UserError
 from internvl.json_files import write_json
 from internvl.model.checkpoint import Checkpoint

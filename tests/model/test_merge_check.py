@@ -1,9 +1,9 @@
 """The check of a merge against PEFT: what it lets through, what it stops, and that a stopped merge leaves nothing."""
 
-import merge_lora
 import pytest
 import torch
 
+from internvl.commands import merge_lora
 from internvl.errors import UserError
 from internvl.model import lora
 from internvl.model.adapter_reading import read_adapter

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
+from internvl.commands.prepare_pretrained import check, prepare
 from internvl.model.chat_template import chat_template
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.hf_conversion import convert_from_hf, convert_to_hf
@@ -25,7 +26,6 @@ from internvl.model.merging import merge_checkpoint
 from internvl.model.packaging import model_code_files
 from internvl.train.output import OutputFolder
 from tests.conftest import make_image
-from tools.prepare_pretrained import check, prepare
 
 CONVERSATIONS = {
     "text": [Turn("human", "Hello.")],

@@ -5,8 +5,8 @@ import subprocess
 from typing import NamedTuple
 
 import pytest
-from check_data import main
 
+from internvl.commands.check_data import main
 from tests.conftest import make_image
 
 

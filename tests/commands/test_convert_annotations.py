@@ -4,7 +4,8 @@ import json
 import subprocess
 
 import pytest
-from convert_annotations import main
+
+from internvl.commands.convert_annotations import main
 
 GOOD = {"id": 1, "conversations": [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]}
 

@@ -3,9 +3,9 @@
 import json
 import subprocess
 
-import prepare_coco
 import pytest
 
+from internvl.commands import prepare_coco
 from internvl.data.annotation import AnnotationFile
 from internvl.evaluation.datasets import read_images
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from check_serving import main as check
 from safetensors.torch import load_file, save_file
 
+from internvl.commands.check_serving import main as check
 from internvl.inference import serving_check
 from internvl.inference.engine import Engine
 from internvl.model.checkpoint import Checkpoint

@@ -1,0 +1,100 @@
+"""Turn annotations of other tools into training rows, or training rows into messages.
+
+    python tools/convert_annotations.py llava.json data/mine/train.jsonl --from llava --meta shell/data/mine.json \\
+        --root data/mine/
+    python tools/convert_annotations.py swift.jsonl train.jsonl --from messages       # ms-swift, OpenAI
+    python tools/convert_annotations.py sharegpt.json train.jsonl --from sharegpt     # LLaMA-Factory
+    python tools/convert_annotations.py captions_train2014.json train.jsonl --from coco
+    python tools/convert_annotations.py table.csv train.jsonl --from csv              # image,caption
+    python tools/convert_annotations.py images/ train.jsonl --from imagefolder
+    python tools/convert_annotations.py train.jsonl swift.jsonl --to messages
+
+Rows are read and written one at a time, so millions take no more memory than a few. One that could not be trained on
+ends the conversion with its place, or is left out, counted and listed with --skip-bad.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from internvl.cli import Parser
+from internvl.data.annotation import parse_row
+from internvl.data.conversion import CAPTION_PROMPT, FORMATS, Options, read_rows, to_messages, write_lines
+from internvl.data.problems import RowError
+from internvl.errors import UserError, ends_on_user_error
+from internvl.json_files import write_json
+from internvl.progress import Progress
+
+SHOWN = 10  # messages about rows left out; all are counted
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", type=Path, metavar="IN", help="file, or folder of images, to read")
+    parser.add_argument("output", type=Path, metavar="OUT", help="JSONL file to write")
+    parser.add_argument("--from", dest="source", choices=FORMATS, default="internvl", help="default: %(default)s")
+    parser.add_argument("--to", dest="target", choices=["internvl", "messages"], default="internvl")
+    parser.add_argument("--prompt", default=CAPTION_PROMPT, help="question about images that come with a caption")
+    parser.add_argument("--delimiter", default=",", help="between columns (default: a comma)")
+    parser.add_argument("--meta", type=Path, help="write a meta file for a training on OUT, too")
+    parser.add_argument("--root", default="", help="folder where the paths of images start")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out rows that could not be trained on")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT and the meta file if they are there")
+    return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what could not be done, or would replace a file, before anything is read."""
+    if args.source == args.target == "internvl":
+        raise UserError("command line: --from and --to are both internvl. Say what to convert with one of them.")
+    if len(args.delimiter) != 1:
+        raise UserError(f"--delimiter: is {args.delimiter!r}. Give one character.")
+    if args.meta and args.target == "messages":
+        raise UserError("--meta: is for a training here, which does not read messages. Leave out --meta or --to.")
+    for file in filter(None, (args.output, args.meta)):
+        if file.is_dir():
+            raise UserError(f"{file}: is a folder. Name a file.")
+        if file.exists() and not args.overwrite:
+            raise UserError(f"{file}: is there already. Name another file, or pass --overwrite.")
+
+
+def convert(args: argparse.Namespace, kinds: Counter, left_out: Counter) -> Iterator[dict]:
+    """Yield the rows to write; count them by kind, and those left out by reason.
+
+    Raises:
+        RowError: a row could not be trained on, and none is to be left out.
+        UserError: no row is left, as with an input of another format.
+    """
+    options = Options(prompt=args.prompt, delimiter=args.delimiter, root=Path(args.root) if args.root else None)
+    for where, row in Progress(read_rows(args.source, args.input, options), unit=" rows", delay=2):
+        if isinstance(row, RowError):
+            if not args.skip_bad:
+                raise row
+            if left_out.total() < SHOWN:
+                print(f"left out: {row}", file=sys.stderr)
+            left_out[row.reason] += 1
+            continue
+        kinds[parse_row(row, where).kind] += 1
+        yield to_messages(row) if args.target == "messages" else row
+    if not kinds:
+        why = f"all {left_out.total():,} were left out" if left_out else "none was found"
+        raise UserError(f"{args.input}: gives no row ({why}). Correct it, or name the right format with --from.")
+
+
+@ends_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    check_arguments(args)
+    kinds, left_out = Counter(), Counter()
+    count = write_lines(args.output, convert(args, kinds, left_out))
+    of_kinds = ", ".join(f"{kind} {number:,}" for kind, number in kinds.most_common()) or "none"
+    print(f"Wrote {count:,} rows ({of_kinds}) to {args.output}.")
+    for reason, number in left_out.most_common():
+        print(f"Left out {number:,}: {reason}")
+    if args.meta:
+        entry = {"root": args.root, "annotation": str(args.output), "data_augment": False, "repeat_time": 1}
+        args.meta.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.meta, {args.output.stem: entry | {"length": count}})
+        print(f"Wrote {args.meta}. Check the data with: python tools/check_data.py {args.meta}")
