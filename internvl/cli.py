@@ -14,7 +14,7 @@ class Parser(argparse.ArgumentParser):
     ``False`` the switch is off. So a message may name a flag without knowing which command its reader called.
     """
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+    def parse_known_args(self, args=None, namespace=None):
         return super().parse_known_args(self.in_one_spelling(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str):

@@ -7,7 +7,7 @@ rank need not wait for it.
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,8 @@ def broadcast_from_rank0(make: Callable[[], T]) -> T:
     """Return on every rank what ``make`` returns on rank 0, the only one that calls it."""
     from torch import distributed
 
+    if not distributed.is_initialized():
+        return make()
     values = [make() if is_main_process() else None]
-    if distributed.is_initialized():
-        distributed.broadcast_object_list(values)
-    return values[0]
+    distributed.broadcast_object_list(values)
+    return cast(T, values[0])

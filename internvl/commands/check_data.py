@@ -23,6 +23,7 @@ from rich.table import Table
 
 from internvl.cli import Parser
 from internvl.data.annotation import KINDS
+from internvl.data.batch import Sample
 from internvl.data.checking import BAD, LONG, DatasetCheck, Problem, check_dataset, first_of_each
 from internvl.data.cleaning import write_clean
 from internvl.data.dataset import ConversationDataset
@@ -131,6 +132,7 @@ def preview_rows(dataset: ConversationDataset, check: DatasetCheck, per_kind: in
             for item in items[np.linspace(0, len(items) - 1, min(per_kind, len(items)), dtype=int)]:
                 file_number, row = dataset.index[item]
                 sample = dataset[item]
+                assert isinstance(sample, Sample), "the data set raises for rows that cannot be read"
                 yield PreviewRow(
                     where=dataset.files[file_number][1].where(row),
                     kind=kind,

@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     started = time.monotonic()
     checkpoint = Checkpoint(args.input, base=args.base)
     if checkpoint.is_adapter:
-        convert = adapter_from_hf if args.back else adapter_to_hf
-        num_tensors = convert(checkpoint, args.output, overwrite=args.overwrite)
+        convert_adapter = adapter_from_hf if args.back else adapter_to_hf
+        num_tensors = convert_adapter(checkpoint, args.output, overwrite=args.overwrite)
         print(f"Converted an adapter of {num_tensors} tensors.")
         print(args.output)
         return

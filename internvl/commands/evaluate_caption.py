@@ -257,8 +257,8 @@ def open_engine(
         precision=args.precision,
         all_devices=args.auto,
         seed=args.seed,
-    ) as engine:
-        yield engine
+    ) as server_engine:
+        yield server_engine
 
 
 def max_new_tokens(args: argparse.Namespace, data: CaptionSet) -> int:

@@ -5,7 +5,7 @@ Axis letters: B rows, N tokens of the longest row or of all samples, T tiles of 
 
 from collections.abc import Callable, KeysView, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -58,17 +58,22 @@ class Batch:
     Reads as a mapping of ``inputs``, which is how transformers' Trainer counts labels and tokens.
     """
 
-    inputs: dict[str, torch.Tensor | SequenceLayout]
+    inputs: dict[str, Any]
     images: list[TiledImage] | None = None
     rows: list[str] = field(default_factory=list)
     skipped: list[BadSample] = field(default_factory=list)
     is_idle: bool = False
 
-    def __getitem__(self, name: str) -> torch.Tensor | SequenceLayout:
+    def __getitem__(self, name: str) -> Any:
         return self.inputs[name]
 
     def __contains__(self, name: str) -> bool:
         return name in self.inputs
+
+    @property
+    def num_supervised(self) -> torch.Tensor:
+        """Number of labels that count, an int64 scalar; the first of a row predicts nothing."""
+        return (self.inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
 
     def keys(self) -> KeysView[str]:
         """Return the names of the inputs."""

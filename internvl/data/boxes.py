@@ -6,7 +6,7 @@ thousandths of the height, (x1, y1) the upper left corner and (x2, y2) the lower
 
 import json
 import re
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 SCALE = 1000
 TAGS = re.compile(r"<(/?)(ref|box)>")
@@ -23,7 +23,9 @@ class Mention(NamedTuple):
     boxes: list[Box]
 
 
-def format_boxes(label: str | None, boxes: list[tuple[float, float, float, float]], width: int, height: int) -> str:
+def format_boxes(
+    label: str | None, boxes: list[tuple[float, float, float, float]], width: float, height: float
+) -> str:
     """Return the model's text for boxes given in px of a ``width`` × ``height`` image.
 
     Coordinates are rounded to thousandths, and those outside the image moved to its edge.
@@ -59,7 +61,8 @@ def parse_boxes(text: str) -> list[Mention]:
     if wrong:
         raise ValueError(wrong)
     return [
-        Mention(match["label"], [tuple(box) for box in read_list(match["boxes"])]) for match in MENTION.finditer(text)
+        Mention(match["label"], [tuple(box) for box in cast(list, read_list(match["boxes"]))])
+        for match in MENTION.finditer(text)
     ]
 
 

@@ -44,14 +44,14 @@ def check_with_cache(data: ConversationDataset) -> DatasetCheck:
         return check_dataset(data)
     shared = shared_key(data)
     files = [folder / f"{key(data, number, shared)}.npz" for number in range(len(data.files))]
-    found = [load(file, data, number) for number, file in enumerate(files)]
-    missing = [number for number, check in enumerate(found) if check is None]
+    found = {number: check for number, file in enumerate(files) if (check := load(file, data, number)) is not None}
+    missing = [number for number in range(len(files)) if number not in found]
     if missing:
         checked = check_dataset(data, numbers=missing)
         for number in missing:
             found[number] = checked.files[number]
             save(files[number], found[number])
-    return DatasetCheck(found, data.settings.max_seq_length)
+    return DatasetCheck([found[number] for number in range(len(files))], data.settings.max_seq_length)
 
 
 def shared_key(data: ConversationDataset) -> str:

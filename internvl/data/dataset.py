@@ -107,7 +107,7 @@ class ConversationDataset(Dataset):
         the row alone, so that a row's length is known before it is read, and is the same in every process.
         """
         settings, random_state = self.settings, np.random.RandomState([self.seed, *item])
-        start, length = choose_clip(row.clip, info, row.video, row.where)
+        start, length = choose_clip(row.clip, info, row.video or "", row.where)
         chosen = choose_frames(
             int(random_state.randint(settings.min_num_frame, settings.max_num_frame + 1)),
             length,

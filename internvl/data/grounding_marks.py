@@ -82,11 +82,10 @@ def box_size(row: dict, objects: dict, unit: str, number: int, where: str, root:
 
 def box_text(box: object, size: tuple[float, float], where: str) -> str:
     """Return a box, four numbers relative to ``size``, as the model writes it."""
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
-    if not numbers:
+    if not isinstance(box, list) or len(box) != 4 or any(type(value) not in (int, float) for value in box):
         what = f"the box {shorten(box, 60)} is not of four numbers"
         raise RowError(where, "objects", what, "Give x1, y1, x2, y2; points and polygons have no form here")
     try:
-        return format_boxes(None, [tuple(box)], *size)
+        return format_boxes(None, [(box[0], box[1], box[2], box[3])], *size)
     except ValueError as err:
         raise RowError(where, "objects", f"the box {json.dumps(box)}: {err}", "Correct it") from err

@@ -86,8 +86,8 @@ def group_rows(
     latest: dict[int, int] = {}  # key → number of its group that still takes items
     for item, (key, length, shared) in enumerate(zip(keys.tolist(), lengths, image_tokens.tolist(), strict=True)):
         number = latest.get(key) if key else None
-        fits = number is not None and num_tokens[number] + length - shared <= max_tokens
-        if fits and len(groups[number]) < max_rows:
+        joins = number is not None and len(groups[number]) < max_rows
+        if number is not None and joins and num_tokens[number] + length - shared <= max_tokens:
             groups[number].append(item)
             num_tokens[number] += length - shared
         else:

@@ -103,7 +103,7 @@ class ImageReader:
         """
         key = None
         if self.cache is not None and rng is None:
-            key = self.cache_key(read(Path.read_bytes, path, "image", where), limit)
+            key = self.cache.key(read(Path.read_bytes, path, "image", where), self.key_settings(limit))
             features = self.cache.load(key)
             if features is not None:
                 return TiledImage(features=features, key=key)
@@ -111,7 +111,7 @@ class ImageReader:
         if self.draft_decoding:
             size = read_image_size(path, where)
             grid = choose_grid(*size, min(self.tiling.min_num, limit), limit, self.tiling.image_size)
-            least_size = tuple(side * self.tiling.image_size for side in grid)
+            least_size = (grid[0] * self.tiling.image_size, grid[1] * self.tiling.image_size)
         image = read_image(path, where, least_size=least_size)
         return replace(self.tile(image, limit, rng, size), key=key)
 
@@ -137,8 +137,8 @@ class ImageReader:
             tiles = [degrade_jpeg(tile, rng.choice(JPEG_QUALITIES)) for tile in tiles]
         return TiledImage(tiles=stack_tiles(tiles, self.tiling.image_size))
 
-    def cache_key(self, content: bytes, limit: int) -> str:
-        """Return the name of an image in the cache, given its file's content."""
-        how = {**self.tiling.arguments(limit), "square": self.tiling.pads_to_square}
+    def key_settings(self, limit: int) -> dict:
+        """Return what decides an image's features beside its file's content, for its name in the cache."""
+        settings = {**self.tiling.arguments(limit), "square": self.tiling.pads_to_square}
         # Images decoded whole have one name in training and inference.
-        return self.cache.key(content, how | ({"draft": True} if self.draft_decoding else {}))
+        return settings | ({"draft": True} if self.draft_decoding else {})

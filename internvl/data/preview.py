@@ -82,7 +82,8 @@ def whole_characters(ids: list[int], tokenizer) -> Iterator[tuple[str, list[int]
 def tile_images(images: Sequence[TiledImage]) -> list[str]:
     """Return the tiles of images as PNG data addresses, as many as are shown."""
     addresses = []
-    for tile in itertools.islice((tile for image in images for tile in image.tiles), SHOWN_TILES):
+    tiled = (image.tiles for image in images if image.tiles is not None)
+    for tile in itertools.islice(itertools.chain.from_iterable(tiled), SHOWN_TILES):
         stream = io.BytesIO()
         Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy()).save(stream, "PNG")
         addresses.append("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode())

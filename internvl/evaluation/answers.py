@@ -18,7 +18,7 @@ class AnswerLog:
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         self.folder = parent / f"unfinished-{key[:16]}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.done: dict[int, str] = {}
+        self.done: dict[int | str, str] = {}
         for file in sorted(self.folder.glob("answers_*.jsonl")):
             self._read(file)
         self._stream = open(self.folder / f"answers_{rank}.jsonl", "ab")  # noqa: SIM115 - open as long as the log
@@ -34,7 +34,7 @@ class AnswerLog:
                 continue
             self.done[image_id] = caption
 
-    def add(self, answers: dict[int, str]) -> None:
+    def add(self, answers: dict[int | str, str]) -> None:
         """Put answers on disk; they are there when this returns."""
         lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers.items())
         self._stream.write("".join(lines).encode())

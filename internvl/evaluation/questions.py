@@ -8,7 +8,7 @@ from internvl.data.media import choose_clip, read_image_size, read_info, read_vi
 from internvl.data.problems import RowError, raise_first
 from internvl.data.tokenize import count_text_tokens
 from internvl.data.video import VideoInfo, choose_frames, place_frames
-from internvl.inference.requests import AnsweringEngine, Request
+from internvl.inference.requests import AnsweringEngine, PromptTiles, Request
 from internvl.model.internvl_chat.conversation import Turn
 
 
@@ -39,7 +39,7 @@ class Question:
 
 def middle_frames(question: Question, info: VideoInfo, num_frames: int) -> list[int]:
     """Return the frames of a question's video: the middle ones of ``num_frames`` equal parts of it or of its clip."""
-    start, length = choose_clip(question.clip, info, question.video, question.where)
+    start, length = choose_clip(question.clip, info, question.video or "", question.where)
     return [start + index for index in choose_frames(num_frames, length, sample="middle")]
 
 
@@ -69,19 +69,19 @@ def check_media(questions: Sequence[Question]) -> dict[Path, tuple[int, int]]:
 
 
 def count_tokens(
-    engine: AnsweringEngine, questions: Sequence[Question], sizes: dict[Path, tuple[int, int]], num_frames: int
+    rules: PromptTiles, questions: Sequence[Question], sizes: dict[Path, tuple[int, int]], num_frames: int
 ) -> list[int]:
     """Return the length of each question's prompt in tokens; ``sizes`` are the images'."""
     texts, tiles = [], []
     for question in questions:
-        turns, limit = list(question.turns), engine.tiling.limit(len(question.images), question.max_tiles)
+        turns, limit = list(question.turns), rules.tiling.limit(len(question.images), question.max_tiles)
         frames = 0
         if question.video:
             frames = len(middle_frames(question, read_info(question.video, question.where), num_frames))
         texts.append(place_frames(turns, frames))
-        tiles.append(frames + sum(engine.tiling.num_tiles(sizes[path], limit) for path in question.images))
-    lengths = count_text_tokens(texts, tokenizer=engine.tokenizer, template=engine.template)
-    return [text + count * engine.config.num_image_token for text, count in zip(lengths, tiles, strict=True)]
+        tiles.append(frames + sum(rules.tiling.num_tiles(sizes[path], limit) for path in question.images))
+    lengths = count_text_tokens(texts, tokenizer=rules.tokenizer, template=rules.template)
+    return [text + count * rules.config.num_image_token for text, count in zip(lengths, tiles, strict=True)]
 
 
 def read_request(engine: AnsweringEngine, question: Question, num_frames: int) -> Request:

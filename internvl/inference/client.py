@@ -91,9 +91,9 @@ class ServerClient:
                 reason,
             ) from err
         except (OSError, HTTPException) as err:
-            reason = getattr(err, "reason", None) or err
+            cause = getattr(err, "reason", None) or err
             raise UserError(
-                f"{self.url}: no server answers there ({reason}). Start it, or correct the address."
+                f"{self.url}: no server answers there ({cause}). Start it, or correct the address."
             ) from err
         try:
             answer = json.loads(content)
@@ -217,14 +217,14 @@ def chat_messages(turns: Sequence[Turn], images: Sequence[str]) -> list[dict]:
     """
     urls = iter(images)
     roles = {"system": "system", "human": "user", "gpt": "assistant"}
-    messages = []
+    messages: list[dict] = []
     for turn in turns:
         value = turn.value.strip()
         if turn.role != "human" or IMAGE_PLACEHOLDER not in value:
             messages.append({"role": roles[turn.role], "content": value})
             continue
         head, *rest = value.split(IMAGE_PLACEHOLDER)
-        parts = [{"type": "text", "text": head}] if head else []
+        parts: list[dict] = [{"type": "text", "text": head}] if head else []
         for number, text in enumerate(rest, 1):
             if not text.startswith("\n") and not (number == len(rest) and not text):
                 raise UserError(

@@ -1,7 +1,7 @@
 """What an engine is asked, and how a checkpoint makes tokens of it: the part of inference that needs no weights."""
 
 from collections.abc import Sequence, Sized
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +25,7 @@ class Request(NamedTuple):
     before, or the turns of a conversation up to the one to answer.
     """
 
-    images: Sequence[Sized]
+    images: Sequence[Any]
     question: str | Sequence[Turn]
 
     def turns(self) -> list[Turn]:
@@ -61,13 +61,19 @@ class PromptRules:
         return self.tokenizer(join_segments(segments))["input_ids"]
 
 
-class AnsweringEngine(Protocol):
-    """What evaluation needs of an engine; beside :class:`PromptRules`, two calls."""
+class PromptTiles(Protocol):
+    """What the length of a prompt depends on: :class:`PromptRules` has it, and so has every engine."""
 
     config: InternVLChatConfig
     tokenizer: PreTrainedTokenizerFast
     tiling: TilingConfig
-    template: ConversationTemplate
+
+    @property
+    def template(self) -> ConversationTemplate: ...
+
+
+class AnsweringEngine(PromptTiles, Protocol):
+    """What evaluation needs of an engine."""
 
     def read(self, image, max_tiles: int | None = None, where: str | None = None) -> Sized:
         """Return an image, a file's path or a PIL image, as :meth:`answer` takes it; ``where`` is for messages."""

@@ -152,7 +152,7 @@ class ServingCheck:
     def first_difference(self, one: Asked) -> str:
         """Return which token is the first to differ, in words."""
         tokens = self.engine.tokenizer.convert_ids_to_tokens
-        for index, (got, wanted) in enumerate(zip_longest(one.reply.prompt_ids, one.expected)):
+        for index, (got, wanted) in enumerate(zip_longest(one.reply.prompt_ids or [], one.expected)):
             if got != wanted:
                 shown = [tokens(value) if value is not None else "the end" for value in (got, wanted)]
                 return f"token {index} of {one.probe.name} is {shown[0]!r} instead of {shown[1]!r}"

@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import logging
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -99,7 +100,7 @@ def serve(command: list[str], port: int) -> Iterator[ServerClient]:
         )
         try:
             client = ServerClient(f"http://127.0.0.1:{port}")
-            wait_until_ready(client, process, Path(log.name))
+            wait_until_ready(client, process, command, Path(log.name))
             yield client
         finally:
             stop(process)
@@ -111,8 +112,8 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def wait_until_ready(client: ServerClient, process: subprocess.Popen, log: Path) -> None:
-    """Wait until the server answers; errors as of :func:`serve`."""
+def wait_until_ready(client: ServerClient, process: subprocess.Popen, command: list[str], log: Path) -> None:
+    """Wait until the server that ``command`` started answers; errors as of :func:`serve`."""
     while True:
         try:
             client.models()
@@ -124,7 +125,7 @@ def wait_until_ready(client: ServerClient, process: subprocess.Popen, log: Path)
             told = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no word")
             raise UserError(
                 f"vllm serve: ended with status {process.returncode} ({told.strip()[-400:]}). The command was: "
-                f"{' '.join(process.args)}"
+                f"{shlex.join(command)}"
             )
         time.sleep(0.5)
 

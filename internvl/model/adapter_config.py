@@ -211,7 +211,7 @@ def check_rank(value: object, where: str) -> int:
 
 
 def check_alpha(value: object, where: str) -> float:
-    if type(value) not in (int, float) or not 0 < value <= MAX_ALPHA:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= MAX_ALPHA:
         raise UserError(f"{where}: is {shorten(value)}. Give the number it was trained with, above 0.")
     return value
 
@@ -245,7 +245,7 @@ def read_names(config: dict, key: str, file: Path) -> list[str]:
 
 def read_selection(config: dict, file: Path) -> SimpleNamespace:
     """Return the keys by which PEFT chooses the layers with LoRA."""
-    found = {}
+    found: dict[str, str | list[str]] = {}
     for key in ("target_modules", "exclude_modules"):
         value = config.get(key)
         if isinstance(value, str):

@@ -57,8 +57,8 @@ def read_adapter(checkpoint: Checkpoint, config: InternVLChatConfig) -> Adapter:
             pairs[tensor.name][tensor.half] = stored
         else:
             add_replaced(adapter, stored, tensor, shapes)
-    for own, stored in pairs.items():
-        add_part(adapter, own, stored, outline)
+    for own, halves in pairs.items():
+        add_part(adapter, own, halves, outline)
     if ambiguous := next((own for own in pairs if len(settings.alphas(own)) > 1), None):
         logger.warning(
             "%s:alpha_pattern: several patterns fit %s, with alpha %s. The first counts, as in PEFT; but PEFT sorts "

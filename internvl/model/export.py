@@ -7,8 +7,9 @@ is exact, and :func:`adapter_from_hf` undoes it bit for bit.
 
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -23,6 +24,8 @@ from internvl.model.hf_config import original_config, parse_config
 from internvl.model.hf_names import grouping, hf_names, join, split
 from internvl.model.hf_view import published_tensors
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
+
+Value = TypeVar("Value")
 
 # Ranks that ``vllm serve --max-lora-rank`` takes.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -211,7 +214,7 @@ def adapter_from_hf(adapter: Checkpoint, out: str | Path, *, overwrite: bool = F
         parts = [found.get(new) for new in hf_leaves(name)] if name.endswith(".weight") else []
         if any(parts):
             joined = join_layers(adapter, module, parts, config)
-            lora.append(parts[0]._replace(name=module))
+            lora.append(next(part for part in parts if part)._replace(name=module))
             tensors.update({f"{PEFT_PREFIX}{module}.{key}": value for key, value in joined.items()})
         present = [new for new in news if new in layers.saved]
         if present and len(present) < len(news):
@@ -285,7 +288,7 @@ def join_layers(
     return {
         key: adapter.tensor(stored)
         if key in A_KEYS
-        else join(name, [adapter.tensor(part.parts[key]) for part in parts], config)
+        else join(name, [adapter.tensor(part.parts[key]) for part in parts if part], config)
         for key, stored in first.parts.items()
     }
 
@@ -329,7 +332,7 @@ def lora_settings(config: dict, lora: Collection[LoraLayer], everything: Collect
     }
 
 
-def by_kind(values: dict[str, object], everything: Iterable[str]) -> dict[str, object]:
+def by_kind(values: Mapping[str, Value], everything: Iterable[str]) -> dict[str, Value]:
     """Return the value of each module by the last two parts of its name where all modules of that kind share it."""
 
     def kind(name: str) -> str:

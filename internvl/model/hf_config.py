@@ -206,12 +206,12 @@ def original_config(content: dict, file: Path) -> dict:
     if before.template not in TEMPLATES:
         raise UserError(f"{file}:{ORIGINAL}.config.template: is missing. Set it to one of: {', '.join(TEMPLATES)}.")
     llm, vision = original.setdefault("llm_config", {}), original.setdefault("vision_config", {})
-    parts = (
+    levels = (
         (original, before, whole, CHAT_FIELDS),
         (llm, before.llm_config, whole.text_config, LLAMA_FIELDS),
         (vision, before.vision_config, whole.vision_config, VISION_FIELDS),
     )
-    for part, old, new, fields in parts:
+    for part, old, new, fields in levels:
         for ours, theirs in fields.items():
             value = getattr(new, theirs)
             value = value[0] if ours in ("image_size", "patch_size") else value  # (height, width) there

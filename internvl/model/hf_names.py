@@ -49,7 +49,8 @@ OUTPUT = "language_model.output.weight"  # not stored where it is tied to the em
 def hf_names(name: str) -> tuple[str, ...]:
     """Return transformers' names of a published tensor: one, or those of its query, key and value part."""
     layer = re.search(r"\.layers\.(\d+)\.", name)
-    module, suffix = re.fullmatch(r"(.*?)(\.weight|\.bias)?", name).groups(default="")
+    suffix = next((suffix for suffix in (".weight", ".bias") if name.endswith(suffix)), "")
+    module = name.removesuffix(suffix)
     found = NAMES[re.sub(r"\.layers\.\d+\.", ".layers.#.", module)]
     return tuple(part.replace("#", layer[1] if layer else "") + suffix for part in found)
 

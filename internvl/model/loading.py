@@ -118,7 +118,7 @@ def load_model(
         trust_remote_code=False,
     )
     if not source.is_published:
-        model.generation_config = GenerationConfig.from_dict(deepcopy(source.generation))
+        model.generation_config = GenerationConfig.from_dict(deepcopy(source.generation))  # type: ignore[attr-defined]
     if adapter is not None:
         add_adapter(model, adapter)
     tokenizer = load_checkpoint_tokenizer(checkpoint)

@@ -200,12 +200,12 @@ def stack(adapter: Adapter, name: str, weight: torch.Tensor) -> Stack:
     has_magnitude = any(part.magnitude for part in layer.parts.values())
     above, blocks, biases, magnitudes = [], [], [], []
     for index, rows in enumerate(adapter.split(f"{name}.weight", weight.detach().cpu())):
-        part = layer.parts.get(index)
         blocks.append(torch.zeros(len(rows), total))
         biases.append(torch.zeros(len(rows)))
         magnitudes.append(row_norms(layer.kind, rows.float()))  # with which DoRA changes nothing
-        if part is None:
+        if index not in layer.parts:
             continue
+        part = layer.parts[index]
         above.append(adapter.read(part.lora_a))
         blocks[-1][:, start : start + part.rank] = adapter.read(part.lora_b) * (part.scaling / scaling)
         start += part.rank

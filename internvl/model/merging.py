@@ -179,7 +179,7 @@ def merge_checkpoint(
 
     with atomic_folder(out) as partial:
         plan.write(partial, values())
-        if base.is_published:
+        if not isinstance(base, PublishedView):
             write_surroundings(partial, base, config, tokenizer, plan)
         else:
             write_published_surroundings(partial, base.folder, published_config(base, plan), base.generation)

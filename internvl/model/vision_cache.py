@@ -40,7 +40,8 @@ class TiledImage:
 
     def __len__(self) -> int:
         """Return the number of tiles."""
-        return len(self.tiles if self.features is None else self.features)
+        known = self.tiles if self.features is None else self.features
+        return 0 if known is None else len(known)
 
 
 class VisionCache:
@@ -84,7 +85,7 @@ class VisionCache:
             return None
         content, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:].tobytes()
         whole = len(content) % (2 * self.shape[0] * self.shape[1]) == 0
-        if not whole or not len(content) or zlib.crc32(content).to_bytes(CHECKSUM_BYTES, "little") != checksum:
+        if not whole or not len(content) or zlib.crc32(content.data).to_bytes(CHECKSUM_BYTES, "little") != checksum:
             logger.warning("%s: is damaged and will be computed anew.", path)
             path.unlink(missing_ok=True)
             return None

@@ -190,15 +190,15 @@ class FinetuneArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        if self.eval_meta_path and self.eval_strategy == "no" and self.save_strategy != "no":
+        if self.eval_meta_path and self.eval_strategy == "no" and self.save_strategy != "no":  # type: ignore[has-type]
             # The loss of a checkpoint is what one wants to know of it.
             self.eval_strategy = "steps" if self.save_strategy == "best" else self.save_strategy
-            self.eval_steps = self.eval_steps or self.save_steps
+            self.eval_steps = self.eval_steps or self.save_steps  # type: ignore[has-type]
         # The progress line is ours (progress.py); transformers' own bar is switched off.
         self.disable_tqdm = True
         # transformers wants a bool now, and its parser still gives it a text.
-        if str(self.fsdp).lower() in ("true", "false"):
-            self.fsdp = str(self.fsdp).lower() == "true"
+        if str(self.fsdp).lower() in ("true", "false"):  # type: ignore[has-type]
+            self.fsdp = str(self.fsdp).lower() == "true"  # type: ignore[has-type]
         super().__post_init__()
 
 

@@ -12,6 +12,9 @@ from typing import Protocol
 
 from internvl.errors import UserError
 
+# What multiprocessing calls when a worker cannot hand over an object.
+ON_LOST_BATCH = "_on_queue_feeder_error"
+
 logger = logging.getLogger(__name__)
 SHARED_MEMORY = Path("/dev/shm")
 # Of the free shared memory; the rest is for other processes and for batches larger than planned.
@@ -93,7 +96,7 @@ def end_on_lost_batch(worker: int) -> None:
     def end(error: Exception, batch: object) -> None:
         os._exit(getattr(error, "errno", None) or errno_in(str(error)) or 1)
 
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)
+    setattr(multiprocessing.queues.Queue, ON_LOST_BATCH, staticmethod(end))
 
 
 def errno_in(message: str) -> int:

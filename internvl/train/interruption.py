@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
@@ -28,7 +29,7 @@ class StopOnSignal(TrainerCallback):
         self.caught = 0  # what every process has agreed on
         self._noted = 0  # what this process has received: a signal may come at any moment, also while they agree
         self._first: float | None = None  # when this process got one
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}

@@ -13,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from internvl.data.batch import Batch
+from internvl.data.sampling import MicroBatchSampler
 from internvl.distributed import all_ranks, gather_lists
 from internvl.errors import UserError
 from internvl.model.adapter import load_trained, unwrapped
@@ -57,6 +58,8 @@ class SkippedRows(TrainerCallback, ExportableState):
 
 class EpochLoader(DataLoader):
     """A loader that tells its sampler which epoch it is."""
+
+    batch_sampler: MicroBatchSampler
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)
@@ -192,6 +195,7 @@ class FinetuneTrainer(Trainer):
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Measure loss, and CIDEr where it is due, log them and return them as eval_loss and eval_CIDEr."""
         evaluator, started = self.evaluator, time.monotonic()
+        assert evaluator is not None, "transformers evaluates where there is an eval_dataset, which comes with it"
         # As training calls it: DeepSpeed's ZeRO-3 gathers the weights in it. DDP would wait for gradients.
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
         own = unwrapped(self.accelerator.unwrap_model(self.model))
@@ -206,7 +210,7 @@ class FinetuneTrainer(Trainer):
         model.train(was_training)
         metrics["eval_runtime"] = round(time.monotonic() - started, 2)
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics
 
     def _determine_best_metric(self, metrics, trial):

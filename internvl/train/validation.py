@@ -22,7 +22,6 @@ from internvl.evaluation.java_scorers import tokenize_sides
 from internvl.evaluation.questions import check_media
 from internvl.evaluation.scorers import score_cider
 from internvl.inference.engine import Engine
-from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 
 logger = logging.getLogger(__name__)
@@ -130,13 +129,14 @@ class Evaluator:
         for batch in self.batches(rank, world_size):
             batch = batch.to(device)
             output = model(**batch.model_inputs(), num_items_in_batch=1, return_logits=False)
-            sums += torch.stack([output.loss.double(), (batch["labels"][:, 1:] != IGNORE_INDEX).sum().double()])
+            sums += torch.stack([output.loss.double(), batch.num_supervised.double()])
         if world_size > 1:
             distributed.all_reduce(sums)
         return (sums[0] / sums[1]).item()
 
     def cider(self, model: InternVLChatModel) -> float:
         """Return CIDEr of the sample's captions, greedy."""
+        assert self.captions is not None, "asked for by --eval_caption_steps alone, which reads them"
         engine = Engine(model, self.tokenizer, max_tiles=self.max_tiles)
         with TemporaryDirectory() as folder:
             log = AnswerLog(Path(folder), {}, rank=rank_and_world_size()[0])

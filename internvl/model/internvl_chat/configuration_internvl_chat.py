@@ -19,6 +19,8 @@ class InternVLChatConfig(PretrainedConfig):
     - ``use_llm_lora`` / ``use_backbone_lora``: rank of LoRA weights embedded in the checkpoint, 0 for none.
     """
 
+    template: str  # None only in a config that no checkpoint has
+
     model_type = "internvl_chat"
     sub_configs = {"vision_config": InternVisionConfig, "llm_config": InternLM2Config}
 
