@@ -86,8 +86,8 @@ class NameMap:
             if own.endswith((".weight", ".bias"))
         }
 
-    def find(self, tensor: StoredTensor) -> Place:
-        return (self.layers if tensor.half else self.parameters)[tensor.name]
+    def find(self, tensor: StoredTensor) -> Place | None:
+        return (self.layers if tensor.half else self.parameters).get(tensor.name)
 
 
 def take_apart(stored: str, where: str) -> StoredTensor | None:

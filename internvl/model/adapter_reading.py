@@ -108,6 +108,7 @@ def check_values(checkpoint: Checkpoint) -> None:
 def add_replaced(adapter: Adapter, stored: str, tensor: StoredTensor, shapes: dict[str, tuple[int, ...]]) -> None:
     """Note a tensor that was trained in full."""
     place, shape = adapter.names.find(tensor), adapter.checkpoint.tensors[stored].shape
+    assert place is not None, "choose_map takes a map that has every tensor"
     wanted = part_shape(adapter, place.name, place.part, shapes[place.name])
     where = adapter.checkpoint.weight_files[0]
     if shape != wanted:
