@@ -54,10 +54,7 @@ def size_config(size: str, *, published: Path = PUBLISHED, vocab_size: int | Non
     Raises:
         UserError: ``published`` has no config.json of an InternVL-Chat model.
     """
-    if size == FULL:
-        config = load_config(Checkpoint(published))
-    else:
-        config = scaled_config(**SIZES[size])
+    config = load_config(Checkpoint(published)) if size == FULL else scaled_config(**SIZES[size])
     config.llm_config.vocab_size = vocab_size or config.llm_config.vocab_size
     return config
 

@@ -103,7 +103,7 @@ def sharing_keys(index: np.ndarray, row_stats: np.ndarray, sets: np.ndarray, may
     Args:
         index: int64 (items, 2), file and row of each item. An item that is in the epoch more than once is in another
             group each time, or its group would be the same caption again and again.
-        facts: (items,), as ``DatasetCheck`` has them.
+        row_stats: (items,), as ``DatasetCheck`` has them.
         sets: (items,), the number of each item's data set.
         may_share: bool (items,), False where an item must stay alone.
     """

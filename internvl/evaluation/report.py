@@ -105,7 +105,7 @@ def write_report(
         title: heading and title of the page.
         scores: name -> corpus score.
         rows: the images, in the order that the report starts with.
-        facts: what produced the captions (model, prompt, settings, versions), by name.
+        provenance: what produced the captions (model, prompt, settings, versions), by name.
         intervals: name of a score -> bounds of its 95 % interval.
         notes: sentences about the scores.
         tables: further tables, such as base, adapter and merged side by side.

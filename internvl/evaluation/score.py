@@ -67,7 +67,8 @@ def score_captions(
         ground_truth: ``{"images": [{"id": 42}, ...], "annotations": [{"image_id": 42, "caption": ...}, ...]}``.
         allow_missing: score the images that have a prediction, instead of insisting on one for every image.
         allow_empty: score empty and blank captions, as 0, instead of refusing them.
-        predictions_name, ground_truth_name: what error messages call the two, usually their files.
+        predictions_name: what error messages call the predictions, usually their file.
+        ground_truth_name: what they call the ground truth.
 
     Raises:
         UserError: Java is missing; either argument is malformed; a prediction is double, has no image or (unless

@@ -65,10 +65,7 @@ class ServerEngine(PromptRules):
             except (FileNotFoundError, ValueError) as err:
                 raise UserError(str(err)) from err
         url = data_url(image, where or str(image))
-        if isinstance(image, Image.Image):
-            size = image.size
-        else:
-            size = read_image_size(Path(image), where or str(image))
+        size = image.size if isinstance(image, Image.Image) else read_image_size(Path(image), where or str(image))
         return SentImage(url, self.tiling.num_tiles(size, limit), limit)
 
     def answer(self, requests: Sequence[Request], **generation) -> list[str]:

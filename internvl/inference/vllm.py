@@ -134,10 +134,8 @@ def stop(process: subprocess.Popen) -> None:
     """End a server and all processes it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(SECONDS_TO_STOP)
-    except subprocess.TimeoutExpired:
-        pass
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # workers that did not listen
     process.wait()

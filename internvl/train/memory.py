@@ -138,10 +138,13 @@ def plan_memory(
     """Plan the memory of a training.
 
     Args:
+        model: the model that trains, with its frozen parts chosen.
         largest: the largest micro-batch.
         dtype: what is computed in.
-        shards: among how many processes the optimizer's state is divided (ZeRO), and with ``shard_weights`` weights
-            and gradients, too.
+        lora_dropout: of the LoRA layers, which keep their masks.
+        device: where it trains.
+        shards: among how many ranks the optimizer's state is sharded (ZeRO).
+        shard_weights: whether weights and gradients are, too.
         recompute: auto, true or false.
     """
     model = unwrapped(model)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_real_captions_give_rows_and_references(shared, tmp_path, capsys):
     files = [str(mini / "captions_train2017.json"), str(mini / "captions_val2017.json")]
     prepare_coco.main(["--train", files[0], "--test", files[1], "--root", str(tmp_path / "coco")])
     rows, test, truth = read(tmp_path)
-    train, val = (json.loads(open(file).read()) for file in files)
+    train, val = (json.loads(Path(file).read_text()) for file in files)
     assert len(rows) == len(train["annotations"]) and len(truth["annotations"]) == len(val["annotations"])
     assert {image_id for image_id, _ in test} == {image["id"] for image in val["images"]}
     assert "not Karpathy's split" in capsys.readouterr().out

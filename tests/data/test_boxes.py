@@ -23,18 +23,18 @@ def test_a_name_without_boxes_does_not_run_on_to_the_next_boxes():
 
 
 @pytest.mark.parametrize(
-    ("label", "boxes", "size"),
+    ("label", "boxes", "size", "message"),
     [
-        ("cup", [(5, 5, 1, 1)], (9, 9)),
-        ("cup", [], (9, 9)),
-        ("cup", [(0, 0, 1)], (9, 9)),
-        ("a</ref>b", [(0, 0, 1, 1)], (9, 9)),
-        ("cup", [(0, 0, 1, 1)], (0, 9)),
-        ("cup", [(float("nan"), 0, 1, 1)], (9, 9)),
+        ("cup", [(5, 5, 1, 1)], (9, 9), "corners the wrong way round"),
+        ("cup", [], (9, 9), "not a list of boxes"),
+        ("cup", [(0, 0, 1)], (9, 9), "argument 2 is longer"),
+        ("a</ref>b", [(0, 0, 1, 1)], (9, 9), "</ref> closes nothing"),
+        ("cup", [(0, 0, 1, 1)], (0, 9), "has the size 0 × 9"),
+        ("cup", [(float("nan"), 0, 1, 1)], (9, 9), "NaN"),
     ],
 )
-def test_texts_that_could_not_be_read_back_are_not_written(label, boxes, size):
-    with pytest.raises(ValueError):
+def test_texts_that_could_not_be_read_back_are_not_written(label, boxes, size, message):
+    with pytest.raises(ValueError, match=message):
         format_boxes(label, boxes, *size)
 
 

@@ -29,7 +29,7 @@ def write_result(folder, captions: dict[int, str], checkpoint: str, image_file) 
 @pytest.fixture
 def results(tmp_path):
     make_image(30, 20, 1).save(tmp_path / "p.png")
-    write_result(tmp_path / "a", {k: "a dog" for k in range(10)}, "base", tmp_path / "p.png")
+    write_result(tmp_path / "a", dict.fromkeys(range(10), "a dog"), "base", tmp_path / "p.png")
     better = {k: f"a {word} dog runs" for k, word in enumerate(WORDS)}
     write_result(tmp_path / "b", better, "adapter", tmp_path / "p.png")
     return tmp_path

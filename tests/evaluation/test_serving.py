@@ -228,6 +228,6 @@ def test_vllm_is_started_for_the_evaluation_and_ended_after_it(tiny_base, questi
 
 def test_a_vllm_that_does_not_start_says_why(tiny_base, questions, vllm_program):
     vllm_program(broken=True)
-    with pytest.raises(UserError, match="vllm serve: ended with status 3 .ValueError: the weights are for another"):
-        with start(tiny_base, questions):
-            pass
+    message = "vllm serve: ended with status 3 .ValueError: the weights are for another"
+    with pytest.raises(UserError, match=message), start(tiny_base, questions):
+        pass

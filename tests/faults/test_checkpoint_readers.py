@@ -42,7 +42,7 @@ def test_weight_files(sandbox, tiny_base, damage_one):
 
 
 def test_index_files(sandbox, tiny_base, damage_one):
-    index = {"metadata": {"total_size": 1}, "weight_map": {name: "model.safetensors" for name in ("a", "b", "c")}}
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(("a", "b", "c"), "model.safetensors")}
 
     def read_all(folder: Path):
         checkpoint = Checkpoint(folder)

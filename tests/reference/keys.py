@@ -76,7 +76,7 @@ def check_lora_layout(report: Report, name: str, model: InternVLChatModel, golde
 def check_trainable(report: Report, name: str, model: InternVLChatModel, golden: dict) -> None:
     """Apply the setup, written like ``freeze_llm, use_llm_lora=128 (…)``, and compare what trains."""
     setup = re.sub(r"\(.*?\)", "", golden["setup"])
-    options = {option: True for option in re.findall(r"freeze_\w+", setup)}
+    options = dict.fromkeys(re.findall(r"freeze_\w+", setup), True)
     options |= {option: int(rank) for option, rank in re.findall(r"(use_\w+_lora)\s*=\s*(\d+)", setup)}
     with torch.device("meta"):
         choose_trainable(model, **options)

@@ -174,7 +174,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     """
     values = np.asarray(image)
     least, greatest = (float(bound) for bound in (values.min(), values.max()))
-    if not (0 <= least and greatest < float("inf")):  # not a number fails the first comparison
+    if not (least >= 0 and greatest < float("inf")):  # not a number fails the first comparison
         raise ValueError(f"its greys are from {least:g} to {greatest:g}; save them as 0 and above, finite")
     if values.dtype.kind == "f":
         bits = int(np.ceil(np.log2(greatest))) if greatest > 0 else 0

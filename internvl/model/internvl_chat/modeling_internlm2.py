@@ -263,12 +263,18 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
         """Run the decoder (see :meth:`InternLM2Model.forward`) and the output layer.
 
         Args:
+            input_ids: int64 (B, N).
+            attention_mask: (B, N), 1 where a token is.
+            position_ids: int64 (B, N); counted from 0 without it.
+            past_key_values: keys and values of the positions before, while generating.
+            inputs_embeds: (B, N, C), instead of ``input_ids``.
             labels: int64 (B, N), not shifted; -100 where nothing is to be learnt.
             logits_to_keep: compute logits of the last N positions only, 0 for all.
             loss_weight: float (B, N), not shifted: the loss is then sum(weight · ce) / sum(weight).
             num_items_in_batch: divisor of the summed loss, in supervised tokens; without it, those of this call.
             return_logits: False computes the output layer at supervised positions alone, which is all a training
                 step needs, and returns no logits.
+            kwargs: passed to :meth:`InternLM2Model.forward` (``layout``, ``use_cache``, …).
 
         ``logits`` is float32 (B, N, V); ``loss`` a float32 scalar.
         """

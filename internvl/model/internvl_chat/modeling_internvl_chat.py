@@ -200,6 +200,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             attention_mask: (B, N), 1 where a token is.
             position_ids: int64 (B, N); counted from 0 without it.
             image_flags: (T,) or (T, 1); 0 marks a dummy tile whose features go nowhere. None: all are real.
+            past_key_values: keys and values of the positions before, while generating.
             labels: int64 (B, N), -100 where nothing is to be learnt.
             visual_features: (T, P, C), the features of all real tiles, instead of ``pixel_values``.
             kwargs: passed to :meth:`InternLM2ForCausalLM.forward` (``loss_weight``, ``num_items_in_batch``, …).
