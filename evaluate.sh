@@ -5,8 +5,6 @@ set -euo pipefail
 source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/shell/lib/common.sh"
 # shellcheck source-path=SCRIPTDIR source=shell/lib/install.sh
 source "$REPO_ROOT/shell/lib/install.sh"
-# shellcheck source-path=SCRIPTDIR source=shell/lib/batch.sh
-source "$REPO_ROOT/shell/lib/batch.sh"
 # shellcheck source-path=SCRIPTDIR source=shell/lib/torchrun.sh
 source "$REPO_ROOT/shell/lib/torchrun.sh"
 

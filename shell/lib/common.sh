@@ -37,9 +37,9 @@ is_on() {
     esac
 }
 
-# plural COUNT ONE MANY: "1 node", "2 nodes".
-plural() {
-    if (($1 == 1)); then printf '%s %s' "$1" "$2"; else printf '%s %s' "$1" "$3"; fi
+# check_positive NAME VALUE: VALUE is a whole number from 1 to 999999999, or the script ends.
+check_positive() {
+    [[ $2 =~ ^[1-9][0-9]{0,8}$ ]] || die "$1: expected a whole number of 1 or more, found '$2'. Set for example $1=1."
 }
 
 # cpu_cores: the number of cores this process may use. nproc would answer with OMP_NUM_THREADS where that is set.

@@ -46,6 +46,11 @@ environment_folder() {
     printf '%s\n' "$REPO_ROOT/.venv"
 }
 
+# is_new_enough PYTHON: whether it is one that the pins of requirements.txt can do with.
+is_new_enough() {
+    "$1" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
 check_python_version() {
     local version
     version=$("$1" -I -S -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
@@ -113,7 +118,7 @@ newest_python() {
     local name path found='' too_old=''
     for name in "${PYTHON_VERSIONS[@]/#/python}" python3 python; do
         path=$(command -v "$name") || continue
-        if ! "$path" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if ! is_new_enough "$path"; then
             too_old=${too_old:-$path}
         elif ! "$path" -I -c 'import ensurepip, venv' 2>/dev/null; then
             found=${found:-$path}

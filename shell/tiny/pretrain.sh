@@ -24,20 +24,21 @@ input_path MODEL work_dirs/tiny/random
 input_path META_PATH work_dirs/tiny/meta.json
 output_path OUTPUT_DIR work_dirs/tiny/pretrain
 
-# Read by launch_finetune.
-# shellcheck disable=SC2034
-RECIPE=(
-    --freeze_llm False --freeze_mlp False --freeze_backbone False
-    --save_full_model True
-    --max_dynamic_patch 6 --use_thumbnail True
-    --max_seq_length 1024
-    --weight_decay 0.05 --lr_scheduler_type cosine --warmup_ratio 0.03
-    --grad_checkpoint False # the model is small: memory is not a concern
-    --logging_steps 10 --save_steps 500 --save_total_limit 1
-)
+# train FLAG...: the recipe of both runs. The model is small, so memory is not a concern.
+train() {
+    (torchrun_finetune internvl/train/internvl_chat_finetune.py \
+        --freeze_llm False --freeze_mlp False --freeze_backbone False \
+        --save_full_model True \
+        --max_dynamic_patch 6 --use_thumbnail True \
+        --max_seq_length 1024 \
+        --weight_decay 0.05 --lr_scheduler_type cosine --warmup_ratio 0.03 \
+        --grad_checkpoint False \
+        --logging_steps 10 --save_steps 500 --save_total_limit 1 \
+        -- "$@")
+}
 
 if is_on "${DRY_RUN:-}"; then
-    launch_finetune "$@"
+    train "$@"
     exit
 fi
 ensure_python
@@ -52,9 +53,9 @@ printf '%s\n' '{"rooms": {"root": "work_dirs/tiny/data/", "annotation": "work_di
     >work_dirs/tiny/meta.json
 # Two runs, each with its learning rate going down to zero: the first sees every room three times, the second starts from
 # its result and sees them once more in another order.
-(launch_finetune --num_train_epochs 3 --learning_rate 1e-3 "$@")
+train --num_train_epochs 3 --learning_rate 1e-3 "$@"
 MODEL=$OUTPUT_DIR OUTPUT_DIR=$OUTPUT_DIR-again
-(launch_finetune --num_train_epochs 1 --learning_rate 7e-4 --seed 43 "$@")
+train --num_train_epochs 1 --learning_rate 7e-4 --seed 43 "$@"
 mkdir -p -- "$MODEL_DIR"
 for file in model.safetensors config.json generation_config.json preprocessor_config.json processor_config.json \
     tokenizer.json tokenizer_config.json; do

@@ -82,8 +82,9 @@ def copy(tmp_path: Path) -> Path:
     shutil.copy(REPO / "evaluate.sh", root)
     train = root / "internvl/train"
     train.mkdir(parents=True)
-    shutil.copy(REPO / "internvl/torchrun.py", root / "internvl")
-    (root / "internvl/__init__.py").touch()
+    shutil.copytree(REPO / "internvl/launch", root / "internvl/launch", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("__init__", "torchrun", "errors", "repository", "distributed"):
+        shutil.copy(REPO / f"internvl/{name}.py", root / "internvl")
     (root / "internvl/device.py").write_text("print('cuda bf16 2')")
     (train / "internvl_chat_finetune.py").write_text(STUB_FINETUNE)
     (root / "pretrained/InternVL2-2B").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -270,3 +271,22 @@ def test_unknown_flag_is_refused_by_the_finetune_script(run, tmp_path):
     assert done.returncode == 2
     assert "--no_such_flag" in done.stderr.splitlines()[-1], "the finetune script's own message comes last"
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_old_python_beside_a_newer_one_is_not_in_the_way(copy, environment, tmp_path):
+    """Without an environment yet, python3 may be too old for the early checks where python3.12 is there to install."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "readlink", "mkdir", "flock", "rm", "cat"):
+        if shutil.which(name):
+            (tools / name).symlink_to(shutil.which(name))
+    (tools / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "python3.12").write_text(
+        '#!/bin/sh\ncase "$*" in *ensurepip*) exit 1;; *print*) echo python3.12;; esac\nexit 0\n'
+    )
+    for name in ("python3", "python3.12"):
+        (tools / name).chmod(0o755)
+    settings = environment(PATH=str(tools))
+    del settings["VIRTUAL_ENV"], settings["INTERNVL_SKIP_INSTALL"]
+    done = subprocess.run(["bash", LORA], cwd=copy, env=settings, capture_output=True, text=True, timeout=60)
+    assert_refused(done, "cannot make virtual environments", "apt install python3.12-venv")

@@ -21,14 +21,13 @@ input_path MODEL pretrained/InternVL2-2B
 input_path META_PATH shell/data/habitat.json
 output_path OUTPUT_DIR log/habitat/full_annots_1
 
-RECIPE=(
-    --freeze_llm False --freeze_mlp False --freeze_backbone True
-    --save_full_model True # an adapter cannot hold a language model that changed throughout
-    --max_dynamic_patch 6 --use_thumbnail True
-    --max_seq_length 4096
-    --num_train_epochs 1
-    --learning_rate 4e-5 --weight_decay 0.01 --lr_scheduler_type cosine --warmup_ratio 0.03
-    --save_steps 200 --save_total_limit 1
-)
-
-launch_finetune "$@"
+# An adapter cannot hold a language model that changed throughout.
+torchrun_finetune internvl/train/internvl_chat_finetune.py \
+    --freeze_llm False --freeze_mlp False --freeze_backbone True \
+    --save_full_model True \
+    --max_dynamic_patch 6 --use_thumbnail True \
+    --max_seq_length 4096 \
+    --num_train_epochs 1 \
+    --learning_rate 4e-5 --weight_decay 0.01 --lr_scheduler_type cosine --warmup_ratio 0.03 \
+    --save_steps 200 --save_total_limit 1 \
+    -- "$@"

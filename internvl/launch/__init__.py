@@ -1,0 +1,1 @@
+"""What a finetune launcher does between its settings and torchrun; needs the standard library alone."""
