@@ -19,7 +19,10 @@ ALLOWED = {
     "train": {"model", "data", "inference", "evaluation"},  # a training evaluates on its way
     "commands": {"model", "data", "inference", "evaluation", "train"},
 }
-SHARED = {"cli", "progress", "errors", "distributed", "device", "json_files", "logging_utils", "repository"}
+SHARED = {
+    "cli", "device", "distributed", "errors", "json_files", "limits", "logging_utils", "progress", "repository",
+    "schema",
+}  # fmt: skip
 
 
 def imported(file: Path) -> list[tuple[int, str]]:

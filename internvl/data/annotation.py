@@ -20,6 +20,7 @@ from internvl.data.row_keys import (
 )
 from internvl.errors import UserError, shorten
 from internvl.json_files import UTF8_MARK, DuplicateKeyError, check_form, unique_keys
+from internvl.limits import MAX_LINE_BYTES
 from internvl.model.internvl_chat.conversation import (
     ADDED_SPECIAL_TOKENS,
     IMAGE_PLACEHOLDER,
@@ -34,8 +35,6 @@ from internvl.model.internvl_chat.conversation import (
 # Boxes and references are written by people (`<ref>chair</ref><box>…</box>`); all others are ours to place.
 RESERVED_TOKENS = [IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN, "<s>", "</s>", *RENAMED_SPECIAL_TOKENS]
 assert set(RESERVED_TOKENS[:3]) < set(ADDED_SPECIAL_TOKENS)
-# A conversation is some kilobytes; a line beyond this is another file's content, or one with its newlines lost.
-MAX_LINE_BYTES = 16 << 20
 KINDS = ("text", "image", "images", "video")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from internvl.data.annotation import MAX_LINE_BYTES, parse_line, parse_row
+from internvl.data.annotation import parse_line, parse_row
 from internvl.data.conversation_formats import CONVERTERS, check_shape, kept_fields
 from internvl.data.grounding_marks import fill_in_marks
 from internvl.data.image_files import image_suffixes
@@ -18,6 +18,7 @@ from internvl.data.json_stream import BrokenJsonError, stream_json
 from internvl.data.problems import RowError
 from internvl.errors import UserError, shorten
 from internvl.json_files import UTF8_MARK, check_form
+from internvl.limits import MAX_LINE_BYTES
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER
 
 logger = logging.getLogger(__name__)

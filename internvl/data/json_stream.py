@@ -7,10 +7,8 @@ import ijson
 import numpy as np
 
 from internvl.json_files import UTF8_MARK
+from internvl.limits import MAX_DEPTH
 
-# Annotations nest to a depth of about six. ijson keeps the whole path of each value, so that a megabyte of brackets
-# would take more memory than there is.
-MAX_DEPTH = 500
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -19,7 +17,7 @@ class BrokenJsonError(ValueError):
 
 
 class ShallowStream:
-    """A stream of JSON that is not nested deeper than :data:`MAX_DEPTH`; ``read`` raises BrokenJsonError if it is.
+    """A stream of JSON that is not nested deeper than ``MAX_DEPTH``; ``read`` raises BrokenJsonError if it is.
 
     A byte order mark in front, as editors on Windows put it there, is not part of it.
     """

@@ -11,16 +11,14 @@ from PIL import Image
 
 from internvl.data.missing_files import find_similar
 from internvl.data.problems import RowError
-from internvl.data.video import MAX_PIXELS, VideoError, VideoInfo, read_chosen_frames, read_video_info
+from internvl.data.video import VideoError, VideoInfo, read_chosen_frames, read_video_info
 from internvl.errors import printable, shorten
+from internvl.limits import MAX_NAME, MAX_PIXELS, MAX_SIDE_RATIO
 from internvl.model.internvl_chat.image_processing_internvl_chat import read_orientation, to_upright_rgb
 
 Result = TypeVar("Result")
-MAX_NAME = 4096  # characters of a path; Linux takes no longer one
 DATA_ADDRESSES = ("data:image/", "data:video/", "data:application/", "data:;base64,")  # RFC 2397
 TOO_LONG = "Give a path; an image in base64 is to be written to a file first"
-# Beyond this a side is not a photo; resizing such a strip to tiles would blur everything on it.
-MAX_SIDE_RATIO = 200
 
 
 def media_path(root: Path, name: str, where: str, *, allow_outside_root: bool = False) -> Path:

@@ -12,12 +12,10 @@ import numpy as np
 from PIL import Image
 
 from internvl.data.image_files import UNREADABLE_SUFFIXES, image_suffixes
+from internvl.limits import MAX_PIXELS
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Turn
 from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
 
-# An image or frame of more pixels is not decoded: half a gigabyte as RGB, and what a file of some bytes can claim. It
-# is where Pillow refuses by itself, fixed here so that no library that lifts Pillow's limit lifts ours.
-MAX_PIXELS = 178_956_970
 TIME_TOLERANCE = 1e-6  # seconds; times come from whole numbers of a fraction of a second
 
 

@@ -14,10 +14,9 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from internvl.errors import UserError, shorten
+from internvl.limits import MAX_ALPHA, MAX_RANK
 from internvl.model.checkpoint import ADAPTER_CONFIG, Checkpoint
 
-MAX_RANK = 8192  # the width of the largest language model: a higher rank is a damaged file
-MAX_ALPHA = 1e6
 ALL_LINEAR = "all-linear"
 # Values of a key that say "not used".
 OFF = (None, False, "", [], {})

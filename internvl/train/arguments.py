@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from internvl.data.meta import MAX_TILES
 from internvl.data.video import is_frame_sampling
 from internvl.errors import UserError
+from internvl.limits import MAX_TILES
 from internvl.model.vision_cache import VISION_CACHE_GB
 
 # What the original's users type → what transformers 5 calls it. A ratio below 1 is what v5's warmup_steps takes.

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from internvl.data import annotation
 from internvl.data.checking import check_dataset
 from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import DatasetSpec
 from internvl.data.tokenize import RenderSettings
 from internvl.errors import UserError
+from internvl.limits import MAX_LINE_BYTES
 from internvl.model.internvl_chat.conversation import get_conv_template
 from tests.conftest import make_image
 
@@ -226,7 +226,7 @@ def test_unusual_but_right_files_are_accepted(content, media, tiny_model, tmp_pa
 
 
 def test_there_are_at_least_sixty_kinds():
-    assert len({name for name, _, _ in BAD_ROWS}) >= 60 and annotation.MAX_LINE_BYTES < 17 << 20
+    assert len({name for name, _, _ in BAD_ROWS}) >= 60 and MAX_LINE_BYTES < 17 << 20
 
 
 def test_an_image_that_vanishes_after_the_check_is_named(media, tiny_model, tmp_path):

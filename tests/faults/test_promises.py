@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from internvl.commands import check_data, merge_lora
 from internvl.data.media import media_path, read_image, read_image_size
 from internvl.data.problems import RowError
-from internvl.data.video import MAX_PIXELS
 from internvl.errors import UserError
 from internvl.evaluation.report import ReportRow, ReportTable, write_report
+from internvl.limits import MAX_PIXELS
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import load_model
 from tests.conftest import REPOSITORY, make_image
