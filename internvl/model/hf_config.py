@@ -24,7 +24,7 @@ from transformers import (
 from internvl.errors import UserError, shorten
 from internvl.json_files import write_json
 from internvl.model.chat_template import chat_template
-from internvl.model.config_check import check_config, check_shapes
+from internvl.model.config_schema import check_config, check_shapes
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import (
     IMG_CONTEXT_TOKEN,

@@ -11,9 +11,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from internvl.errors import UserError, shorten
 from internvl.json_files import check_characters, read_object
+from internvl.limits import MAX_TOKEN_ID
 from internvl.model.adapter_reading import read_adapter
 from internvl.model.checkpoint import Checkpoint
-from internvl.model.config_check import check_config, check_shapes
+from internvl.model.config_schema import check_config, check_shapes
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
@@ -24,8 +25,6 @@ from internvl.model.tiling import read_tiling
 HF_MODEL_TYPE = "internvl"  # of transformers' own layout
 # The small files beside a tokenizer's vocabulary; transformers writes their content again when it saves one.
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-# No vocabulary is larger, and tokenizers counts up to the largest id when it saves one.
-MAX_TOKEN_ID = 1 << 24
 
 
 class LoadedModel(NamedTuple):

@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 
 from internvl.json_files import read_object
-from internvl.model.config_check import CHAT, check_fields
+from internvl.model.config_schema import PROCESSOR
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
+from internvl.schema import validate
 
 logger = logging.getLogger(__name__)
 _WARNED: set[Path] = set()
@@ -40,7 +41,7 @@ def read_tiling(folder: Path) -> dict:
     content = read_object(file, "Restore the file, or remove it")
     if content.get("image_processor_type") != "InternVLChatImageProcessor":
         return {}  # the published one, of CLIP, says nothing about tiles
-    check_fields(content, {name: CHAT[own] for name, own in FIELDS.items()}, f"{file}:")
+    validate(PROCESSOR, content, file)
     tiling = {own: content[name] for name, own in FIELDS.items() if name in content}
     if (folder / "config.json").is_file():
         warn_of_another(tiling, read_object(folder / "config.json", "Restore the file"), file)
