@@ -1,19 +1,40 @@
 """The meta file: which data sets a training mixes, and how each is used."""
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from internvl.errors import UserError, printable, shorten
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from internvl.errors import UserError, printable
 from internvl.json_files import read_object
+from internvl.limits import MAX_REPEAT_TIME, MAX_TILES
+from internvl.schema import validate
 
-KNOWN_KEYS = {"root", "annotation", "data_augment", "repeat_time", "length", "max_dynamic_patch"}
 FORM = "See shell/data/habitat.json for the form"
-# The items of an epoch are listed in memory, and the grids of so many tiles are searched one by one: what is far
-# beyond any use (the published recipes stay below 10 and 41) would not end.
-MAX_REPEAT_TIME = 1000
-MAX_TILES = 128
+
+
+class MetaEntry(BaseModel):
+    """One entry of a meta file, as it is written."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    root: Annotated[str, Field(description="the folder that the paths of images start from, in quotes")]
+    annotation: Annotated[
+        str | Annotated[list[str], Field(min_length=1, fail_fast=True)],
+        Field(description="the path of a JSONL file in quotes, or a list of them"),
+    ]
+    data_augment: bool = False
+    # A whole number stays one: it is part of the record that a continued training is compared with.
+    repeat_time: Annotated[
+        int | float, Field(gt=0, le=MAX_REPEAT_TIME, description=f"a number above 0, at most {MAX_REPEAT_TIME:,}")
+    ] = 1
+    length: Annotated[int, Field(ge=1)] | None = None
+    max_dynamic_patch: Annotated[int, Field(ge=1, le=MAX_TILES)] | None = None
+
+
+ENTRY = TypeAdapter(MetaEntry)
 
 
 @dataclass(frozen=True)
@@ -51,52 +72,24 @@ def read_meta(path: str | Path) -> list[DatasetSpec]:
     return [read_entry(path, name, entry) for name, entry in entries.items()]
 
 
-def read_entry(path: Path, name: str, entry: object) -> DatasetSpec:
+def read_entry(path: Path, name: str, content: object) -> DatasetSpec:
     """Check one entry of the meta file ``path``."""
-
-    def wrong(key: str, what: str, todo: str) -> UserError:
-        return UserError(f"{path}:{name}{'.' + key if key else ''}: {what}. {todo}.")
-
-    if not isinstance(entry, dict):
-        raise wrong("", f"is {shorten(entry)} instead of an object", FORM)
     if printable(name) != name or not name.strip():
-        raise wrong("", f"the name {name!r} is blank, or has characters that cannot be shown", "Choose another name")
-    for key in ("root", "annotation"):
-        if key not in entry:
-            raise wrong(key, "is missing", f"Add {key!r}")
-    unknown = sorted(set(entry) - KNOWN_KEYS)
-    if unknown:
-        raise wrong(unknown[0], "is not a key of a data set", f"Use one of {', '.join(sorted(KNOWN_KEYS))}")
-    root = entry["root"]
-    annotations = entry["annotation"] if isinstance(entry["annotation"], list) else [entry["annotation"]]
-    if not isinstance(root, str) or not annotations or not all(isinstance(file, str) for file in annotations):
-        what = f"is {shorten(entry['annotation'])} (root {shorten(root)})"
-        raise wrong("annotation", what, "Give paths as strings")
+        raise UserError(
+            f"{path}:{name}: the name {name!r} is blank, or has characters that cannot be shown. Choose another name."
+        )
+    entry = validate(ENTRY, content, path, name)
+    annotations = [entry.annotation] if isinstance(entry.annotation, str) else entry.annotation
     for file in annotations:
         if not os.path.isfile(file):
-            raise wrong("annotation", f"{file} does not exist", "Put the file there or correct the path")
-    if not os.path.isdir(root or "."):
-        raise wrong("root", f"{root} is not a folder", "Put the images there or correct the path")
-    repeat_time = entry.get("repeat_time", 1)
-    if (
-        isinstance(repeat_time, bool)
-        or not isinstance(repeat_time, (int, float))
-        or not (0 < repeat_time <= MAX_REPEAT_TIME)
-    ):
-        raise wrong("repeat_time", f"is {shorten(repeat_time)}", f"Give a number above 0, at most {MAX_REPEAT_TIME}")
-    for key, most in (("length", math.inf), ("max_dynamic_patch", MAX_TILES)):
-        value = entry.get(key)
-        if value is not None and (type(value) is not int or not 1 <= value <= most):
-            limit = "" if most == math.inf else f" to {most}"
-            raise wrong(key, f"is {shorten(value)}", f"Give a whole number from 1{limit}, or leave it out")
-    if not isinstance(entry.get("data_augment", False), bool):
-        raise wrong("data_augment", f"is {shorten(entry['data_augment'])}", "Give true or false")
+            raise UserError(
+                f"{path}:{name}.annotation: {file} does not exist. Put the file there or correct the path."
+            )
+    if not os.path.isdir(entry.root or "."):
+        raise UserError(f"{path}:{name}.root: {entry.root} is not a folder. Put the images there or correct the path.")
     return DatasetSpec(
         name=name,
-        root=Path(root),
+        root=Path(entry.root),
         annotations=tuple(Path(file) for file in annotations),
-        data_augment=entry.get("data_augment", False),
-        repeat_time=repeat_time,
-        length=entry.get("length"),
-        max_dynamic_patch=entry.get("max_dynamic_patch"),
+        **entry.model_dump(exclude={"root", "annotation"}),
     )
