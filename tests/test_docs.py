@@ -49,7 +49,8 @@ def test_json_examples_are_accepted(file, tmp_path):
     from internvl.data.annotation import parse_row
     from internvl.data.conversation_formats import CONVERTERS, nearest_format
     from internvl.data.meta import read_entry
-    from internvl.evaluation.datasets import ENTRY_KEYS
+    from internvl.evaluation.datasets import ENTRY
+    from internvl.schema import validate
 
     (tmp_path / "rows.jsonl").write_text("")
     for block in blocks_of(file, "json"):
@@ -63,7 +64,7 @@ def test_json_examples_are_accepted(file, tmp_path):
                 continue
             for name, entry in value.items():
                 if "eval" in named(file):
-                    assert entry.keys() <= ENTRY_KEYS
+                    validate(ENTRY, entry, file, name)
                 else:
                     here = {"root": str(tmp_path), "annotation": str(tmp_path / "rows.jsonl")}
                     read_entry(Path("meta.json"), name, {**entry, **here})

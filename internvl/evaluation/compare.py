@@ -36,7 +36,7 @@ def check_comparable(first: Result, second: Result) -> None:
             f"are in one only, such as {next(iter(other))!r}. Compare results of the same data set and --limit."
         )
     for image_id, line in first.lines.items():
-        if line["references"] != second.lines[image_id]["references"]:
+        if line.references != second.lines[image_id].references:
             raise UserError(
                 f"{first.folder}: has other references than {second.folder} for image {image_id!r}. Compare results "
                 "of the same data set."
@@ -75,11 +75,11 @@ def compare(first: Result, second: Result, out: Path) -> dict[str, Difference]:
         tables=[ReportTable("Differences", columns, rows_of(before, after, differences))],
         rows=[
             ReportRow(
-                images=paths_of(line),
-                video=Path(line["video"]) if "video" in line else None,
+                images=line.images,
+                video=Path(line.video) if line.video else None,
                 image_id=image_id,
-                references=line["references"],
-                predictions={names[0]: line["caption"], names[1]: second.lines[image_id]["caption"]},
+                references=line.references,
+                predictions={names[0]: line.caption, names[1]: second.lines[image_id].caption},
                 scores=after.per_image[image_id],
                 change=after.per_image[image_id]["CIDEr"] - before.per_image[image_id]["CIDEr"],
             )
@@ -95,12 +95,6 @@ def column_names(first: Result, second: Result) -> tuple[str, str]:
     if first.name != second.name:
         return first.name, second.name
     return str(first.folder), f"{second.folder}{' again' if first.folder == second.folder else ''}"
-
-
-def paths_of(line: dict) -> tuple[Path, ...]:
-    """Return the images of a line of per_image.jsonl."""
-    images = line.get("image", [])
-    return tuple(Path(image) for image in ([images] if isinstance(images, str) else images))
 
 
 def rows_of(

@@ -4,6 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
 
 from internvl.data.annotation import AnnotationFile, Row
 from internvl.data.media import media_path
@@ -12,9 +16,10 @@ from internvl.data.problems import RowError, raise_first
 from internvl.errors import UserError, shorten
 from internvl.evaluation.questions import Question
 from internvl.evaluation.score import references_by_image
-from internvl.json_files import read_json
+from internvl.json_files import read_json, read_object
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, Turn
 from internvl.repository import REPOSITORY
+from internvl.schema import validate
 
 REGISTRY = REPOSITORY / "eval" / "caption" / "datasets.json"
 # The original evaluation's prompt and limits for all its caption sets.
@@ -22,7 +27,21 @@ PROMPT = "Provide a one-sentence caption for the provided image."
 MIN_NEW_TOKENS, MAX_NEW_TOKENS = 8, 30
 # Rows of the training format have answers of any length.
 ROW_MIN_NEW_TOKENS, ROW_MAX_NEW_TOKENS = 1, 128
-ENTRY_KEYS = {"root", "annotation", "ground_truth", "prompt", "min_new_tokens", "max_new_tokens"}
+
+
+@with_config(ConfigDict(extra="forbid"))
+class CaptionEntry(TypedDict):
+    """An entry of the registry, as eval/caption/README.md explains it."""
+
+    root: str
+    annotation: str
+    ground_truth: NotRequired[str]
+    prompt: NotRequired[str]
+    min_new_tokens: NotRequired[Annotated[int, Field(ge=0)]]
+    max_new_tokens: NotRequired[Annotated[int, Field(ge=1)]]
+
+
+ENTRY = TypeAdapter(CaptionEntry)
 
 
 @dataclass(frozen=True)
@@ -48,24 +67,13 @@ class CaptionSet:
         return references
 
 
-def known_sets() -> dict[str, dict]:
+def known_sets() -> dict[str, CaptionEntry]:
     """Return the registry: name → entry, paths in it relative to the repository root.
 
     Raises:
         UserError: an entry is not as eval/caption/README.md says.
     """
-    entries = read_json(REGISTRY)
-    for name, entry in entries.items() if isinstance(entries, dict) else [("", entries)]:
-        if not isinstance(entry, dict) or not {"root", "annotation"} <= entry.keys() <= ENTRY_KEYS:
-            raise UserError(
-                f"{REGISTRY}:{name}: is {shorten(entry, 200)}. Give an object with root and annotation; allowed "
-                f"are {', '.join(sorted(ENTRY_KEYS))}."
-            )
-        for key, value in entry.items():
-            if type(value) is not (int if key.endswith("_tokens") else str):
-                kind = "a whole number" if key.endswith("_tokens") else "a text"
-                raise UserError(f"{REGISTRY}:{name}.{key}: is {shorten(value)}. Give {kind}.")
-    return entries
+    return {name: validate(ENTRY, entry, REGISTRY, name) for name, entry in read_object(REGISTRY).items()}
 
 
 def present_sets() -> tuple[list[str], list[str]]:
@@ -98,7 +106,7 @@ def read_caption_set(name: str, prompt: str | None = None, *, allow_outside_root
         raise UserError(f"{REGISTRY}: has no data set {name!r}. Use one of {', '.join(registry)}, or add an entry.")
     entry = registry[name]
     annotation, root = REPOSITORY / entry["annotation"], REPOSITORY / entry["root"]
-    limits = {key: entry[key] for key in ("min_new_tokens", "max_new_tokens") if key in entry}
+    limits: dict[str, Any] = {key: entry[key] for key in ("min_new_tokens", "max_new_tokens") if key in entry}
     if annotation.suffix == ".jsonl":
         if prompt or "prompt" in entry or "ground_truth" in entry:
             raise UserError(

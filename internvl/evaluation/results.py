@@ -4,15 +4,20 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, TypeAdapter
 
 from internvl.data.annotation import parse_line
 from internvl.data.conversion import encode_line
 from internvl.data.problems import RowError
-from internvl.errors import UserError, printable, shorten
+from internvl.errors import UserError, printable
 from internvl.evaluation.datasets import REPOSITORY, CaptionSet
 from internvl.evaluation.report import ReportRow, write_report
-from internvl.evaluation.score import CaptionScores
+from internvl.evaluation.score import CaptionScores, CheckedId
+from internvl.evaluation.scorers import ImageId
 from internvl.json_files import read_object, write_json
+from internvl.schema import validate
 
 RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "pillow", "pycocoevalcap")
 
@@ -89,13 +94,38 @@ def write_results(
     )
 
 
+class ResultLine(BaseModel):
+    """What is read again of a line of per_image.jsonl."""
+
+    image_id: CheckedId
+    image: str | list[str] = []
+    video: str = ""
+    caption: str
+    references: Annotated[list[str], Field(fail_fast=True)]
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The files of the images; a single one stands alone in the line."""
+        return tuple(Path(file) for file in ([self.image] if isinstance(self.image, str) else self.image))
+
+
+class ScoresFile(BaseModel):
+    """What is read again of scores.json."""
+
+    settings: dict[str, Any] = {}
+
+
+LINE, SCORES_FILE = TypeAdapter(ResultLine), TypeAdapter(ScoresFile)
+AGAIN = "Run the evaluation again."
+
+
 @dataclass(frozen=True)
 class Result:
     """What a result folder holds: settings of the evaluation, and the lines of per_image.jsonl by image id."""
 
     folder: Path
-    settings: dict
-    lines: dict[int | str, dict]
+    settings: dict[str, Any]
+    lines: dict[ImageId, ResultLine]
 
     @property
     def name(self) -> str:
@@ -103,14 +133,14 @@ class Result:
 
     def predictions(self) -> list[dict]:
         """Return the captions in COCO results format."""
-        return [{"image_id": image_id, "caption": line["caption"]} for image_id, line in self.lines.items()]
+        return [{"image_id": image_id, "caption": line.caption} for image_id, line in self.lines.items()]
 
     def ground_truth(self) -> dict:
         """Return the references in COCO captions format."""
         annotations = [
             {"image_id": image_id, "caption": caption}
             for image_id, line in self.lines.items()
-            for caption in line["references"]
+            for caption in line.references
         ]
         return {"images": [{"id": image_id} for image_id in self.lines], "annotations": annotations}
 
@@ -128,29 +158,15 @@ def read_result(folder: str | Path) -> Result:
             f"{folder}: is not a result folder (no scores.json, no per_image.jsonl). Give one that evaluate.sh "
             "printed."
         )
-    record = read_object(folder / "scores.json")
+    scores_file = folder / "scores.json"
+    settings = validate(SCORES_FILE, read_object(scores_file), scores_file, todo=AGAIN).settings
     lines = {}
     for number, text in enumerate(lines_file.read_bytes().splitlines(), 1):
         where = f"{lines_file}:{number}"
         try:
-            line = parse_line(text, where)
+            content = parse_line(text, where)
         except RowError as err:
-            raise UserError(f"{where}: is damaged ({err.reason}). Run the evaluation again.") from err
-        if not is_result_line(line):
-            raise UserError(f"{where}: is damaged ({shorten(line)}). Run the evaluation again.")
-        lines[line["image_id"]] = line
-    settings = record.get("settings", {})
-    if not isinstance(settings, dict):
-        raise UserError(f"{folder / 'scores.json'}:settings: is {shorten(settings)}. Run the evaluation again.")
+            raise UserError(f"{where}: is damaged ({err.reason}). {AGAIN}") from err
+        line = validate(LINE, content, lines_file, str(number), todo=AGAIN)
+        lines[line.image_id] = line
     return Result(folder, settings, lines)
-
-
-def is_result_line(line: object) -> bool:
-    """Whether a line of per_image.jsonl has an id, a caption, references, and paths of its images or video."""
-    if not isinstance(line, dict) or type(line.get("image_id")) not in (int, str):
-        return False
-    images, references = line.get("image", []), line.get("references")
-    images = [images] if isinstance(images, str) else images
-    texts = [line.get("caption"), line.get("video", "")]
-    lists = isinstance(images, list) and isinstance(references, list)
-    return lists and all(isinstance(text, str) for text in (*texts, *images, *references))

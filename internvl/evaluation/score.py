@@ -14,7 +14,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import BaseModel, Field, TypeAdapter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -25,8 +27,46 @@ from internvl.evaluation.bootstrap import intervals
 from internvl.evaluation.java_scorers import check_scorers, find_java, tokenize_sides
 from internvl.evaluation.scorers import ImageId, Scored, run_scorers
 from internvl.json_files import read_json, write_json
+from internvl.schema import validate
 
 __all__ = ["CaptionScores", "check_scorers", "print_scores", "score_captions", "scores_record"]
+
+
+COCO_LIST = Field(fail_fast=True, description="a list, as the COCO captions format has it")
+CheckedId = Annotated[ImageId, Field(description="a whole number or a text in quotes")]
+
+
+class Caption(BaseModel):
+    """A caption of an image, predicted or written by a person."""
+
+    image_id: CheckedId
+    caption: str
+
+
+class Image(BaseModel):
+    """An image of the ground truth."""
+
+    id: CheckedId
+
+
+class GroundTruth(BaseModel):
+    """What is read of a file in the COCO captions format."""
+
+    images: Annotated[list[Image], COCO_LIST]
+    annotations: Annotated[list[Caption], COCO_LIST]
+
+
+TRUTH = TypeAdapter(GroundTruth)
+PREDICTIONS = TypeAdapter(
+    Annotated[
+        list[Caption],
+        Field(
+            min_length=1,
+            fail_fast=True,
+            description='a list of {"image_id": ..., "caption": ...}, one per image',
+        ),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -114,59 +154,34 @@ def score_captions(
     )
 
 
-def references_by_image(ground_truth: dict, name: str) -> dict[ImageId, list[str]]:
+def references_by_image(ground_truth: object, name: str) -> dict[ImageId, list[str]]:
     """Return image id -> its captions, for all images in the order of ``images``; ``name`` is for messages.
 
     Raises:
         UserError: it is not in the COCO captions format.
     """
-    if not isinstance(ground_truth, dict) or not all(
-        isinstance(ground_truth.get(key), list) for key in ("images", "annotations")
-    ):
-        raise UserError(
-            f"{name}: this is not the COCO captions format. Give an object with the lists 'images' and 'annotations'."
-        )
+    truth = validate(TRUTH, ground_truth, name)
     references: dict[ImageId, list[str]] = {}
-    for position, image in enumerate(ground_truth["images"]):
-        image_id = _image_id(image, "id", f"{name}:images[{position}]")
-        if image_id in references:
-            raise UserError(f"{name}:images[{position}]: image id {image_id!r} is there twice. Remove one of them.")
-        references[image_id] = []
-    for position, annotation in enumerate(ground_truth["annotations"]):
-        where = f"{name}:annotations[{position}]"
-        image_id = _image_id(annotation, "image_id", where)
+    for position, image in enumerate(truth.images):
+        if image.id in references:
+            raise UserError(f"{name}:images[{position}]: image id {image.id!r} is there twice. Remove one of them.")
+        references[image.id] = []
+    for position, annotation in enumerate(truth.annotations):
+        image_id = annotation.image_id
         if image_id not in references:
+            where = f"{name}:annotations[{position}]"
             raise UserError(f"{where}: image id {image_id!r} is not among 'images'. Add the image, or remove this.")
-        references[image_id].append(_caption(annotation, where))
+        references[image_id].append(annotation.caption)
     return references
 
 
-def _captions_by_image(predictions: list[dict], name: str) -> dict[ImageId, str]:
+def _captions_by_image(predictions: object, name: str) -> dict[ImageId, str]:
     """Image id -> its predicted caption."""
-    if not isinstance(predictions, list) or not predictions:
-        found = "is empty" if predictions == [] else f"is of type {type(predictions).__name__}"
-        raise UserError(f'{name}: {found}. Give a list of {{"image_id": ..., "caption": ...}}, one per image.')
-    places = [f"{name}:[{position}]" for position in range(len(predictions))]
-    image_ids = [_image_id(row, "image_id", where) for row, where in zip(predictions, places, strict=True)]
-    double = [image_id for image_id, times in Counter(image_ids).items() if times > 1]
+    rows = validate(PREDICTIONS, predictions, name)
+    double = [image_id for image_id, times in Counter(row.image_id for row in rows).items() if times > 1]
     if double:
         raise UserError(f"{name}: {_count(double, 'more than one caption')}. Keep one for each image.")
-    captions = [_caption(row, where) for row, where in zip(predictions, places, strict=True)]
-    return dict(zip(image_ids, captions, strict=True))
-
-
-def _image_id(row: object, key: str, where: str) -> ImageId:
-    value = row.get(key) if isinstance(row, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise UserError(f"{where}: no image id under '{key}' but {shorten(value)}. Give a whole number or a text.")
-    return value
-
-
-def _caption(row: dict, where: str) -> str:
-    value = row.get("caption")
-    if not isinstance(value, str):
-        raise UserError(f"{where}: 'caption' is {shorten(value)}, not a text. Give the caption in quotes.")
-    return value
+    return {row.image_id: row.caption for row in rows}
 
 
 def _match_images(

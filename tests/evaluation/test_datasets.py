@@ -115,7 +115,13 @@ def test_a_registered_set_of_rows_and_one_with_its_own_prompt(rows, monkeypatch)
     present, absent = present_sets()
     assert present == ["mine", "own"] and "absent is left out: " in absent[0] and "no.json is not there" in absent[0]
     registry.write_text(json.dumps({"mine": {"root": ".", "annotations": "rows.jsonl"}}))
+    with pytest.raises(UserError, match=r"registry.json:mine\.annotations: is not a key of an entry\. Use one of"):
+        read_caption_set("mine")
+    registry.write_text(json.dumps({"mine": ["rows.jsonl"]}))
     with pytest.raises(UserError, match="registry.json:mine: is .*Give an object with root and annotation"):
+        read_caption_set("mine")
+    registry.write_text(json.dumps({"mine": {"root": "."}}))
+    with pytest.raises(UserError, match=r"registry.json:mine\.annotation: is missing\. Give a text in quotes"):
         read_caption_set("mine")
 
 

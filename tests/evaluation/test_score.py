@@ -183,13 +183,19 @@ def test_unreadable_json(content, message, tmp_path):
 @pytest.mark.parametrize(
     ("predictions", "message"),
     [
-        ([], "predictions: is empty"),
-        ({"1": "a dog"}, "predictions: is of type dict"),
-        (["a dog"], r"predictions:\[0\]: no image id under 'image_id' but None"),
-        ([{"image_id": 1.5, "caption": "a"}], r"predictions:\[0\]: no image id under 'image_id' but 1.5"),
-        ([{"image_id": True, "caption": "a"}], r"no image id under 'image_id' but True"),
-        ([{"image_id": 1}], r"predictions:\[0\]: 'caption' is None"),
-        ([{"image_id": 1, "caption": ["a"]}], r"predictions:\[0\]: 'caption' is \['a'\]"),
+        ([], r"predictions: is \[\]\. Give a list of \{\"image_id\": \.\.\., \"caption\": \.\.\.\}, one per image\."),
+        ({"1": "a dog"}, r"predictions: is \{'1': 'a dog'\}\. Give a list of"),
+        (["a dog"], r"predictions:\[0\]: is 'a dog'\. Give an object with image_id and caption\."),
+        (
+            [{"image_id": 1.5, "caption": "a"}],
+            r"predictions:\[0\]\.image_id: is 1.5\. Give a whole number or a text in quotes\.",
+        ),
+        (
+            [{"image_id": True, "caption": "a"}],
+            r"predictions:\[0\]\.image_id: is True\. Give a whole number or a text in quotes\.",
+        ),
+        ([{"image_id": 1}], r"predictions:\[0\]\.caption: is missing\. Give a text in quotes\."),
+        ([{"image_id": 1, "caption": ["a"]}], r"predictions:\[0\]\.caption: is \['a'\]\. Give a text in quotes\."),
         ([{"image_id": 1, "caption": "a"}] * 2, r"1 image has more than one caption \(image id 1\)"),
         ([{"image_id": 1, "caption": "a"}], r"2 images have no caption \(image ids 2, 3\), of 3 .*--allow-missing"),
         ([{"image_id": 9, "caption": "a"}], r"1 image has no entry in ground truth \(image id 9\)\. Remove"),
@@ -204,12 +210,18 @@ def test_mistakes_in_predictions(predictions, message):
 @pytest.mark.parametrize(
     ("ground_truth", "message"),
     [
-        ([], "ground truth: this is not the COCO captions format"),
-        ({"images": []}, "not the COCO captions format"),
-        ({"images": [{"file_name": "1.jpg"}], "annotations": []}, r"images\[0\]: no image id under 'id'"),
+        ([], r"ground truth: is \[\]\. Give an object with images and annotations\."),
+        ({"images": []}, "truth:annotations: is missing. Give a list, as the COCO captions format has it"),
+        (
+            {"images": [{"file_name": "1.jpg"}], "annotations": []},
+            r"images\[0\]\.id: is missing\. Give a whole number or",
+        ),
         ({"images": [{"id": 1}, {"id": 1}], "annotations": []}, r"images\[1\]: image id 1 is there twice"),
         ({"images": [{"id": 1}], "annotations": [{"image_id": 2, "caption": "a"}]}, "image id 2 is not"),
-        ({"images": [{"id": 1}], "annotations": [{"image_id": 1}]}, r"annotations\[0\]: 'caption' is None"),
+        (
+            {"images": [{"id": 1}], "annotations": [{"image_id": 1}]},
+            r"annotations\[0\]\.caption: is missing\. Give a text",
+        ),
         ({"images": [{"id": 1}], "annotations": []}, r"1 image has no caption \(image id 1\)"),
         ({"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": " . "}]}, "no caption has a word in it"),
     ],
