@@ -51,7 +51,7 @@ def _message(schema: dict, content: object, error: ErrorDetails, file: Path | st
         what, advice = "is not a key of an entry", f"Use one of {', '.join(sorted(form['properties']))}."
         steps.append(error["loc"][-1])
     elif kind == "string_unicode":
-        what, advice = f"has half a character ({shorten(value)})", "Write the whole character, or remove it."
+        what, advice = f"has a lone surrogate ({shorten(value)})", "Write the whole character, or remove it."
     else:
         words = _words(node, definitions)
         what = "is missing" if kind == "missing" else f"is {shorten(value)}{f', not {words}' if todo else ''}"

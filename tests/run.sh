@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every check there is: ruff, shellcheck, the documentation and the tests. Installs what it needs first. Arguments go to
+# Every check there is: ruff, mypy, shellcheck, the documentation and the tests. Installs what it needs first. Arguments go to
 # pytest.
 #
 #   bash tests/run.sh
@@ -72,6 +72,7 @@ fi
 
 check 'ruff check' "$PYTHON" -m ruff check --quiet .
 check 'ruff format' "$PYTHON" -m ruff format --check --quiet .
+check 'mypy' "$PYTHON" -m mypy
 check 'shellcheck' run_shellcheck
 check 'docs' build_docs
 check 'pytest' "$PYTHON" -m pytest ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}

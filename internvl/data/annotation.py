@@ -110,7 +110,7 @@ class AnnotationFile:
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file's content."""
-        return hashlib.sha256(self._bytes).hexdigest()
+        return hashlib.sha256(self._bytes.data).hexdigest()
 
     def line(self, index: int) -> bytes:
         """Return the bytes of row ``index``, without its newline."""

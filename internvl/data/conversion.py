@@ -5,10 +5,11 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from internvl.data.annotation import parse_line, parse_row
 from internvl.data.conversation_formats import CONVERTERS, check_shape, kept_fields
@@ -105,10 +106,11 @@ def read_json_rows(name: str, path: Path, options: Options) -> Iterator[tuple[st
 def read_captions(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
     """Yield a row per caption of a list of ``{"image", "caption"}``, as BLIP and LAVIS have them."""
     for where, record in read_objects(path):
+        if isinstance(record, RowError):
+            yield where, record
+            continue
         if not isinstance(record, dict):
-            is_error = isinstance(record, RowError)
-            what = f"is {shorten(record, 100)}"
-            yield where, record if is_error else RowError(where, "not an object", what, "Give an object per row")
+            yield where, RowError(where, "not an object", f"is {shorten(record, 100)}", "Give an object per row")
             continue
         try:
             check_shape(record, "captions", where)
@@ -144,7 +146,9 @@ def read_coco(path: Path, options: Options) -> Iterator[tuple[str, dict | RowErr
     refuse_list(path)
     try:
         with open_input(path) as stream:
-            names = {image["id"]: image["file_name"] for image in stream_json(stream, "images.item")}
+            names = {
+                image["id"]: image["file_name"] for image in cast(Iterator[dict], stream_json(stream, "images.item"))
+            }
         if not names:
             raise UserError(f"{path}: is not a COCO captions file (has no images). Name the right format with --from.")
         with open_input(path) as stream:
@@ -281,7 +285,7 @@ def caption_of(record: object, where: str, options: Options) -> tuple[str, dict 
     return where, ask(fields["file_name"], options.prompt, one_line(text))
 
 
-FORMATS = {
+FORMATS: dict[str, Callable[[Path, Options], Iterator[tuple[str, dict | RowError]]]] = {
     **{name: partial(read_json_rows, name) for name in CONVERTERS},
     "captions": read_captions,
     "coco": read_coco,

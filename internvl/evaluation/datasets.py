@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NotRequired, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
@@ -128,7 +128,7 @@ def read_caption_set(name: str, prompt: str | None = None, *, allow_outside_root
             f"{ground_truth}: has no caption for {len(unknown)} of {len(questions)} images, first id {unknown[0]}. "
             "Use the ground truth that belongs to the annotation file."
         )
-    return CaptionSet(name, questions, truth, ground_truth, **limits)
+    return CaptionSet(name, questions, cast(dict, truth), ground_truth, **limits)
 
 
 def read_images(annotation: Path, root: Path, *, allow_outside_root: bool = False) -> list[tuple[int | str, Path]]:
@@ -152,8 +152,10 @@ def read_images(annotation: Path, root: Path, *, allow_outside_root: bool = Fals
         name = fields.get("image") if is_list else fields.get("file_name") or fields.get("image")
         digits = re.search(r"(?:^|_)([0-9]{1,18})$", Path(name).stem) if is_list and isinstance(name, str) else None
         image_id = int(digits[1]) if digits else fields.get("id")
-        if not isinstance(name, str) or not name or type(image_id) not in (int, str) or (is_list and not digits):
+        is_id = isinstance(image_id, (int, str)) and not isinstance(image_id, bool)
+        if not isinstance(name, str) or not name or not is_id or (is_list and not digits):
             raise UserError(f"{where}: lacks its image or id ({shorten(item)}). See eval/caption/README.md.")
+        image_id = cast(int | str, image_id)
         if image_id in found:
             raise UserError(f"{where}: has the id {image_id!r} of another image. Remove one of them.")
         found[image_id] = media_path(root, name, where, allow_outside_root=allow_outside_root)

@@ -4,7 +4,7 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, Field, TypeAdapter
 
@@ -72,7 +72,7 @@ def write_results(
                 **scores.per_image[image_id],
             }
             stream.write(encode_line(line))
-    provenance = {**settings, "commit": made_with["commit"] or "not under git", **made_with["versions"]}
+    provenance = {**settings, "commit": made_with["commit"] or "not under git", **cast(dict, made_with["versions"])}
     write_report(
         folder / "report.html",
         title=f"{data.name}: {settings['checkpoint']}",

@@ -92,8 +92,8 @@ class CaptionScores:
 
 
 def score_captions(
-    predictions: list[dict],
-    ground_truth: dict,
+    predictions: object,
+    ground_truth: object,
     *,
     allow_missing: bool = False,
     allow_empty: bool = False,

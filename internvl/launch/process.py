@@ -28,7 +28,8 @@ def run_logged(command: Sequence[str], log: Path) -> int:
         start_new_session=True,
     )
     for copier in copiers:
-        copier.stdin.close()  # the training alone holds the other end
+        if copier.stdin is not None:
+            copier.stdin.close()  # the training alone holds the other end
 
     def hand_on(number: int, frame) -> None:
         if training.poll() is None:

@@ -29,7 +29,7 @@ Initializer = Annotated[float, Field(ge=0, le=limits.MAX_INITIALIZER)]
 IntermediateWidth = Annotated[int, Field(ge=1, le=limits.MAX_INTERMEDIATE_WIDTH)]
 Layers = Annotated[int, Field(ge=1, le=limits.MAX_LAYERS)]
 LayerNumber = Annotated[int, Field(ge=-limits.MAX_LAYERS, le=limits.MAX_LAYERS)]  # from the end where it is negative
-Rank = Annotated[int, Field(ge=0, le=limits.MAX_RANK)]  # 0 is no adapter
+Rank = Annotated[int, Field(ge=0, le=limits.MAX_RANK)]  # 0 is not an adapter
 RopeTheta = Annotated[float, Field(ge=1, le=limits.MAX_ROPE_THETA)]
 RopeType = Literal["default", "linear", "dynamic"]
 Side = Annotated[int, Field(ge=1, le=limits.MAX_SIDE)]
