@@ -47,7 +47,7 @@ def read_json(file: Path, todo: str = "Correct the file") -> object:
         content = file.read_bytes()
         check_form(file, content)
         text = content.removeprefix(UTF8_MARK).decode()
-        return json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant)
+        return json.loads(text, object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
     except OSError as err:
         raise UserError(f"{file}: cannot be read: {err.strerror}. Check the path.") from err
     except UnicodeDecodeError as err:
@@ -94,7 +94,7 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict:
     return record
 
 
-def refuse_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"has {name}, which is not a number")
 
 

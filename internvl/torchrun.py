@@ -21,7 +21,7 @@ def exit_status(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def keep_log_record(record: logging.LogRecord) -> bool:
+def _keep_log_record(record: logging.LogRecord) -> bool:
     """Whether to show a log line of torchrun: not of a process that has said what is wrong, nor of ending others."""
     message = record.getMessage()
     return f"failed (exitcode: {USER_MISTAKE})" not in message and "closing signal" not in message
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # DeepSpeed builds parts of itself with ninja, which came with it, also where the environment is not activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(keep_log_record)
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_keep_log_record)
     try:
         run(parse_args(argv))
     except ChildFailedError as error:

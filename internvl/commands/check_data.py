@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_data(args: argparse.Namespace, data_args: DataArguments) -> ConversationDataset:
+def _open_data(args: argparse.Namespace, data_args: DataArguments) -> ConversationDataset:
     """Return the data set as a training on ``args.model`` would render it."""
     checkpoint = Checkpoint(args.model or (PUBLISHED if PUBLISHED.is_dir() else TINY))
     config = load_config(checkpoint)
@@ -89,9 +89,9 @@ def print_summary(console: Console, report: dict) -> None:
         ("in an epoch", lambda one: f"{one['rows_in_epoch']:,}"),
         ("text / image / images / video", lambda one: " / ".join(f"{n:,}" for n in one["kinds"].values())),
         ("turns, most", lambda one: f"{one['turns']['max']}"),
-        ("text tokens, p50 / p95 / max", lambda one: quantiles(one["text_tokens"])),
-        ("image tokens, p50 / p95 / max", lambda one: quantiles(one["image_tokens"])),
-        ("tiles, p50 / p95 / max", lambda one: quantiles(one["tiles"])),
+        ("text tokens, p50 / p95 / max", lambda one: _quantiles(one["text_tokens"])),
+        ("image tokens, p50 / p95 / max", lambda one: _quantiles(one["image_tokens"])),
+        ("tiles, p50 / p95 / max", lambda one: _quantiles(one["tiles"])),
         ("cut by max_seq_length", lambda one: f"{one['cut']:,}"),
         ("left out for their length", lambda one: f"{one['left_out']:,}"),
         ("there more than once", lambda one: f"{one['duplicates']:,}"),
@@ -107,11 +107,11 @@ def print_summary(console: Console, report: dict) -> None:
             console.print(text, markup=False)
 
 
-def quantiles(numbers: dict) -> str:
+def _quantiles(numbers: dict) -> str:
     return " / ".join(f"{numbers[key]:,}" for key in ("p50", "p95", "max"))
 
 
-def print_problems(problems: list[Problem], title: str) -> None:
+def _print_problems(problems: list[Problem], title: str) -> None:
     """Print the first problems of each reason, the most frequent reason first."""
     for reason, count in Counter(problem.reason for problem in problems).most_common():
         print(f"\n{title}: {reason}, {count:,} {'row' if count == 1 else 'rows'}")
@@ -138,11 +138,11 @@ def preview_rows(dataset: ConversationDataset, check: DatasetCheck, per_kind: in
                     kind=kind,
                     dataset=spec.name,
                     sample=sample,
-                    num_tiles=tiles_of_images(sample.input_ids, dataset),
+                    num_tiles=_tiles_of_images(sample.input_ids, dataset),
                 )
 
 
-def tiles_of_images(input_ids: torch.Tensor, dataset: ConversationDataset) -> tuple[int, ...]:
+def _tiles_of_images(input_ids: torch.Tensor, dataset: ConversationDataset) -> tuple[int, ...]:
     """Return each image's number of tiles: the length of its run of image tokens says."""
     runs = itertools.groupby((input_ids == dataset.image_token_id).tolist())
     return tuple(len(list(run)) // dataset.settings.num_image_token for is_image, run in runs if is_image)
@@ -152,12 +152,12 @@ def tiles_of_images(input_ids: torch.Tensor, dataset: ConversationDataset) -> tu
 def main(argv: list[str] | None = None) -> int:
     args, flags = make_parser().parse_known_args(argv)
     setup_logging()
-    dataset = open_data(args, parse_data_arguments(["--meta_path", str(args.meta), *flags]))
+    dataset = _open_data(args, parse_data_arguments(["--meta_path", str(args.meta), *flags]))
     check: DatasetCheck = check_dataset(dataset, deep=args.deep, processes=args.processes)
     report = {"meta": str(args.meta), **summarize(dataset, check)}
     print_summary(Console(), report)
-    print_problems(check.left_out, "left out")
-    print_problems(check.errors, "error")
+    _print_problems(check.left_out, "left out")
+    _print_problems(check.errors, "error")
     if args.out:
         write_json(args.out, report)
         print(f"\nWrote {args.out}")

@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def published_layout(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+def _published_layout(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """Return a checkpoint as the engine takes it: a model in transformers' layout is converted into ``folder``."""
     if checkpoint.is_adapter or checkpoint.config.get("model_type") != "internvl":
         return checkpoint
@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> None:
     client = ServerClient(args.url)
     model = client.choose_model(args.model, "--model")
     with tempfile.TemporaryDirectory(prefix="check-serving-") as folder:
-        checkpoint = published_layout(checkpoint, Path(folder))
+        checkpoint = _published_layout(checkpoint, Path(folder))
         base = checkpoint.base() if is_adapter else Checkpoint(args.base) if args.base else None
-        base = published_layout(base, Path(folder)) if base else None
+        base = _published_layout(base, Path(folder)) if base else None
         hypotheses = {f"{base.folder}, the base without its adapter": lambda: load(base)} if base else {}
         check = ServingCheck(client, model, load(checkpoint), hypotheses=hypotheses)
         findings = check.run()

@@ -124,10 +124,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.server and args.engine == "local":
         raise UserError("--server: does not go with --engine local. Remove one of the two.")
     if args.server or args.engine == "vllm":
-        check_server_arguments(args)
+        _check_server_arguments(args)
 
 
-def check_server_arguments(args: argparse.Namespace) -> None:
+def _check_server_arguments(args: argparse.Namespace) -> None:
     """Refuse flags that have no effect, or another one, when a server answers."""
     flag = "--server" if args.server else "--engine vllm"
     if args.num_beams > 1:
@@ -155,7 +155,7 @@ def choose_tile_limit(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
     return limit
 
 
-def warn_of_other_base(adapter: Checkpoint) -> None:
+def _warn_of_other_base(adapter: Checkpoint) -> None:
     """Say so where an adapter is scored on other weights than it was trained on; a merge refuses them."""
     recorded, base = adapter.recorded_base_sha256, adapter.base()
     if recorded and recorded != base.sha256():
@@ -166,7 +166,7 @@ def warn_of_other_base(adapter: Checkpoint) -> None:
         )
 
 
-def read_sets(args: argparse.Namespace) -> list[CaptionSet]:
+def _read_sets(args: argparse.Namespace) -> list[CaptionSet]:
     """Return the sets to score, as far as ``--limit`` goes.
 
     Raises:
@@ -199,7 +199,7 @@ def result_folder(args: argparse.Namespace, data: CaptionSet) -> Path:
     return Path("results") / f"caption-{set_name}" / model_name / time.strftime("%Y%m%d-%H%M%S")
 
 
-def check_output(parent: Path) -> None:
+def _check_output(parent: Path) -> None:
     """Make sure that results can be written below ``parent``, without making it: the checkpoint may yet be refused.
 
     Raises:
@@ -213,14 +213,14 @@ def check_output(parent: Path) -> None:
         raise UserError(f"{parent}: cannot be written to ({err.strerror}). Pass another folder as --out-dir.") from err
 
 
-def open_log(parent: Path, settings: dict) -> AnswerLog:
+def _open_log(parent: Path, settings: dict) -> AnswerLog:
     """Open the answers that earlier runs of the same evaluation left below ``parent``."""
     log = AnswerLog(parent, settings, rank=rank_and_world_size()[0])
     barrier()  # all share out the same rest: nobody answers before everybody has read
     return log
 
 
-def start_processes() -> bool:
+def _start_processes() -> bool:
     """Join the other processes if torchrun started several; returns whether this is the first."""
     if rank_and_world_size()[1] > 1:
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -230,7 +230,7 @@ def start_processes() -> bool:
 
 
 @contextmanager
-def open_engine(
+def _open_engine(
     args: argparse.Namespace, checkpoint: Checkpoint, sets: list[CaptionSet], sizes: dict[Path, tuple[int, int]]
 ) -> Iterator[AnsweringEngine]:
     """Yield what answers the questions of ``sets``: the checkpoint loaded here, or a server, as the flags say.
@@ -266,7 +266,7 @@ def max_new_tokens(args: argparse.Namespace, data: CaptionSet) -> int:
     return args.max_new_tokens or data.max_new_tokens
 
 
-def evaluate_set(
+def _evaluate_set(
     args: argparse.Namespace,
     engine: AnsweringEngine,
     data: CaptionSet,
@@ -294,7 +294,7 @@ def evaluate_set(
         "checkpoint_sha256": sha256,
         **({"base": str(args.base)} if args.base else {}),
         "dataset": data.name,
-        "prompt": args.prompt or describe_prompt(data),
+        "prompt": args.prompt or _describe_prompt(data),
         **generation,
         "dynamic": args.dynamic,
         "max_num": args.max_num,
@@ -305,7 +305,7 @@ def evaluate_set(
         "seed": args.seed,
     }
     folder = broadcast_from_rank0(lambda: result_folder(args, data))
-    log = open_log(folder.parent, {**settings, "questions": [repr(question) for question in data.questions]})
+    log = _open_log(folder.parent, {**settings, "questions": [repr(question) for question in data.questions]})
     answered = len(log.done)
     if first and answered:
         print(f"Continuing: {answered} of {len(data.questions)} questions are answered in {log.folder}.")
@@ -344,7 +344,7 @@ def evaluate_set(
     return folder
 
 
-def describe_prompt(data: CaptionSet) -> str:
+def _describe_prompt(data: CaptionSet) -> str:
     """Return the question of a set, or how many there are."""
     mark = f"{IMAGE_PLACEHOLDER}\n"
     prompts = {question.turns[-1].value.removeprefix(mark) for question in data.questions}
@@ -358,9 +358,9 @@ def main(argv: list[str] | None = None) -> None:
     check_arguments(args)
     checkpoint = Checkpoint(args.checkpoint, base=args.base)
     args.max_num = choose_tile_limit(args, checkpoint)
-    sets = read_sets(args)
+    sets = _read_sets(args)
     for data in sets:
-        check_output(result_folder(args, data).parent)
+        _check_output(result_folder(args, data).parent)
     sizes = check_media([question for data in sets for question in data.questions])
     other = read_result(args.compare) if args.compare else None
     if other and other.lines.keys() != {question.id for question in sets[0].questions}:
@@ -369,13 +369,13 @@ def main(argv: list[str] | None = None) -> None:
             "set and --limit."
         )
     check_scorers()
-    first = start_processes()
+    first = _start_processes()
     torch.manual_seed(args.seed)
     if first and checkpoint.is_adapter:
-        warn_of_other_base(checkpoint)
-    with open_engine(args, checkpoint, sets, sizes) as engine:
+        _warn_of_other_base(checkpoint)
+    with _open_engine(args, checkpoint, sets, sizes) as engine:
         sha256 = broadcast_from_rank0(checkpoint.sha256)
-        folders = [evaluate_set(args, engine, data, sizes, sha256, other, first) for data in sets]
+        folders = [_evaluate_set(args, engine, data, sizes, sha256, other, first) for data in sets]
     if distributed.is_initialized():
         distributed.destroy_process_group()
     if first:

@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def self_check(unmerged: Checkpoint, merged: Checkpoint, adapter: "Adapter | None") -> str:
+def _self_check(unmerged: Checkpoint, merged: Checkpoint, adapter: "Adapter | None") -> str:
     """Return a line on how the merged folder compares with the adapter, in float32.
 
     Its weights are compared with PEFT's own merge, and its greedy answer about a fixed image with that of the
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         lines.append(f"{time.monotonic() - started:.1f} s, peak memory {peak:.2f} GB. Wrote {describe(folder)}.")
         if not args.skip_self_check:
-            lines.append(self_check(unmerged, Checkpoint(folder), adapter))
+            lines.append(_self_check(unmerged, Checkpoint(folder), adapter))
 
     changed = merge_checkpoint(
         unmerged,

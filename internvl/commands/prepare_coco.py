@@ -40,9 +40,9 @@ class Captioned(NamedTuple):
     is_test: bool
 
 
-def read_karpathy(file: Path) -> Iterator[Captioned]:
+def _read_karpathy(file: Path) -> Iterator[Captioned]:
     """Yield the images of dataset_coco.json."""
-    for number, image in enumerate(stream_items(file, "images.item"), 1):
+    for number, image in enumerate(_stream_items(file, "images.item"), 1):
         try:
             captioned = Captioned(
                 image["cocoid"],
@@ -59,12 +59,12 @@ def read_karpathy(file: Path) -> Iterator[Captioned]:
         yield captioned
 
 
-def read_official(file: Path, *, is_train: bool) -> Iterator[Captioned]:
+def _read_official(file: Path, *, is_train: bool) -> Iterator[Captioned]:
     """Yield the images of a captions JSON of COCO, 2014 or 2017."""
     captions: dict[int, list[str]] = {}
     try:
-        paths = {image["id"]: image_path(image["file_name"], file) for image in stream_items(file, "images.item")}
-        for note in stream_items(file, "annotations.item"):
+        paths = {image["id"]: image_path(image["file_name"], file) for image in _stream_items(file, "images.item")}
+        for note in _stream_items(file, "annotations.item"):
             captions.setdefault(note["image_id"], []).append(one_line(note["caption"]))
     except (KeyError, TypeError, AttributeError) as err:
         raise UserError(
@@ -77,7 +77,7 @@ def read_official(file: Path, *, is_train: bool) -> Iterator[Captioned]:
         yield Captioned(image_id, paths[image_id], texts, is_train, not is_train)
 
 
-def stream_items(file: Path, prefix: str) -> Iterator[dict]:
+def _stream_items(file: Path, prefix: str) -> Iterator[dict]:
     """Yield the objects of a list in a JSON file, one at a time."""
     if not file.is_file():
         raise UserError(f"{file}: there is no such file. Download it from cocodataset.org, or correct the path.")
@@ -142,7 +142,7 @@ def count(images: list[Captioned]) -> tuple[int, int, int]:
     )
 
 
-def check_counts(file: Path | None, images: list[Captioned]) -> str:
+def _check_counts(file: Path | None, images: list[Captioned]) -> str:
     """Return a line on whether this is the full Karpathy split; ``file`` is its JSON, None for the official ones.
 
     Raises:
@@ -176,16 +176,16 @@ def main(argv: list[str] | None = None) -> None:
     if bool(args.karpathy) == bool(args.train or args.test):
         raise UserError("command line: give either --karpathy, or --train and --test.")
     if args.karpathy:
-        images = list(read_karpathy(args.karpathy))
+        images = list(_read_karpathy(args.karpathy))
     elif args.train and args.test:
-        images = [*read_official(args.train, is_train=True), *read_official(args.test, is_train=False)]
+        images = [*_read_official(args.train, is_train=True), *_read_official(args.test, is_train=False)]
     else:
         raise UserError("command line: --train and --test belong together. Give both.")
     out = args.root / "annotations"
     there = next((out / name for name in (TRAIN, TEST, TRUTH) if (out / name).exists()), None)
     if there and not args.overwrite:
         raise UserError(f"{there}: is there already. Name another --root, or pass --overwrite.")
-    remark = check_counts(args.karpathy, images)
+    remark = _check_counts(args.karpathy, images)
     num_rows = prepare(images, out)
     num_train, num_test, num_captions = count(images)
     print(f"Wrote {num_rows:,} train rows, {num_test:,} test images and {num_captions:,} references to {out}.")

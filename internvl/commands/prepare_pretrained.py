@@ -42,7 +42,7 @@ ORIGINALS = "original_files"
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", CHAT_TEMPLATE)
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def _open_checkpoint(folder: Path) -> Checkpoint:
     """Open a model folder; an adapter has nothing to prepare."""
     checkpoint = Checkpoint(folder)
     if checkpoint.is_adapter:
@@ -52,12 +52,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def prepare(folder: Path) -> list[str]:
     """Prepare a folder and return what was done, one sentence each."""
-    checkpoint = open_checkpoint(folder)
+    checkpoint = _open_checkpoint(folder)
     config = load_config(checkpoint)
-    template = trained_template(config, folder)
+    template = _trained_template(config, folder)
     tokenizer = load_checkpoint_tokenizer(checkpoint)
-    published = served_template(folder)
-    kept = keep_originals(folder, template)
+    published = _served_template(folder)
+    kept = _keep_originals(folder, template)
     if kept or published != chat_template(template):
         write_chat_tokenizer(folder, tokenizer, template.name)
     write_generation(folder, read_generation(folder), tokenizer, template.name)
@@ -68,7 +68,7 @@ def prepare(folder: Path) -> list[str]:
     return done
 
 
-def trained_template(config: InternVLChatConfig, folder: Path) -> ConversationTemplate:
+def _trained_template(config: InternVLChatConfig, folder: Path) -> ConversationTemplate:
     """Return the conversation template of a checkpoint.
 
     Raises:
@@ -79,7 +79,7 @@ def trained_template(config: InternVLChatConfig, folder: Path) -> ConversationTe
     return get_conv_template(config.template)
 
 
-def served_template(folder: Path) -> str | None:
+def _served_template(folder: Path) -> str | None:
     """Return the chat template that a tokenizer or server reads from a folder: the file of its own goes first.
 
     Raises:
@@ -91,14 +91,14 @@ def served_template(folder: Path) -> str | None:
     return read_object(file, "Copy the file again").get("chat_template") if file.is_file() else None
 
 
-def keep_originals(folder: Path, template: ConversationTemplate) -> list[str]:
+def _keep_originals(folder: Path, template: ConversationTemplate) -> list[str]:
     """Copy what is about to be replaced into ``original_files/``; files that are ours already do not count.
 
     Returns their names.
     """
     ours = {file.name: file.read_bytes() for file in model_code_files()}
     replaced = [file for file in folder.glob("*.py") if ours.get(file.name) != file.read_bytes()]
-    if not (folder / "tokenizer.json").is_file() or served_template(folder) != chat_template(template):
+    if not (folder / "tokenizer.json").is_file() or _served_template(folder) != chat_template(template):
         replaced += [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if (folder / PREPROCESSOR_CONFIG).is_file() and not read_tiling(folder):
         replaced.append(folder / PREPROCESSOR_CONFIG)
@@ -114,7 +114,7 @@ def keep_originals(folder: Path, template: ConversationTemplate) -> list[str]:
 
 def check(folder: Path) -> list[str]:
     """Return what is wrong with a folder, one sentence each: weights, shapes, tokenizer, model files."""
-    checkpoint = open_checkpoint(folder)
+    checkpoint = _open_checkpoint(folder)
     config = load_config(checkpoint)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in InternVLChatModel(config).state_dict().items()}
@@ -133,9 +133,9 @@ def check(folder: Path) -> list[str]:
             f"The tokenizer has {len(tokenizer)} tokens and the model {config.llm_config.vocab_size}. Download the "
             "tokenizer files again."
         )
-    template = trained_template(config, folder)
+    template = _trained_template(config, folder)
     prepare = f"Run tools/prepare_pretrained.py {folder}."
-    if served_template(folder) != chat_template(template):
+    if _served_template(folder) != chat_template(template):
         problems.append(f"The chat template is not that of the {template.name} prompt. {prepare}")
     end_mark = tokenizer.convert_tokens_to_ids(template.sep.strip())
     stops = read_generation(folder).get("eos_token_id")

@@ -177,7 +177,7 @@ def parse_row(record: object, where: str) -> Row:
     turns = parse_turns(record.get("conversations"), where)
     system = system_message(record, where)
     if system is not None:
-        turns = add_system_turn(turns, system, where)
+        turns = _add_system_turn(turns, system, where)
     images = record.get("image") or []
     single = not isinstance(images, list)
     images = [path_of(image) for image in ([images] if single else images)]
@@ -193,16 +193,16 @@ def parse_row(record: object, where: str) -> Row:
         what = f"has images ({shorten(images)}) and a video ({shorten(video)})"
         raise RowError(where, "images and video", what, "Give one row either images or a video")
     if video:
-        check_video_mark(turns, where)
-    place_mark(turns, VIDEO_PLACEHOLDER, "videos", int(video is not None), where)
-    place_mark(turns, IMAGE_PLACEHOLDER, "images", len(images), where)
+        _check_video_mark(turns, where)
+    _place_mark(turns, VIDEO_PLACEHOLDER, "videos", int(video is not None), where)
+    _place_mark(turns, IMAGE_PLACEHOLDER, "images", len(images), where)
     return Row(
         turns=tuple(turns),
         images=tuple(images),
-        sizes=parse_sizes(record, single, len(images), where),
+        sizes=_parse_sizes(record, single, len(images), where),
         where=where,
         video=video,
-        clip=parse_clip(record, where) if video else None,
+        clip=_parse_clip(record, where) if video else None,
         notes=tuple(unread_keys(record)),
     )
 
@@ -214,14 +214,14 @@ def path_of(reference: object) -> object:
     return reference
 
 
-def add_system_turn(turns: list[Turn], message: str, where: str) -> list[Turn]:
+def _add_system_turn(turns: list[Turn], message: str, where: str) -> list[Turn]:
     """Return turns with a system message in front, which a row had in a key of its own.
 
     Raises:
         RowError: there is a system turn that says something else, or the message may not be in a prompt.
     """
     turn = Turn("system", message)
-    check_value(turn, 0, where)
+    _check_value(turn, 0, where)
     if turns[0].role != "system":
         return [turn, *turns]
     if turns[0].value.strip() != message.strip():
@@ -230,7 +230,7 @@ def add_system_turn(turns: list[Turn], message: str, where: str) -> list[Turn]:
     return turns
 
 
-def place_mark(turns: list[Turn], mark: str, noun: str, count: int, where: str) -> None:
+def _place_mark(turns: list[Turn], mark: str, noun: str, count: int, where: str) -> None:
     """Check that the human turns have ``count`` marks; a single missing one is put before the first question."""
     found = sum(turn.value.count(mark) for turn in turns if turn.role == "human")
     if count == 1 and found == 0:
@@ -245,7 +245,7 @@ def place_mark(turns: list[Turn], mark: str, noun: str, count: int, where: str) 
         )
 
 
-def check_video_mark(turns: list[Turn], where: str) -> None:
+def _check_video_mark(turns: list[Turn], where: str) -> None:
     """Refuse a row with a video and no image whose questions mark it as an image, as LLaVA's video sets do.
 
     Raises:
@@ -277,12 +277,12 @@ def parse_turns(conversations: object, where: str) -> list[Turn]:
         if len(turn) > 2:
             check_meaningful(turn, where, of=f"turn {number} ")
         turns.append(Turn(role, value))
-        check_value(turns[-1], number, where)
-    check_order(turns, where)
+        _check_value(turns[-1], number, where)
+    _check_order(turns, where)
     return turns
 
 
-def check_order(turns: list[Turn], where: str) -> None:
+def _check_order(turns: list[Turn], where: str) -> None:
     """Refuse conversations that do not alternate human and gpt, or do not end with an answer."""
     expected = "human"
     for number, turn in enumerate(turns, 1):
@@ -300,13 +300,13 @@ def check_order(turns: list[Turn], where: str) -> None:
         raise RowError(where, "no answer at the end", what, "End it with the answer, from 'gpt'")
 
 
-def check_value(turn: Turn, number: int, where: str) -> None:
+def _check_value(turn: Turn, number: int, where: str) -> None:
     """Refuse texts that would change the structure of the prompt, leave nothing to learn, or cannot be encoded."""
     if turn.role == "gpt" and not turn.value.strip():
         what = f"turn {number} is an empty answer"
         raise RowError(where, "empty answer", what, "Give it a text or remove the turn")
     if "<" in turn.value:
-        check_marks(turn, number, where)
+        _check_marks(turn, number, where)
     if not turn.value.isascii():
         try:
             turn.value.encode("utf-8")
@@ -315,7 +315,7 @@ def check_value(turn: Turn, number: int, where: str) -> None:
             raise RowError(where, "a lone surrogate", what, "Write the whole character, or remove it") from err
 
 
-def check_marks(turn: Turn, number: int, where: str) -> None:
+def _check_marks(turn: Turn, number: int, where: str) -> None:
     """Refuse reserved tokens, image and video marks outside human turns, and boxes that are none."""
     found = next((mark for mark in FOREIGN_MARKS if mark in turn.value), None)
     if found:
@@ -339,7 +339,7 @@ def check_marks(turn: Turn, number: int, where: str) -> None:
         raise RowError(where, "box", f"turn {number}: {wrong}", todo)
 
 
-def parse_sizes(record: dict, single: bool, num_images: int, where: str) -> tuple[tuple[int, int] | None, ...]:
+def _parse_sizes(record: dict, single: bool, num_images: int, where: str) -> tuple[tuple[int, int] | None, ...]:
     """Return the declared (width, height) of each image: ``width``/``height``, or ``width_list``/``height_list``."""
     keys = ("width", "height") if single else ("width_list", "height_list")
     if any(record.get(key) is None for key in keys):
@@ -356,7 +356,7 @@ def parse_sizes(record: dict, single: bool, num_images: int, where: str) -> tupl
     return tuple(sizes)
 
 
-def parse_clip(record: dict, where: str) -> tuple[float, float] | None:
+def _parse_clip(record: dict, where: str) -> tuple[float, float] | None:
     """Return the (start, end) in seconds of the part of a video to use, or None for all of it."""
     clip = record.get("clip")
     if clip is None:

@@ -61,7 +61,7 @@ def parse_boxes(text: str) -> list[Mention]:
     if wrong:
         raise ValueError(wrong)
     return [
-        Mention(match["label"], [tuple(box) for box in cast(list, read_list(match["boxes"]))])
+        Mention(match["label"], [tuple(box) for box in cast(list, _read_list(match["boxes"]))])
         for match in MENTION.finditer(text)
     ]
 
@@ -84,13 +84,13 @@ def check_boxes(text: str) -> str | None:
         opened = None if closes else name
     if opened:
         return f"<{opened}> is not closed"
-    return next(filter(None, (check_list(match["boxes"]) for match in MENTION.finditer(text))), None)
+    return next(filter(None, (_check_list(match["boxes"]) for match in MENTION.finditer(text))), None)
 
 
-def check_list(content: str) -> str | None:
+def _check_list(content: str) -> str | None:
     """Return what is wrong with the text between <box> and </box>, or None."""
     shown = content if len(content) <= 60 else content[:60] + "…"
-    boxes = read_list(content)
+    boxes = _read_list(content)
     if not isinstance(boxes, list) or not boxes:
         return f"the box {shown} is not a list of boxes"
     for box in boxes:
@@ -103,7 +103,7 @@ def check_list(content: str) -> str | None:
     return None
 
 
-def read_list(content: str) -> object:
+def _read_list(content: str) -> object:
     """Return the JSON value a text spells, or None if it spells none."""
     try:
         return json.loads(content)

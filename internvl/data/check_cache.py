@@ -42,7 +42,7 @@ def check_with_cache(data: ConversationDataset) -> DatasetCheck:
     folder = cache_folder()
     if folder is None:
         return check_dataset(data)
-    shared = shared_key(data)
+    shared = _shared_key(data)
     files = [folder / f"{key(data, number, shared)}.npz" for number in range(len(data.files))]
     found = {number: check for number, file in enumerate(files) if (check := load(file, data, number)) is not None}
     missing = [number for number in range(len(files)) if number not in found]
@@ -54,7 +54,7 @@ def check_with_cache(data: ConversationDataset) -> DatasetCheck:
     return DatasetCheck([found[number] for number in range(len(files))], data.settings.max_seq_length)
 
 
-def shared_key(data: ConversationDataset) -> str:
+def _shared_key(data: ConversationDataset) -> str:
     """Return the hash of what decides about the rows of every file: code, tokenizer, settings and seed."""
     digest = hashlib.sha256()
     for part in (

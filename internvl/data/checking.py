@@ -179,7 +179,7 @@ def run(
         yield from map(Checker(dataset, deep), tasks)
         return
     context = multiprocessing.get_context("fork")
-    with context.Pool(processes, start_worker, (dataset, deep)) as pool:
+    with context.Pool(processes, _start_worker, (dataset, deep)) as pool:
         yield from pool.imap(work, tasks)
 
 
@@ -191,7 +191,7 @@ def count_cores() -> int:
 _worker: "Checker"
 
 
-def start_worker(dataset: ConversationDataset, deep: bool) -> None:
+def _start_worker(dataset: ConversationDataset, deep: bool) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has one core
     _worker = Checker(dataset, deep)
@@ -221,7 +221,7 @@ class Checker:
             try:
                 row = file.row(position)
                 check.notes.update(row.notes)
-                hashes = stable_hash(row.turns, row.images, row.video, row.clip), stable_hash(*shared_part(row))
+                hashes = _stable_hash(row.turns, row.images, row.video, row.clip), _stable_hash(*shared_part(row))
                 row_stats[position - start] = (KINDS.index(row.kind), GOOD, len(row.turns), 0, 0, 0, *hashes)
                 readable.append((position - start, row, *self.read_headers(row, (number, position), check)))
             except RowError as err:
@@ -299,7 +299,7 @@ class Checker:
         check.problems.append(Problem(err.where, err.reason, str(err), left_out))
 
 
-def stable_hash(*parts: object) -> int:
+def _stable_hash(*parts: object) -> int:
     """Return a hash that is the same in every process; 0 of nothing."""
     if not parts:
         return 0

@@ -38,7 +38,7 @@ def kept_fields(record: dict) -> dict:
     return {key: value for key, value in record.items() if key not in CONVERTED_FIELDS}
 
 
-def media_fields(images: list, videos: list, record: dict) -> dict:
+def _media_fields(images: list, videos: list, record: dict) -> dict:
     """Return image and video as our rows have them: one path, or a list of several or of declared sizes."""
     fields = {}
     images, videos = [path_of(image) for image in images], [path_of(video) for video in videos]
@@ -60,21 +60,21 @@ def finish(record: dict, turns: list[dict], images: list, videos: list, where: s
     system = system_message(record, where)
     if system is not None and not (turns and turns[0]["from"] == "system"):
         turns.insert(0, {"from": "system", "value": system})
-    place_missing_marks(turns, images, videos)
+    _place_missing_marks(turns, images, videos)
     if len(videos) == 1 and isinstance(videos[0], list) and not images:
         images, videos = videos[0], []
         for turn in turns:
             if isinstance(turn["value"], str) and turn["from"] == "human":
                 turn["value"] = place_frames([Turn("human", turn["value"])], len(images))[0].value
-    return {**kept_fields(record), **media_fields(images, videos, record), "conversations": turns}
+    return {**kept_fields(record), **_media_fields(images, videos, record), "conversations": turns}
 
 
-def meaningful_keys(turn: dict) -> dict:
+def _meaningful_keys(turn: dict) -> dict:
     """Return the keys of a turn that other tools learn by, for the reader of rows to judge."""
     return {key: turn[key] for key in MEANINGFUL_KEYS if key in turn}
 
 
-def one_list(where: str, noun: str, *places: object) -> list:
+def _one_list(where: str, noun: str, *places: object) -> list:
     """Return the paths of a row, which may be one or a list, and stand at several places if they are the same."""
     lists = [place if isinstance(place, list) else [place] for place in places if place]
     for other in lists[1:]:
@@ -84,7 +84,7 @@ def one_list(where: str, noun: str, *places: object) -> list:
     return list(lists[0]) if lists else []
 
 
-def refuse_other_fields(record: dict, known: set[str], where: str) -> None:
+def _refuse_other_fields(record: dict, known: set[str], where: str) -> None:
     """Refuse fields of another format, which conversion would lose."""
     other = next((key for key in sorted(CONVERTED_FIELDS - known - {*SYSTEM_KEYS}) if record.get(key)), None)
     if other:
@@ -92,9 +92,9 @@ def refuse_other_fields(record: dict, known: set[str], where: str) -> None:
         raise RowError(where, "key of another format", what, "Name the right format with --from, or remove the key")
 
 
-def from_llava(record: dict, where: str) -> dict:
+def _from_llava(record: dict, where: str) -> dict:
     """LLaVA's rows have our form, except that some of its sets mark a video as an image."""
-    refuse_other_fields(record, {"conversations", "image", "video"}, where)
+    _refuse_other_fields(record, {"conversations", "image", "video"}, where)
     turns = record.get("conversations")
     if record.get("video") and not record.get("image") and isinstance(turns, list):
         texts = [turn["value"] for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
@@ -112,7 +112,7 @@ def from_llava(record: dict, where: str) -> dict:
 
 def from_messages(record: dict, where: str) -> dict:
     """ms-swift and OpenAI: ``messages`` of role and content (text or parts), ``system``, ``images``, ``videos``."""
-    refuse_other_fields(record, CONVERTED_FIELDS - {"conversations"}, where)
+    _refuse_other_fields(record, CONVERTED_FIELDS - {"conversations"}, where)
     in_parts = {IMAGE_PLACEHOLDER: [], VIDEO_PLACEHOLDER: []}
     turns = []
     for number, message in enumerate(record["messages"], 1):
@@ -120,11 +120,11 @@ def from_messages(record: dict, where: str) -> dict:
             raise RowError(where, "messages", f"message {number} is {shorten(message, 100)}", "Give role and content")
         role, content = message.get("role"), message.get("content")
         if isinstance(content, list):
-            content = join_parts(content, in_parts, number, where)
+            content = _join_parts(content, in_parts, number, where)
         role = ROLES.get(role, role) if isinstance(role, str) else role
-        turns.append({"from": role, "value": content, **meaningful_keys(message)})
-    images = one_list(where, "images", record.get("images"), record.get("image"), in_parts[IMAGE_PLACEHOLDER])
-    videos = one_list(where, "videos", record.get("videos"), record.get("video"), in_parts[VIDEO_PLACEHOLDER])
+        turns.append({"from": role, "value": content, **_meaningful_keys(message)})
+    images = _one_list(where, "images", record.get("images"), record.get("image"), in_parts[IMAGE_PLACEHOLDER])
+    videos = _one_list(where, "videos", record.get("videos"), record.get("video"), in_parts[VIDEO_PLACEHOLDER])
     return finish(record, turns, images, videos, where)
 
 
@@ -134,19 +134,19 @@ def from_sharegpt(record: dict, where: str) -> dict:
     if not all(isinstance(turn, dict) for turn in conversations):
         what = f"conversations is {shorten(conversations, 100)}"
         raise RowError(where, "conversations", what, "Give turns with 'from' and 'value', or 'role' and 'content'")
-    refuse_other_fields(record, CONVERTED_FIELDS - {"messages"}, where)
+    _refuse_other_fields(record, CONVERTED_FIELDS - {"messages"}, where)
     turns = []
     for turn in conversations:
         role, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-        turns.append({"from": ROLES.get(str(role), role), "value": value, **meaningful_keys(turn)})
-    images = one_list(where, "images", record.get("images"), record.get("image"))
-    videos = one_list(where, "videos", record.get("videos"), record.get("video"))
+        turns.append({"from": ROLES.get(str(role), role), "value": value, **_meaningful_keys(turn)})
+    images = _one_list(where, "images", record.get("images"), record.get("image"))
+    videos = _one_list(where, "videos", record.get("videos"), record.get("video"))
     return finish(record, turns, images, videos, where)
 
 
-def from_alpaca(record: dict, where: str) -> dict:
+def _from_alpaca(record: dict, where: str) -> dict:
     """Alpaca's ``instruction``, ``input``, ``output``, and ms-swift's older ``query``, ``response``; ``history``."""
-    refuse_other_fields(record, MEDIA_FIELDS, where)
+    _refuse_other_fields(record, MEDIA_FIELDS, where)
     history = record.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise RowError(where, "history", f"history is {shorten(history, 100)}", "Give pairs of question and answer")
@@ -158,12 +158,12 @@ def from_alpaca(record: dict, where: str) -> dict:
         turn for asked, said in pairs for turn in ({"from": "human", "value": asked}, {"from": "gpt", "value": said})
     ]
     rest = {key: value for key, value in record.items() if key not in INSTRUCTION_FIELDS}
-    images = one_list(where, "images", record.get("images"), record.get("image"))
-    videos = one_list(where, "videos", record.get("videos"), record.get("video"))
+    images = _one_list(where, "images", record.get("images"), record.get("image"))
+    videos = _one_list(where, "videos", record.get("videos"), record.get("video"))
     return finish(rest, turns, images, videos, where)
 
 
-def join_parts(parts: list, found: dict[str, list], number: int, where: str) -> str:
+def _join_parts(parts: list, found: dict[str, list], number: int, where: str) -> str:
     """Return the text of a message given in parts, with marks; paths are added to ``found`` by mark."""
     text = ""
     for part in parts:
@@ -182,7 +182,7 @@ def join_parts(parts: list, found: dict[str, list], number: int, where: str) -> 
     return text
 
 
-def place_missing_marks(turns: list[dict], images: list, videos: list) -> None:
+def _place_missing_marks(turns: list[dict], images: list, videos: list) -> None:
     """Put marks before the first question when there are none at all, as ms-swift does."""
     for mark, paths in ((IMAGE_PLACEHOLDER, images), (VIDEO_PLACEHOLDER, videos)):
         texts = [turn["value"] for turn in turns if isinstance(turn["value"], str)]
@@ -192,9 +192,9 @@ def place_missing_marks(turns: list[dict], images: list, videos: list) -> None:
 
 
 CONVERTERS: dict[str, Callable[[dict, str], dict]] = {
-    "internvl": from_llava,
-    "llava": from_llava,
+    "internvl": _from_llava,
+    "llava": _from_llava,
     "messages": from_messages,
     "sharegpt": from_sharegpt,
-    "alpaca": from_alpaca,
+    "alpaca": _from_alpaca,
 }

@@ -40,13 +40,13 @@ class Options:
     root: Path | None = None
 
 
-def read_objects(path: Path) -> Iterator[tuple[str, object | RowError]]:
+def _read_objects(path: Path) -> Iterator[tuple[str, object | RowError]]:
     """Yield (where, object) of JSON lines, or of a JSON array without reading it whole; a broken line as its error.
 
     Raises:
         UserError: the file is missing, or an array breaks off: nothing behind that point can be read.
     """
-    with open_input(path) as stream:
+    with _open_input(path) as stream:
         start = stream.read(4096).removeprefix(UTF8_MARK).lstrip()
         stream.seek(0)
         if start.startswith(b"["):
@@ -57,7 +57,7 @@ def read_objects(path: Path) -> Iterator[tuple[str, object | RowError]]:
             except BrokenJsonError as err:
                 raise UserError(f"{path}:item {number + 1}: {err}. Correct the file.") from err
             return
-        for number, line in enumerate(skip_mark(stream), 1):
+        for number, line in enumerate(_skip_mark(stream), 1):
             if line.strip():
                 where = f"{path}:{number}"
                 try:
@@ -66,7 +66,7 @@ def read_objects(path: Path) -> Iterator[tuple[str, object | RowError]]:
                     yield where, err
 
 
-def open_input(path: Path):
+def _open_input(path: Path):
     if not path.is_file():
         raise UserError(f"{path}: there is no such file. Correct the path.")
     stream = open(path, "rb")
@@ -79,17 +79,17 @@ def open_input(path: Path):
     return stream
 
 
-def skip_mark(stream):
+def _skip_mark(stream):
     """Move a stream behind the mark that some editors put before UTF-8 text."""
     if stream.read(3) != UTF8_MARK:
         stream.seek(0)
     return stream
 
 
-def read_json_rows(name: str, path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
+def _read_json_rows(name: str, path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
     """Yield (where, row) of a file of JSON objects in the format called ``name``."""
     convert = CONVERTERS[name]
-    for where, record in read_objects(path):
+    for where, record in _read_objects(path):
         if isinstance(record, RowError):
             yield where, record
         elif not isinstance(record, dict):
@@ -105,7 +105,7 @@ def read_json_rows(name: str, path: Path, options: Options) -> Iterator[tuple[st
 
 def read_captions(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
     """Yield a row per caption of a list of ``{"image", "caption"}``, as BLIP and LAVIS have them."""
-    for where, record in read_objects(path):
+    for where, record in _read_objects(path):
         if isinstance(record, RowError):
             yield where, record
             continue
@@ -141,19 +141,19 @@ def one_line(caption: str) -> str:
     return " ".join(caption.split())
 
 
-def read_coco(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
+def _read_coco(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
     """Yield a row per caption of a COCO captions file; only the images' names are held in memory."""
-    refuse_list(path)
+    _refuse_list(path)
     try:
-        with open_input(path) as stream:
+        with _open_input(path) as stream:
             names = {
                 image["id"]: image["file_name"] for image in cast(Iterator[dict], stream_json(stream, "images.item"))
             }
         if not names:
             raise UserError(f"{path}: is not a COCO captions file (has no images). Name the right format with --from.")
-        with open_input(path) as stream:
+        with _open_input(path) as stream:
             for number, note in enumerate(stream_json(stream, "annotations.item"), 1):
-                yield coco_row(note, names, f"{path}:annotation {number}", options.prompt)
+                yield _coco_row(note, names, f"{path}:annotation {number}", options.prompt)
     except BrokenJsonError as err:
         raise UserError(f"{path}: {err}. Copy the file again.") from err
     except (KeyError, TypeError) as err:
@@ -162,21 +162,21 @@ def read_coco(path: Path, options: Options) -> Iterator[tuple[str, dict | RowErr
         ) from err
 
 
-def refuse_list(path: Path) -> None:
+def _refuse_list(path: Path) -> None:
     """Refuse a list of objects, or lines of them, where one object with lists is due.
 
     Raises:
         UserError: names the format that the first object is of.
     """
-    with open_input(path) as stream:
+    with _open_input(path) as stream:
         start = stream.read(1 << 16).removeprefix(UTF8_MARK).lstrip()
     is_list, is_lines = start.startswith(b"["), b"}\n{" in start.replace(b"\r", b"")
     if is_list or is_lines:
-        where, first = next(read_objects(path), (f"{path}:1", None))
+        where, first = next(_read_objects(path), (f"{path}:1", None))
         check_shape(first if isinstance(first, dict) else {}, "coco", where)
 
 
-def coco_row(note: object, names: dict, where: str, prompt: str) -> tuple[str, dict | RowError]:
+def _coco_row(note: object, names: dict, where: str, prompt: str) -> tuple[str, dict | RowError]:
     """Return the row of an entry of ``annotations``."""
     fields = note if isinstance(note, dict) else {}
     caption, image_id = fields.get("caption"), fields.get("image_id")
@@ -188,7 +188,7 @@ def coco_row(note: object, names: dict, where: str, prompt: str) -> tuple[str, d
     return where, ask(names[image_id], prompt, one_line(caption), id=fields.get("id"))
 
 
-def read_table(path: Path, needed: list[list[str]], delimiter: str) -> Iterator[tuple[str, dict | RowError]]:
+def _read_table(path: Path, needed: list[list[str]], delimiter: str) -> Iterator[tuple[str, dict | RowError]]:
     """Yield (where, cells by column) of a table; a line of more or fewer cells than columns as its error.
 
     Raises:
@@ -196,8 +196,8 @@ def read_table(path: Path, needed: list[list[str]], delimiter: str) -> Iterator[
             do not match, so that what is behind that point cannot be told apart.
     """
     csv.field_size_limit(MAX_LINE_BYTES)
-    with open_input(path) as stream:
-        table = csv.DictReader((line.decode() for line in skip_mark(stream)), delimiter=delimiter, strict=True)
+    with _open_input(path) as stream:
+        table = csv.DictReader((line.decode() for line in _skip_mark(stream)), delimiter=delimiter, strict=True)
         try:
             columns = table.fieldnames or []
             if len(set(columns)) != len(columns) or not any(set(names) <= set(columns) for names in needed):
@@ -223,9 +223,9 @@ def read_table(path: Path, needed: list[list[str]], delimiter: str) -> Iterator[
             raise UserError(f"{where}: is not a line of a table ({err}). Check its quotation marks.") from err
 
 
-def read_csv(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
+def _read_csv(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
     """Yield a row per line of a table with the columns image and caption, or image, question and answer."""
-    for where, record in read_table(path, [["image", "caption"], ["image", "question", "answer"]], options.delimiter):
+    for where, record in _read_table(path, [["image", "caption"], ["image", "question", "answer"]], options.delimiter):
         if isinstance(record, RowError):
             yield where, record
         elif not record["image"]:
@@ -235,16 +235,16 @@ def read_csv(path: Path, options: Options) -> Iterator[tuple[str, dict | RowErro
             yield where, ask(record["image"], record.get("question") or options.prompt, answer)
 
 
-def read_imagefolder(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
+def _read_imagefolder(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
     """Yield a row per image of a folder: with metadata.csv or metadata.jsonl, or a .txt file beside each image."""
     if not path.is_dir():
         raise UserError(f"{path}: is not a folder. Name the folder of the images.")
     lines, table = path / "metadata.jsonl", path / "metadata.csv"
     if lines.is_file() or table.is_file():
         columns = [["file_name", "text"], ["file_name", "caption"]]
-        records = read_objects(lines) if lines.is_file() else read_table(table, columns, options.delimiter)
+        records = _read_objects(lines) if lines.is_file() else _read_table(table, columns, options.delimiter)
         for where, record in records:
-            yield (where, record) if isinstance(record, RowError) else caption_of(record, where, options)
+            yield (where, record) if isinstance(record, RowError) else _caption_of(record, where, options)
         return
     left_out = Counter()
     for folder, subfolders, names in os.walk(path):
@@ -252,7 +252,7 @@ def read_imagefolder(path: Path, options: Options) -> Iterator[tuple[str, dict |
         for name in sorted(names):  # names alone: paths of a million images would take some hundred MB
             suffix = Path(name).suffix.lower()
             if suffix in image_suffixes():
-                yield text_beside(Path(folder, name), path, options)
+                yield _text_beside(Path(folder, name), path, options)
             elif suffix != ".txt" and not name.startswith("."):
                 left_out[suffix or "no suffix"] += 1
     if left_out:
@@ -262,7 +262,7 @@ def read_imagefolder(path: Path, options: Options) -> Iterator[tuple[str, dict |
         )
 
 
-def text_beside(file: Path, folder: Path, options: Options) -> tuple[str, dict | RowError]:
+def _text_beside(file: Path, folder: Path, options: Options) -> tuple[str, dict | RowError]:
     """Return the row of an image with its caption in a .txt file of the same stem."""
     caption, where = file.with_suffix(".txt"), str(file)
     try:
@@ -276,7 +276,7 @@ def text_beside(file: Path, folder: Path, options: Options) -> tuple[str, dict |
     return where, ask(file.relative_to(folder).as_posix(), options.prompt, one_line(text))
 
 
-def caption_of(record: object, where: str, options: Options) -> tuple[str, dict | RowError]:
+def _caption_of(record: object, where: str, options: Options) -> tuple[str, dict | RowError]:
     """Return the row of an entry of metadata.csv or metadata.jsonl."""
     fields = record if isinstance(record, dict) else {}
     text = fields.get("text") or fields.get("caption")
@@ -286,11 +286,11 @@ def caption_of(record: object, where: str, options: Options) -> tuple[str, dict 
 
 
 FORMATS: dict[str, Callable[[Path, Options], Iterator[tuple[str, dict | RowError]]]] = {
-    **{name: partial(read_json_rows, name) for name in CONVERTERS},
+    **{name: partial(_read_json_rows, name) for name in CONVERTERS},
     "captions": read_captions,
-    "coco": read_coco,
-    "csv": read_csv,
-    "imagefolder": read_imagefolder,
+    "coco": _read_coco,
+    "csv": _read_csv,
+    "imagefolder": _read_imagefolder,
 }
 
 

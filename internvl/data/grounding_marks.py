@@ -44,8 +44,8 @@ def fill_in_marks(row: dict, where: str, root: Path) -> dict:
     if counts != (len(names), len(boxes)):
         what = f"has {counts[0]} {REF} and {counts[1]} {BOX} for {len(names)} names and {len(boxes)} boxes"
         raise RowError(where, "objects", what, "Make the counts equal")
-    sizes = [box_size(row, objects, unit, number, where, root) for number in range(len(boxes))]
-    rest = iter([box_text(box, size, where) for box, size in zip(boxes, sizes, strict=True)])
+    sizes = [_box_size(row, objects, unit, number, where, root) for number in range(len(boxes))]
+    rest = iter([_box_text(box, size, where) for box, size in zip(boxes, sizes, strict=True)])
     named = iter(names)
 
     def replacement(mark: re.Match) -> str:
@@ -58,7 +58,7 @@ def fill_in_marks(row: dict, where: str, root: Path) -> dict:
     return {**{key: value for key, value in row.items() if key != "objects"}, "conversations": turns}
 
 
-def box_size(row: dict, objects: dict, unit: str, number: int, where: str, root: Path) -> tuple[float, float]:
+def _box_size(row: dict, objects: dict, unit: str, number: int, where: str, root: Path) -> tuple[float, float]:
     """Return the (width, height) that a box's numbers are relative to.
 
     Raises:
@@ -80,7 +80,7 @@ def box_size(row: dict, objects: dict, unit: str, number: int, where: str, root:
         raise RowError(where, "objects", what, "Pass --root FOLDER, where the paths start") from err
 
 
-def box_text(box: object, size: tuple[float, float], where: str) -> str:
+def _box_text(box: object, size: tuple[float, float], where: str) -> str:
     """Return a box, four numbers relative to ``size``, as the model writes it."""
     if not isinstance(box, list) or len(box) != 4 or any(type(value) not in (int, float) for value in box):
         what = f"the box {shorten(box, 60)} is not of four numbers"

@@ -59,10 +59,10 @@ def stream_json(stream: BinaryIO, prefix: str) -> Iterator[object]:
     except BrokenJsonError:
         raise
     except (ijson.JSONError, ValueError) as err:  # ValueError: a lone surrogate, a number of thousands of digits
-        raise BrokenJsonError(f"is not valid JSON ({first_line(err)})") from err
+        raise BrokenJsonError(f"is not valid JSON ({_first_line(err)})") from err
 
 
-def first_line(err: Exception) -> str:
+def _first_line(err: Exception) -> str:
     """Return the message of an error of ijson, which adds lines that show the place, some of them as bytes."""
     text = err.args[0] if err.args else ""
     text = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else str(err)

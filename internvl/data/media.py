@@ -47,19 +47,19 @@ def media_path(root: Path, name: str, where: str, *, allow_outside_root: bool = 
         raise RowError(
             where,
             "outside the root",
-            describe_way_out(root, name),
+            _describe_way_out(root, name),
             "Pass --allow_outside_root True if it is meant, as with images linked from another disk; else correct the "
             "path",
         )
     return path
 
 
-def describe_way_out(root: Path, name: str) -> str:
+def _describe_way_out(root: Path, name: str) -> str:
     """Return how a path leads out of its root: in the same words for all images behind one link."""
     path, outside = root, f"out of the data set's root {str(root)!r}"
     for part in Path(name).parts:
         path = path / part
-        if path.is_symlink() and not os.path.realpath(path).startswith(os.path.join(real_folder(str(root)), "")):
+        if path.is_symlink() and not os.path.realpath(path).startswith(os.path.join(_real_folder(str(root)), "")):
             target = Path(os.path.realpath(path))
             if target.is_dir():
                 return f"the link {str(path.relative_to(root))!r} leads to {target}, {outside}"
@@ -69,14 +69,14 @@ def describe_way_out(root: Path, name: str) -> str:
 
 def leads_outside(root: str, name: str) -> bool:
     """Whether the file called ``name`` below ``root``, or a frame in that folder, really lies elsewhere."""
-    path, real_root = os.path.join(root, name), os.path.join(real_folder(root), "")
+    path, real_root = os.path.join(root, name), os.path.join(_real_folder(root), "")
     folder, last = os.path.split(path)
     try:
         mode = os.lstat(path).st_mode
     except OSError:
         mode = 0  # the reader says that it is missing; here only its place counts
     simple = last not in ("", os.curdir, os.pardir) and not stat.S_ISLNK(mode)
-    real = os.path.join(real_folder(folder), last) if simple else os.path.realpath(path)
+    real = os.path.join(_real_folder(folder), last) if simple else os.path.realpath(path)
     if not os.path.join(real, "").startswith(real_root):
         return True
     if (simple and not stat.S_ISDIR(mode)) or not os.path.isdir(real):
@@ -87,7 +87,7 @@ def leads_outside(root: str, name: str) -> bool:
 
 
 @lru_cache(maxsize=1 << 16)
-def real_folder(folder: str) -> str:
+def _real_folder(folder: str) -> str:
     """Return where a folder really lies; asked once, since a data set has its images in few."""
     return os.path.realpath(folder)
 
@@ -101,7 +101,7 @@ def read_image(path: Path, where: str, *, least_size: tuple[int, int] | None = N
 
     def decode(path: Path) -> Image.Image:
         with Image.open(path) as image:
-            check_size(upright_size(image), path, where)
+            _check_size(_upright_size(image), path, where)
             return to_upright_rgb(image, least_size=least_size)
 
     return read(decode, path, "image", where)
@@ -112,10 +112,10 @@ def read_image_size(path: Path, where: str) -> tuple[int, int]:
 
     def size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
-            return upright_size(image)
+            return _upright_size(image)
 
     found = read(size, path, "image", where)
-    check_size(found, path, where)
+    _check_size(found, path, where)
     return found
 
 
@@ -125,13 +125,13 @@ def count_frames(path: Path) -> int:
         return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
+def _upright_size(image: Image.Image) -> tuple[int, int]:
     """Return (width, height) in px as seen with the camera held upright."""
     lies_on_its_side = read_orientation(image) >= 5
     return image.size[::-1] if lies_on_its_side else image.size
 
 
-def check_size(size: tuple[int, int], path: Path, where: str) -> None:
+def _check_size(size: tuple[int, int], path: Path, where: str) -> None:
     """Refuse images that would fill the memory, and those that no tile could show."""
     if size[0] * size[1] > MAX_PIXELS:
         what = f"{path}: is {size[0]} × {size[1]} px, more than {MAX_PIXELS:,} pixels"

@@ -38,15 +38,15 @@ def find_similar(path: Path) -> Similar | None:
         if form != name and (folder / form).is_file():
             return Similar(str(folder / form), difference, RENAME)
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    matched = match_parts(folder, parts)
+    matched = _match_parts(folder, parts)
     if matched and matched != name:
         same_letters = unicodedata.normalize("NFC", matched) == unicodedata.normalize("NFC", name)
         difference = "the Unicode form of the name differs" if same_letters else "upper and lower case differ"
         return Similar(str(folder / matched), difference, RENAME)
-    return find_moved(folder, parts)
+    return _find_moved(folder, parts)
 
 
-def find_moved(folder: Path, parts: tuple[str, ...]) -> Similar | None:
+def _find_moved(folder: Path, parts: tuple[str, ...]) -> Similar | None:
     """Return a file with one folder less or more on its path below ``folder`` than ``parts``."""
     shorter = folder.joinpath(*parts[1:])
     if len(parts) > 1 and shorter.is_file():
@@ -61,7 +61,7 @@ def find_moved(folder: Path, parts: tuple[str, ...]) -> Similar | None:
     return None
 
 
-def match_parts(root: Path, parts: tuple[str, ...]) -> str | None:
+def _match_parts(root: Path, parts: tuple[str, ...]) -> str | None:
     """Return the path below ``root`` that has these parts but for case and Unicode form, None if there is none."""
     found: list[str] = []
     for part in parts:

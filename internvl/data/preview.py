@@ -54,11 +54,11 @@ def make_spans(sample: Sample, tokenizer, image_token_id: int) -> Iterator[Span]
             for index in ids:
                 yield Span(tokenizer.convert_ids_to_tokens(index), [index], is_supervised, "special")
         else:
-            for text, part in whole_characters(ids, tokenizer):
+            for text, part in _whole_characters(ids, tokenizer):
                 yield Span(text, part, is_supervised, "text")
 
 
-def whole_characters(ids: list[int], tokenizer) -> Iterator[tuple[str, list[int]]]:
+def _whole_characters(ids: list[int], tokenizer) -> Iterator[tuple[str, list[int]]]:
     """Yield (text, ids) of the shortest runs of tokens that spell whole characters.
 
     Characters unknown to the vocabulary are spelled in bytes, one token each.
@@ -90,7 +90,7 @@ def tile_images(images: Sequence[TiledImage]) -> list[str]:
     return addresses
 
 
-def describe_row(row: PreviewRow, tokenizer, image_token_id: int) -> dict:
+def _describe_row(row: PreviewRow, tokenizer, image_token_id: int) -> dict:
     """Return what the template shows of a row."""
     tiles = iter(tile_images(row.sample.images))
     noun = "frame" if row.kind == "video" else "image"
@@ -120,6 +120,6 @@ def describe_row(row: PreviewRow, tokenizer, image_token_id: int) -> dict:
 def write_preview(file: Path, rows: Iterable[PreviewRow], tokenizer, *, image_token_id: int) -> None:
     """Write the page: one file that needs nothing else."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    described = [describe_row(row, tokenizer, image_token_id) for row in rows]
+    described = [_describe_row(row, tokenizer, image_token_id) for row in rows]
     page = environment.get_template("preview.html.jinja").render(rows=described)
     Path(file).write_text(page, encoding="utf-8", errors="backslashreplace")  # file names may not be UTF-8

@@ -70,7 +70,7 @@ def nearest_format(record: dict) -> str | None:
     return None
 
 
-def has_own_media(record: dict) -> bool:
+def _has_own_media(record: dict) -> bool:
     """Whether a row has media under the keys that are read."""
     return bool(record.get("image") or record.get("video"))
 
@@ -84,7 +84,7 @@ def check_own_form(record: dict, where: str) -> None:
     conversations = record.get("conversations")
     if isinstance(conversations, list):  # ours, but for turns of role and content, or media under other keys alone
         has_roles = any(isinstance(turn, dict) and "role" in turn and "from" not in turn for turn in conversations)
-        has_others = any(record.get(key) for key in ("images", "videos")) and not has_own_media(record)
+        has_others = any(record.get(key) for key in ("images", "videos")) and not _has_own_media(record)
         form = "sharegpt" if has_roles or has_others else None
     else:
         form = nearest_format(record)
@@ -101,7 +101,7 @@ def check_media_keys(record: dict, where: str) -> None:
     Raises:
         RowError: names the key and the one that is read.
     """
-    if has_own_media(record):
+    if _has_own_media(record):
         return
     for key, ours in MEDIA_KEYS.items():
         if record.get(key):

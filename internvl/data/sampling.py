@@ -41,7 +41,7 @@ class LengthBalanced:
     def assign(
         self, groups: list[int], num_tokens: Sequence[int], num_batches: int, world_size: int
     ) -> list[list[int]]:
-        return assign_evenly(groups, num_tokens, num_batches)
+        return _assign_evenly(groups, num_tokens, num_batches)
 
 
 class GroupBalanced:
@@ -62,7 +62,7 @@ class TokenBudget:
     def assign(
         self, groups: list[int], num_tokens: Sequence[int], num_batches: int, world_size: int
     ) -> list[list[int]]:
-        bins = split_to_multiple(best_fit(groups, num_tokens, self.max_tokens_per_batch), world_size)
+        bins = _split_to_multiple(best_fit(groups, num_tokens, self.max_tokens_per_batch), world_size)
         return (
             bins if len(bins) <= num_batches else GroupBalanced().assign(groups, num_tokens, num_batches, world_size)
         )
@@ -124,7 +124,7 @@ class MicroBatchSampler(Sampler[list[SampleGroup]]):
 
     def __iter__(self) -> Iterator[list[SampleGroup]]:
         for step in self.steps():
-            for batches in in_rounds(self.assign(step), self.num_batches, self.world_size):
+            for batches in _in_rounds(self.assign(step), self.num_batches, self.world_size):
                 if not any(batches):
                     yield [SampleGroup((), self.epoch)]
                 else:
@@ -150,7 +150,7 @@ class MicroBatchSampler(Sampler[list[SampleGroup]]):
         return self.strategy.assign(longest_first, self.num_tokens, self.num_batches, self.world_size)
 
 
-def in_rounds(batches: list[list[int]], num_batches: int, world_size: int) -> Iterator[list[list[int]]]:
+def _in_rounds(batches: list[list[int]], num_batches: int, world_size: int) -> Iterator[list[list[int]]]:
     """Yield a step's micro-batches in rounds of one a rank, those of nobody first: the last one has rows."""
     rounds = [batches[start : start + world_size] for start in range(0, len(batches), world_size)]
     empty = [[[]] * world_size for _ in range(num_batches // world_size - len(rounds))]
@@ -162,19 +162,19 @@ def group_by_length(
 ) -> list[int]:
     """Return all indices in the order of the original's length-grouped sampler, for comparison with it.
 
-    Shuffled, cut into steps of ``batch_size`` × ``num_batches``, and each step split by :func:`assign_evenly`.
+    Shuffled, cut into steps of ``batch_size`` × ``num_batches``, and each step split by :func:`_assign_evenly`.
     """
     order = torch.randperm(len(lengths), generator=generator).tolist()
     step = batch_size * num_batches
     grouped = []
     for start in range(0, len(order), step):
         longest_first = sorted(order[start : start + step], key=lambda index: lengths[index], reverse=True)
-        for batch in assign_evenly(longest_first, lengths, num_batches):
+        for batch in _assign_evenly(longest_first, lengths, num_batches):
             grouped += batch
     return grouped
 
 
-def assign_evenly(indices: list[int], lengths: Sequence[int], num_batches: int) -> list[list[int]]:
+def _assign_evenly(indices: list[int], lengths: Sequence[int], num_batches: int) -> list[list[int]]:
     """Assign indices, longest first, each to the batch with the fewest tokens that is not full.
 
     A number of indices that does not divide evenly (the end of an epoch) is cut into strides instead.
@@ -215,7 +215,7 @@ def best_fit(indices: list[int], num_tokens: Sequence[int], max_tokens: int) -> 
     return batches
 
 
-def split_to_multiple(batches: list[list[int]], world_size: int) -> list[list[int]]:
+def _split_to_multiple(batches: list[list[int]], world_size: int) -> list[list[int]]:
     """Return a multiple of ``world_size`` batches: the fullest are halved; what cannot be is left empty."""
     batches = list(batches)
     while len(batches) % world_size:

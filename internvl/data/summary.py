@@ -20,7 +20,7 @@ def summarize(dataset: ConversationDataset, check: DatasetCheck) -> dict:
             "annotations": [str(path) for path in spec.annotations],
             "declared": spec.length,
             "rows_in_epoch": int(in_epoch[numbers].sum()),
-            **summarize_facts(facts),
+            **_summarize_facts(facts),
             "notes": dict(sum((check.files[number].all_notes() for number in numbers), Counter()).most_common()),
         }
     return {
@@ -30,7 +30,7 @@ def summarize(dataset: ConversationDataset, check: DatasetCheck) -> dict:
     }
 
 
-def summarize_facts(facts: np.ndarray) -> dict:
+def _summarize_facts(facts: np.ndarray) -> dict:
     """Return the numbers of rows; those of tokens, turns and tiles are of rows without errors."""
     readable = facts[facts["status"] != BAD]
     return {

@@ -175,9 +175,9 @@ def read_video_info(path: Path) -> VideoInfo:
 
         try:
             with av.open(str(path)) as container:
-                stream = best_stream(container)
-                check_frame_size(path, stream.width, stream.height)
-                info = frame_times(packet_times(container, stream), stream)
+                stream = _best_stream(container)
+                _check_frame_size(path, stream.width, stream.height)
+                info = _frame_times(_packet_times(container, stream), stream)
         except (av.FFmpegError, IndexError) as err:
             raise VideoError(f"{path}: cannot be read as a video ({describe(err)}). Replace it or its row.") from err
     if info.num_frames == 0:
@@ -185,7 +185,7 @@ def read_video_info(path: Path) -> VideoInfo:
     return info
 
 
-def best_stream(container):
+def _best_stream(container):
     """Return the video stream a player would show: not the cover image of a file, where there is another.
 
     Raises:
@@ -194,7 +194,7 @@ def best_stream(container):
     return container.streams.best("video") or container.streams.video[0]
 
 
-def packet_times(container, stream) -> list:
+def _packet_times(container, stream) -> list:
     """Return the time stamp of each frame that decoding shows, in the stream's units, None where there is none.
 
     A file that was cut without encoding it again keeps packets before the cut, which its edit list hides; and what
@@ -208,7 +208,7 @@ def packet_times(container, stream) -> list:
     return times
 
 
-def frame_times(stamps: list, stream) -> VideoInfo:
+def _frame_times(stamps: list, stream) -> VideoInfo:
     """Return when frames with these time stamps are shown; at the stream's rate where they have none."""
     rate = float(stream.average_rate or stream.guessed_rate or 1)
     if not stamps or any(stamp is None for stamp in stamps):
@@ -234,11 +234,11 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[Image.Image]:
     wanted, frames, stamps = set(indices), {}, []
     try:
         with av.open(str(path)) as container:
-            stream = best_stream(container)
-            check_frame_size(path, stream.width, stream.height)
+            stream = _best_stream(container)
+            _check_frame_size(path, stream.width, stream.height)
             stream.thread_type = "AUTO"
             for number, frame in enumerate(container.decode(stream)):
-                check_frame_size(path, frame.width, frame.height)  # it may change on the way
+                _check_frame_size(path, frame.width, frame.height)  # it may change on the way
                 stamps.append(frame.pts)
                 if number in wanted:
                     image = frame.to_image()
@@ -250,7 +250,7 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[Image.Image]:
     missing = sorted(wanted - frames.keys())
     if missing:
         message = f"{path}: ends before frame {missing[0]}. Copy the complete video there."
-        raise FewerFramesError(message, frame_times(stamps, stream))
+        raise FewerFramesError(message, _frame_times(stamps, stream))
     return [frames[index] for index in indices]
 
 
@@ -267,7 +267,7 @@ def read_chosen_frames(path: Path, choose: Callable[[VideoInfo], Sequence[int]])
         return read_frames(path, choose(err.info))
 
 
-def check_frame_size(path: Path, width: int, height: int) -> None:
+def _check_frame_size(path: Path, width: int, height: int) -> None:
     """Refuse frames that would fill the memory."""
     if width * height > MAX_PIXELS:
         raise VideoError(

@@ -23,7 +23,7 @@ from internvl.evaluation.score import CaptionScores, score_captions
 from internvl.json_files import write_json
 
 
-def check_comparable(first: Result, second: Result) -> None:
+def _check_comparable(first: Result, second: Result) -> None:
     """Refuse results whose differences would mean nothing.
 
     Raises:
@@ -49,7 +49,7 @@ def compare(first: Result, second: Result, out: Path) -> dict[str, Difference]:
     Raises:
         UserError: they cannot be compared.
     """
-    check_comparable(first, second)
+    _check_comparable(first, second)
     truth = first.ground_truth()
     before, after = (
         score_captions(result.predictions(), truth, allow_empty=True, predictions_name=str(result.folder))

@@ -67,7 +67,7 @@ class CaptionSet:
         return references
 
 
-def known_sets() -> dict[str, CaptionEntry]:
+def _known_sets() -> dict[str, CaptionEntry]:
     """Return the registry: name → entry, paths in it relative to the repository root.
 
     Raises:
@@ -83,7 +83,7 @@ def present_sets() -> tuple[list[str], list[str]]:
         UserError: none is.
     """
     present, absent = [], []
-    for name, entry in known_sets().items():
+    for name, entry in _known_sets().items():
         files = [REPOSITORY / entry[key] for key in ("annotation", "ground_truth") if key in entry]
         missing = [file for file in files if not file.is_file()]
         if missing:
@@ -101,7 +101,7 @@ def read_caption_set(name: str, prompt: str | None = None, *, allow_outside_root
     Raises:
         UserError: the set is unknown, a file of it is missing or of another form, or an image is outside its root.
     """
-    registry = known_sets()
+    registry = _known_sets()
     if name not in registry:
         raise UserError(f"{REGISTRY}: has no data set {name!r}. Use one of {', '.join(registry)}, or add an entry.")
     entry = registry[name]
@@ -214,7 +214,7 @@ def read_rows(
         rows = AnnotationFile(file)
         for index in range(len(rows)):
             try:
-                for asked, answer in split_row(rows.row(index), root, max_tiles, allow_outside_root):
+                for asked, answer in _split_row(rows.row(index), root, max_tiles, allow_outside_root):
                     key = (asked.turns, asked.images, asked.video, asked.clip)
                     question = questions.setdefault(key, replace(asked, id=len(questions) + 1))
                     references.append({"id": len(references) + 1, "image_id": question.id, "caption": answer})
@@ -233,7 +233,7 @@ def read_rows(
     )
 
 
-def split_row(row: Row, root: Path, max_tiles: int | None, allow_outside_root: bool) -> list[tuple[Question, str]]:
+def _split_row(row: Row, root: Path, max_tiles: int | None, allow_outside_root: bool) -> list[tuple[Question, str]]:
     """Return each answer of a row with its question, whose id is left 0."""
 
     def path(name: str) -> Path:

@@ -48,12 +48,12 @@ def generate_captions(
     order = sorted(range(len(left)), key=lambda index: -lengths[index])
     order = list(shard(order, rank, world_size))
     answer_tokens, beams = generation.get("max_new_tokens", 0), generation.get("num_beams", 1)
-    batches = make_batches(
+    batches = _make_batches(
         [(left[index], (lengths[index] + answer_tokens) * beams) for index in order], batch_size, batch_tokens
     )
     bar = Progress(total=len(order), desc="Captioning", unit=" answers", disable=quiet or rank > 0, dynamic_ncols=True)
     with bar:
-        for questions, requests in read_ahead(engine, batches, num_frames):
+        for questions, requests in _read_ahead(engine, batches, num_frames):
             answers = answer_batch(engine, requests, **generation)
             log.add({question.id: answer for question, answer in zip(questions, answers, strict=True)})
             bar.update(len(questions))
@@ -62,7 +62,7 @@ def generate_captions(
     return [{"image_id": question.id, "caption": captions[question.id]} for question in data.questions]
 
 
-def make_batches(
+def _make_batches(
     questions: Sequence[tuple[Question, int]], batch_size: int, batch_tokens: int
 ) -> list[list[Question]]:
     """Cut (question, its tokens), the longest first, into batches; one too long is a batch of its own."""
@@ -78,7 +78,7 @@ def make_batches(
     return batches
 
 
-def read_ahead(
+def _read_ahead(
     engine: AnsweringEngine, batches: Sequence[list[Question]], num_frames: int
 ) -> Iterator[tuple[list[Question], list[Request]]]:
     """Yield each batch with its images; those of the next one are read while this one is answered."""

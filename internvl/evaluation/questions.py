@@ -37,7 +37,7 @@ class Question:
         return {"image": names[0] if len(names) == 1 else names} if names else {}
 
 
-def middle_frames(question: Question, info: VideoInfo, num_frames: int) -> list[int]:
+def _middle_frames(question: Question, info: VideoInfo, num_frames: int) -> list[int]:
     """Return the frames of a question's video: the middle ones of ``num_frames`` equal parts of it or of its clip."""
     start, length = choose_clip(question.clip, info, question.video or "", question.where)
     return [start + index for index in choose_frames(num_frames, length, sample="middle")]
@@ -77,7 +77,7 @@ def count_tokens(
         turns, limit = list(question.turns), rules.tiling.limit(len(question.images), question.max_tiles)
         frames = 0
         if question.video:
-            frames = len(middle_frames(question, read_info(question.video, question.where), num_frames))
+            frames = len(_middle_frames(question, read_info(question.video, question.where), num_frames))
         texts.append(place_frames(turns, frames))
         tiles.append(frames + sum(rules.tiling.num_tiles(sizes[path], limit) for path in question.images))
     lengths = count_text_tokens(texts, tokenizer=rules.tokenizer, template=rules.template)
@@ -92,7 +92,7 @@ def read_request(engine: AnsweringEngine, question: Question, num_frames: int) -
     """
     turns = list(question.turns)
     if question.video:
-        frames = read_video(question.video, lambda info: middle_frames(question, info, num_frames), question.where)
+        frames = read_video(question.video, lambda info: _middle_frames(question, info, num_frames), question.where)
         return Request([engine.read(frame, 1) for frame in frames], place_frames(turns, len(frames)))
     limit = engine.tiling.limit(len(question.images), question.max_tiles)
     return Request([engine.read(path, limit, question.where) for path in question.images], turns)

@@ -22,7 +22,7 @@ from internvl.schema import validate
 RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "pillow", "pycocoevalcap")
 
 
-def repository_commit() -> str | None:
+def _repository_commit() -> str | None:
     """Return the commit of this repository, with "+changes" if files differ from it; None without git."""
     git = ["git", "-C", str(REPOSITORY)]
     try:
@@ -45,7 +45,7 @@ def write_results(
     if data.ground_truth_file is None:
         write_json(folder / "ground_truth.json", data.ground_truth)
     made_with = {
-        "commit": repository_commit(),
+        "commit": _repository_commit(),
         "versions": {package: version(package) for package in RECORDED_PACKAGES},
     }
     record = {

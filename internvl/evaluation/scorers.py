@@ -65,10 +65,10 @@ def score_bleu(references: Captions, hypotheses: Captions) -> Scored:
         closest = min((abs(length - counts["testlen"]), length) for length in counts["reflen"])[1]
         statistics.append([counts["testlen"], closest, *counts["correct"], *counts["guess"]])
     names = tuple(f"Bleu_{n}" for n in range(1, 5))
-    return Scored(names, [float(value) for value in corpus], by_image, np.array(statistics, float), combine_bleu)
+    return Scored(names, [float(value) for value in corpus], by_image, np.array(statistics, float), _combine_bleu)
 
 
-def combine_bleu(sums: np.ndarray) -> np.ndarray:
+def _combine_bleu(sums: np.ndarray) -> np.ndarray:
     """Bleu 1 to 4 from summed counts, with pycocoevalcap's guards against division by zero."""
     small, tiny = 1e-9, 1e-15
     precision = (sums[..., 2:6] + tiny) / (sums[..., 6:10] + small)
@@ -124,7 +124,7 @@ def score_cider(references: Captions, hypotheses: Captions) -> Scored:
     return _mean_of("CIDEr", *Cider().compute_score(references, hypotheses))
 
 
-def score_spice(references: Captions, hypotheses: Captions) -> Scored:
+def _score_spice(references: Captions, hypotheses: Captions) -> Scored:
     """SPICE, a mean over images; its models are not part of pycocoevalcap's package."""
     return _mean_of("SPICE", *spice(references, hypotheses))
 
@@ -135,5 +135,5 @@ SCORERS: tuple[tuple[tuple[str, ...], Scorer], ...] = (
     (("METEOR",), score_meteor),
     (("ROUGE_L",), score_rouge_l),
     (("CIDEr",), score_cider),
-    (("SPICE",), score_spice),
+    (("SPICE",), _score_spice),
 )

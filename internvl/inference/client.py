@@ -65,7 +65,7 @@ class ServerClient:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"{url}: is not the address of a server. Give it like http://127.0.0.1:8000.")
         # A proxy for the way out does not know this machine's own addresses.
-        handlers = [urllib.request.ProxyHandler({})] if is_this_machine(parts.hostname) else []
+        handlers = [urllib.request.ProxyHandler({})] if _is_this_machine(parts.hostname) else []
         self._opener = urllib.request.build_opener(*handlers)
 
     def call(self, path: str, body: dict | None = None, *, timeout: float = TIMEOUT_SECONDS) -> dict:
@@ -84,7 +84,7 @@ class ServerClient:
             with self._opener.open(request, timeout=timeout) as stream:
                 content = stream.read()
         except urllib.error.HTTPError as err:
-            reason = reason_of(err.read())
+            reason = _reason_of(err.read())
             raise ServerError(
                 f"{self.url}{path}: the server refused with status {err.code} ({reason}). Look into the server's log.",
                 err.code,
@@ -162,7 +162,7 @@ class ServerClient:
             ) from err
 
 
-def is_this_machine(host: str) -> bool:
+def _is_this_machine(host: str) -> bool:
     """Return whether a host name or address is a loopback one."""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -170,7 +170,7 @@ def is_this_machine(host: str) -> bool:
         return host == "localhost"
 
 
-def reason_of(content: bytes) -> str:
+def _reason_of(content: bytes) -> str:
     """Return what a server says about a refusal, on one line."""
     try:
         answer = json.loads(content)

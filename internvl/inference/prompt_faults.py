@@ -30,33 +30,33 @@ def rendered(rules: PromptRules, turns: Sequence[Turn], *, sep: str, system: boo
     return "".join(parts) + (template.assistant_prefix if opens else "")
 
 
-def newline_behind_end(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
+def _newline_behind_end(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
     return tokens(rules, rendered(rules, turns, sep=rules.template.sep + "\n"))
 
 
-def no_system_text(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
+def _no_system_text(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
     return tokens(rules, rendered(rules, turns, sep=rules.template.sep, system=False))
 
 
-def two_starts(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
+def _two_starts(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
     return [rules.tokenizer.bos_token_id, *rules.prompt_ids(turns, [])]
 
 
-def no_start(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
+def _no_start(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
     return rules.prompt_ids(turns, [])[1:]
 
 
-def no_open_answer(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
+def _no_open_answer(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
     return tokens(rules, rendered(rules, turns, sep=rules.template.sep, opens=False))
 
 
 PROMPT_FAULTS = {
     "the published chat template, with a newline behind <|im_end|> and no system text": published,
-    "a newline stands behind the end of each turn": newline_behind_end,
-    "the system text is missing": no_system_text,
-    "it begins with <s> twice": two_starts,
-    "<s> is missing at its beginning": no_start,
-    "the answer is not opened": no_open_answer,
+    "a newline stands behind the end of each turn": _newline_behind_end,
+    "the system text is missing": _no_system_text,
+    "it begins with <s> twice": _two_starts,
+    "<s> is missing at its beginning": _no_start,
+    "the answer is not opened": _no_open_answer,
 }
 
 

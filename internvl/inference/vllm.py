@@ -96,23 +96,23 @@ def serve(command: list[str], port: int) -> Iterator[ServerClient]:
     with tempfile.NamedTemporaryFile("w+", prefix="vllm-", suffix=".log", errors="replace") as log:
         logger.info("Starting vLLM (its log is %s).", log.name)
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment, start_new_session=True, preexec_fn=end_with_parent
+            command, stdout=log, stderr=log, env=environment, start_new_session=True, preexec_fn=_end_with_parent
         )
         try:
             client = ServerClient(f"http://127.0.0.1:{port}")
-            wait_until_ready(client, process, command, Path(log.name))
+            _wait_until_ready(client, process, command, Path(log.name))
             yield client
         finally:
             stop(process)
 
 
-def end_with_parent() -> None:
+def _end_with_parent() -> None:
     """Ask Linux to end this process when its parent dies, however it dies."""
     with suppress(OSError, AttributeError):  # other systems have no such call
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def wait_until_ready(client: ServerClient, process: subprocess.Popen, command: list[str], log: Path) -> None:
+def _wait_until_ready(client: ServerClient, process: subprocess.Popen, command: list[str], log: Path) -> None:
     """Wait until the server that ``command`` started answers; errors as of :func:`serve`."""
     while True:
         try:

@@ -83,7 +83,7 @@ def choose_precision(asked: str, device: Device) -> str:
     return asked
 
 
-def choose_deepspeed(settings: Settings, device: Device) -> str:
+def _choose_deepspeed(settings: Settings, device: Device) -> str:
     """Return the DeepSpeed config: ZeRO-1 on GPUs unless told; on a CPU it only costs time."""
     if "DEEPSPEED" not in settings.values:
         return ZERO_1 if device.kind == "cuda" else ""
@@ -116,13 +116,13 @@ class Plan:
         )
         yield f"Device: {self.device.kind}, precision {self.precision}{there}"
         yield f"Output: {self.settings['OUTPUT_DIR']}\n\nFiles it would read:"
-        yield input_line("model", f"{self.settings['MODEL']}/config.json")
+        yield _input_line("model", f"{self.settings['MODEL']}/config.json")
         meta = self.settings["META_PATH"]
-        yield input_line("meta", meta)
+        yield _input_line("meta", meta)
         for found in meta_inputs(meta) if Path(meta).is_file() else ():
-            yield f"{input_line(found.what, found.path)}  [{found.dataset}]"
+            yield f"{_input_line(found.what, found.path)}  [{found.dataset}]"
         if self.deepspeed:
-            yield input_line("deepspeed", self.deepspeed)
+            yield _input_line("deepspeed", self.deepspeed)
         yield f"\nThe torchrun command:\n{self.command_lines(root)}"
 
 
@@ -138,7 +138,7 @@ def escape(character: str) -> str:
     return character if character.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
-def input_line(what: str, path: str) -> str:
+def _input_line(what: str, path: str) -> str:
     """Return one line of the dry run's list of files."""
     return f"    {what:<11} {path}{'' if os.path.exists(path) else ' (missing)'}"
 
@@ -157,7 +157,7 @@ def make_plan(settings: Settings, batch: Batch, device: Device, script: str, rec
         UserError: the device cannot do what is asked for.
     """
     precision = choose_precision(settings["PRECISION"], device)
-    deepspeed = choose_deepspeed(settings, device)
+    deepspeed = _choose_deepspeed(settings, device)
     own = [
         ("--model_name_or_path", settings["MODEL"]),
         ("--meta_path", settings["META_PATH"]),

@@ -142,12 +142,12 @@ class Batch:
 
     def __str__(self) -> str:
         return (
-            f"BATCH_SIZE {self.size} = {plural(self.per_device, 'row')} per device x {plural(self.gpus, 'process')} x "
-            f"{plural(self.nodes, 'node')} x {plural(self.steps, 'accumulation step')}"
+            f"BATCH_SIZE {self.size} = {_plural(self.per_device, 'row')} per device x {_plural(self.gpus, 'process')} "
+            f"x {_plural(self.nodes, 'node')} x {_plural(self.steps, 'accumulation step')}"
         )
 
 
-def plural(count: int, noun: str) -> str:
+def _plural(count: int, noun: str) -> str:
     """Return ``1 node``, ``2 nodes``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith('s') else 's'}"
 

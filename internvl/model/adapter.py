@@ -56,9 +56,9 @@ def choose_trainable(
     """
     whole: InternVLChatModel | PeftModel = model
     if use_llm_lora or use_backbone_lora:
-        present = take_out_lora(model)
+        present = _take_out_lora(model)
         model.config.use_llm_lora, model.config.use_backbone_lora = use_llm_lora, use_backbone_lora
-        whole = get_peft_model(model, lora_config(model.config, lora_dropout))  # which freezes all but LoRA
+        whole = get_peft_model(model, _lora_config(model.config, lora_dropout))  # which freezes all but LoRA
         whole.load_state_dict(present, strict=False)
     if not use_llm_lora:
         model.language_model.requires_grad_(not freeze_llm)
@@ -83,7 +83,7 @@ def choose_trainable(
     return whole
 
 
-def lora_config(config: InternVLChatConfig, dropout: float, **more) -> LoraConfig:
+def _lora_config(config: InternVLChatConfig, dropout: float, **more) -> LoraConfig:
     """Return PEFT's settings for the LoRA that a model's config names; ``more`` goes into them, too.
 
     ``modules_to_save`` is for what is written only: PEFT would keep a second, frozen copy of each such module.
@@ -104,7 +104,7 @@ def lora_config(config: InternVLChatConfig, dropout: float, **more) -> LoraConfi
     )
 
 
-def take_out_lora(model: InternVLChatModel) -> dict[str, torch.Tensor]:
+def _take_out_lora(model: InternVLChatModel) -> dict[str, torch.Tensor]:
     """Take out the LoRA that the original trainer left inside; return it by its names in PEFT's wrap of the whole."""
     present = {}
     for part in ("language_model", "vision_model"):
@@ -142,7 +142,7 @@ def is_lora(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
 
 
-def fully_trained_modules(model: nn.Module) -> list[str]:
+def _fully_trained_modules(model: nn.Module) -> list[str]:
     """Return the published names of the largest modules without LoRA all of whose weights train.
 
     A base layer that trains beside its LoRA is not among them: PEFT finds its weights by their names in the file.
@@ -162,7 +162,7 @@ def fully_trained_modules(model: nn.Module) -> list[str]:
     return found
 
 
-def adapter_state(model: nn.Module, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+def _adapter_state(model: nn.Module, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """Return the trained tensors under the names PEFT gives them in an adapter file.
 
     ``state`` holds the values when they are not in ``model`` itself (gathered from several processes).
@@ -188,10 +188,10 @@ def save_adapter(
 
     Modules trained in full are in it, as PEFT's ``modules_to_save``. ``base`` and its hash are recorded.
     """
-    config = lora_config(
+    config = _lora_config(
         model.config,
         lora_dropout,
-        modules_to_save=fully_trained_modules(model) or None,
+        modules_to_save=_fully_trained_modules(model) or None,
         base_model_name_or_path=str(base),
         # PEFT keeps this dictionary as it is; the hash lets a merge refuse another base.
         auto_mapping={"base_model_class": InternVLChatModel.__name__, "base_model_sha256": base_sha256},
@@ -202,7 +202,7 @@ def save_adapter(
     )  # PEFT makes a set of it, written in another order every time
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(adapter_state(model, state), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_file(_adapter_state(model, state), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)
 
 
@@ -223,14 +223,14 @@ def load_trained(model: InternVLChatModel | PeftModel, saved: Checkpoint) -> Non
         raise UserError(f"{saved.folder}: {shorten(unknown)} has no place in the model that trains. {anew}")
     try:
         tensors = {names[name]: saved.tensor(name) for name in saved.tensors}
-        state = {name: divide_like(parameters[name], tensor) for name, tensor in tensors.items()}
+        state = {name: _divide_like(parameters[name], tensor) for name, tensor in tensors.items()}
         model.load_state_dict(state, strict=False)
     except RuntimeError as err:
         reason = str(err).splitlines()[-1].strip()
         raise UserError(f"{saved.folder}: does not fit the model that trains ({reason}). {anew}") from err
 
 
-def divide_like(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
+def _divide_like(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor, which every process has whole, divided over the processes as FSDP divides the parameter."""
     if not isinstance(parameter, DTensor):
         return tensor

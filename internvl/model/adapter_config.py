@@ -113,25 +113,25 @@ def read_settings(adapter: Checkpoint) -> LoraSettings:
             be.
     """
     config, file = adapter.config, adapter.folder / ADAPTER_CONFIG
-    check_type(config, file)
-    check_variants(config, file)
-    check_start(config.get("init_lora_weights", True), file)
-    flags = {name: read_flag(config, name, file) for name in ("use_rslora", "use_dora", "lora_bias")}
+    _check_type(config, file)
+    _check_variants(config, file)
+    _check_start(config.get("init_lora_weights", True), file)
+    flags = {name: _read_flag(config, name, file) for name in ("use_rslora", "use_dora", "lora_bias")}
     if flags["use_dora"] and flags["lora_bias"]:
         raise UserError(f"{file}:lora_bias: is true beside use_dora, which PEFT has no layer for. Set one to false.")
     return LoraSettings(
         file=file,
-        r=check_rank(config.get("r"), f"{file}:r"),
-        lora_alpha=check_alpha(config.get("lora_alpha"), f"{file}:lora_alpha"),
-        rank_pattern=read_pattern(config, "rank_pattern", check_rank, file),
-        alpha_pattern=read_pattern(config, "alpha_pattern", check_alpha, file),
-        modules_to_save=tuple(read_names(config, "modules_to_save", file)),
-        selection=read_selection(config, file),
+        r=_check_rank(config.get("r"), f"{file}:r"),
+        lora_alpha=_check_alpha(config.get("lora_alpha"), f"{file}:lora_alpha"),
+        rank_pattern=_read_pattern(config, "rank_pattern", _check_rank, file),
+        alpha_pattern=_read_pattern(config, "alpha_pattern", _check_alpha, file),
+        modules_to_save=tuple(_read_names(config, "modules_to_save", file)),
+        selection=_read_selection(config, file),
         **flags,
     )
 
 
-def check_type(config: dict, file: Path) -> None:
+def _check_type(config: dict, file: Path) -> None:
     """Refuse every kind of adapter but LoRA.
 
     Raises:
@@ -142,7 +142,7 @@ def check_type(config: dict, file: Path) -> None:
         raise UserError(f"{file}:peft_type: is {shorten(kind)}, and only LORA is read. {MERGE_WITH_PEFT}.")
 
 
-def check_variants(config: dict, file: Path) -> None:
+def _check_variants(config: dict, file: Path) -> None:
     """Refuse variants of LoRA that are not read, and unknown keys that are switched on.
 
     Raises:
@@ -161,7 +161,7 @@ def check_variants(config: dict, file: Path) -> None:
         )
 
 
-def check_start(start: object, file: Path) -> None:
+def _check_start(start: object, file: Path) -> None:
     """Refuse a start of LoRA that has changed the base's weights, and one that is not known.
 
     Raises:
@@ -196,37 +196,37 @@ def check_start(start: object, file: Path) -> None:
     raise UserError(f"{where}, a start that is not known here. {MERGE_WITH_PEFT}.")
 
 
-def read_flag(config: dict, key: str, file: Path) -> bool:
+def _read_flag(config: dict, key: str, file: Path) -> bool:
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
         raise UserError(f"{file}:{key}: is {shorten(value)}. Give true or false, as it was trained.")
     return bool(value)
 
 
-def check_rank(value: object, where: str) -> int:
+def _check_rank(value: object, where: str) -> int:
     if type(value) is not int or not 1 <= value <= MAX_RANK:
         raise UserError(f"{where}: is {shorten(value)}. Give the rank it was trained with, from 1 to {MAX_RANK}.")
     return value
 
 
-def check_alpha(value: object, where: str) -> float:
+def _check_alpha(value: object, where: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= MAX_ALPHA:
         raise UserError(f"{where}: is {shorten(value)}. Give the number it was trained with, above 0.")
     return value
 
 
-def read_pattern(config: dict, key: str, check, file: Path) -> dict:
+def _read_pattern(config: dict, key: str, check, file: Path) -> dict:
     """Return ``rank_pattern`` or ``alpha_pattern``: name, end of a name or regular expression → value."""
     patterns = config.get(key) or {}
     if not isinstance(patterns, dict):
         raise UserError(f"{file}:{key}: is {shorten(patterns)}. Give an object of layer → number.")
     for pattern, value in patterns.items():
-        check_expression(pattern, f"{file}:{key}")
+        _check_expression(pattern, f"{file}:{key}")
         check(value, f"{file}:{key}.{pattern}")
     return patterns
 
 
-def check_expression(pattern: str, where: str) -> None:
+def _check_expression(pattern: str, where: str) -> None:
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as err:
@@ -235,23 +235,23 @@ def check_expression(pattern: str, where: str) -> None:
         ) from err
 
 
-def read_names(config: dict, key: str, file: Path) -> list[str]:
+def _read_names(config: dict, key: str, file: Path) -> list[str]:
     value = config.get(key) or []
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise UserError(f"{file}:{key}: is {shorten(value)}. Give a list of names.")
     return value
 
 
-def read_selection(config: dict, file: Path) -> SimpleNamespace:
+def _read_selection(config: dict, file: Path) -> SimpleNamespace:
     """Return the keys by which PEFT chooses the layers with LoRA."""
     found: dict[str, str | list[str]] = {}
     for key in ("target_modules", "exclude_modules"):
         value = config.get(key)
         if isinstance(value, str):
-            check_expression(value, f"{file}:{key}")
+            _check_expression(value, f"{file}:{key}")
             found[key] = value
         else:
-            found[key] = read_names(config, key, file)
+            found[key] = _read_names(config, key, file)
     if config.get("target_modules") is None:
         raise UserError(
             f"{file}:target_modules: is missing, so it is unknown which layers have LoRA. Give the list it was "
@@ -265,7 +265,7 @@ def read_selection(config: dict, file: Path) -> SimpleNamespace:
     if not all(isinstance(name, str) for name in names):
         raise UserError(f"{file}:layers_pattern: is {shorten(pattern)}. Give a name, or a list of names.")
     for name in names:
-        check_expression(name, f"{file}:layers_pattern")
+        _check_expression(name, f"{file}:layers_pattern")
     return SimpleNamespace(
         **found, layers_to_transform=numbers or None, layers_pattern=names or None, target_parameters=None
     )

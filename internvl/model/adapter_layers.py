@@ -54,7 +54,7 @@ class AdapterLayers:
             return hf_names(name)[part] if self.is_hf else name
 
         self.lora = [
-            LoraLayer(own_name(name, number), stored_parts(layer.kind, part), part.rank, part.scaling)
+            LoraLayer(own_name(name, number), _stored_parts(layer.kind, part), part.rank, part.scaling)
             for name, layer in found.layers.items()
             for number, part in sorted(layer.parts.items())
         ]
@@ -87,7 +87,7 @@ class AdapterLayers:
         return sorted(found)
 
 
-def stored_parts(kind: type[nn.Module], part: LoraPart) -> dict[str, str]:
+def _stored_parts(kind: type[nn.Module], part: LoraPart) -> dict[str, str]:
     """Return the tensors of a layer's LoRA by the last parts of the names that PEFT gives them."""
     suffix = "" if kind is nn.Embedding else ".weight"
     half_a, half_b = PAIRS[kind]

@@ -37,8 +37,8 @@ def read_adapter(checkpoint: Checkpoint, config: InternVLChatConfig) -> Adapter:
         UserError: the adapter is of a kind that is not read, damaged or incomplete, or of another base.
     """
     settings = read_settings(checkpoint)
-    check_values(checkpoint)
-    outline = outline_of(config)
+    _check_values(checkpoint)
+    outline = _outline_of(config)
     where = str(checkpoint.weight_files[0])
     taken_apart = {stored: take_apart(stored, where) for stored in checkpoint.tensors}
     tensors = {stored: tensor for stored, tensor in taken_apart.items() if tensor is not None}
@@ -53,12 +53,12 @@ def read_adapter(checkpoint: Checkpoint, config: InternVLChatConfig) -> Adapter:
     pairs: dict[str, dict[str, str]] = defaultdict(dict)
     for stored, tensor in tensors.items():
         if tensor.half:
-            check_once(checkpoint, pairs[tensor.name].get(tensor.half), stored)
+            _check_once(checkpoint, pairs[tensor.name].get(tensor.half), stored)
             pairs[tensor.name][tensor.half] = stored
         else:
-            add_replaced(adapter, stored, tensor, shapes)
+            _add_replaced(adapter, stored, tensor, shapes)
     for own, halves in pairs.items():
-        add_part(adapter, own, halves, outline)
+        _add_part(adapter, own, halves, outline)
     if ambiguous := next((own for own in pairs if len(settings.alphas(own)) > 1), None):
         logger.warning(
             "%s:alpha_pattern: several patterns fit %s, with alpha %s. The first counts, as in PEFT; but PEFT sorts "
@@ -67,13 +67,13 @@ def read_adapter(checkpoint: Checkpoint, config: InternVLChatConfig) -> Adapter:
             ambiguous,
             " and ".join(f"{alpha:g}" for alpha in settings.alphas(ambiguous)),
         )
-    check_saved_modules(adapter, where)
-    check_ties(adapter, where)
-    check_embedded_ranks(adapter, where)
+    _check_saved_modules(adapter, where)
+    _check_ties(adapter, where)
+    _check_embedded_ranks(adapter, where)
     return adapter
 
 
-def outline_of(config: InternVLChatConfig) -> InternVLChatModel:
+def _outline_of(config: InternVLChatConfig) -> InternVLChatModel:
     """Return the model without numbers (on the meta device) and without LoRA of its own."""
     config = deepcopy(config)
     config.use_llm_lora = config.use_backbone_lora = 0
@@ -81,7 +81,7 @@ def outline_of(config: InternVLChatConfig) -> InternVLChatModel:
         return InternVLChatModel(config)
 
 
-def check_values(checkpoint: Checkpoint) -> None:
+def _check_values(checkpoint: Checkpoint) -> None:
     """Refuse a file whose tensors are empty or hold something else than finite numbers.
 
     Raises:
@@ -105,11 +105,11 @@ def check_values(checkpoint: Checkpoint) -> None:
             )
 
 
-def add_replaced(adapter: Adapter, stored: str, tensor: StoredTensor, shapes: dict[str, tuple[int, ...]]) -> None:
+def _add_replaced(adapter: Adapter, stored: str, tensor: StoredTensor, shapes: dict[str, tuple[int, ...]]) -> None:
     """Note a tensor that was trained in full."""
     place, shape = adapter.names.find(tensor), adapter.checkpoint.tensors[stored].shape
     assert place is not None, "choose_map takes a map that has every tensor"
-    wanted = part_shape(adapter, place.name, place.part, shapes[place.name])
+    wanted = _part_shape(adapter, place.name, place.part, shapes[place.name])
     where = adapter.checkpoint.weight_files[0]
     if shape != wanted:
         raise UserError(
@@ -117,11 +117,11 @@ def add_replaced(adapter: Adapter, stored: str, tensor: StoredTensor, shapes: di
             "Use the base it was trained on."
         )
     parts = adapter.replaced.setdefault(place.name, {})
-    check_once(adapter.checkpoint, parts.get(place.part), stored)
+    _check_once(adapter.checkpoint, parts.get(place.part), stored)
     parts[place.part] = stored
 
 
-def check_once(checkpoint: Checkpoint, before: str | None, stored: str) -> None:
+def _check_once(checkpoint: Checkpoint, before: str | None, stored: str) -> None:
     """Refuse a second tensor for the same place, unless it is the same: PEFT writes biases twice with ``bias`` "all".
 
     Raises:
@@ -134,12 +134,12 @@ def check_once(checkpoint: Checkpoint, before: str | None, stored: str) -> None:
         )
 
 
-def part_shape(adapter: Adapter, name: str, part: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _part_shape(adapter: Adapter, name: str, part: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of a part of a published tensor."""
     return tuple(adapter.split(name, torch.empty(shape, device="meta"))[part].shape)
 
 
-def add_part(adapter: Adapter, own: str, stored: dict[str, str], outline: nn.Module) -> None:
+def _add_part(adapter: Adapter, own: str, stored: dict[str, str], outline: nn.Module) -> None:
     """Check the LoRA of one layer, which the adapter calls ``own``, and note it.
 
     Raises:
@@ -181,21 +181,21 @@ def add_part(adapter: Adapter, own: str, stored: dict[str, str], outline: nn.Mod
             f"{where}: {shorten(stored['lora_B.bias'])} is a bias for {place.name}, which has none in the base, so it "
             "cannot be merged. Use it with PEFT, or train again with lora_bias false."
         )
-    check_pair_shapes(adapter, own, stored, base)
+    _check_pair_shapes(adapter, own, stored, base)
     layer = adapter.layers.setdefault(place.name, LoraLayer(kind, place.num_parts))
     rank, scaling = settings.rank(own), settings.scaling(own)
     bias, magnitude = stored.get("lora_B.bias"), stored.get(MAGNITUDE)
     layer.parts[place.part] = LoraPart(stored[half_a], stored[half_b], rank, scaling, bias, magnitude)
 
 
-def check_pair_shapes(adapter: Adapter, own: str, stored: dict[str, str], base: nn.Module) -> None:
+def _check_pair_shapes(adapter: Adapter, own: str, stored: dict[str, str], base: nn.Module) -> None:
     """Refuse tensors of a layer's LoRA that fit neither one another, nor the config's rank, nor the base."""
     settings, where = adapter.settings, adapter.checkpoint.weight_files[0]
     place, kind = adapter.names.layers[own], type(base)
     half_a, half_b = PAIRS[kind]
     shapes = {half: adapter.checkpoint.tensors[name].shape for half, name in stored.items()}
     a, b, rank = shapes[half_a], shapes[half_b], settings.rank(own)
-    weight = part_shape(adapter, f"{place.name}.weight", place.part, tuple(base.weight.shape))
+    weight = _part_shape(adapter, f"{place.name}.weight", place.part, tuple(base.weight.shape))
     if len(a) != len(weight) or len(b) != len(weight) or b[1] != a[0]:
         raise UserError(
             f"{where}: LoRA of {own} has A of shape {a} and B of shape {b}, which do not go together. Copy the file "
@@ -217,7 +217,7 @@ def check_pair_shapes(adapter: Adapter, own: str, stored: dict[str, str], base: 
             )
 
 
-def check_saved_modules(adapter: Adapter, where: str) -> None:
+def _check_saved_modules(adapter: Adapter, where: str) -> None:
     """Refuse an adapter that lacks weights of a module which its config says was trained in full."""
     for own, place in adapter.names.parameters.items():
         parts = own.split(".")
@@ -232,7 +232,7 @@ def check_saved_modules(adapter: Adapter, where: str) -> None:
                 )
 
 
-def check_ties(adapter: Adapter, where: str) -> None:
+def _check_ties(adapter: Adapter, where: str) -> None:
     """Refuse changes to one of two layers that share their weights in the base: the merge would change both."""
     touched = sorted(adapter.changed & {EMBEDDINGS, OUTPUT})
     if touched and adapter.config.llm_config.tie_word_embeddings:
@@ -242,7 +242,7 @@ def check_ties(adapter: Adapter, where: str) -> None:
         )
 
 
-def check_embedded_ranks(adapter: Adapter, where: str) -> None:
+def _check_embedded_ranks(adapter: Adapter, where: str) -> None:
     """Refuse a base with LoRA inside that cannot have been the adapter's start."""
     inside = {"language_model": adapter.config.use_llm_lora, "vision_model": adapter.config.use_backbone_lora}
     for name, layer in adapter.layers.items():

@@ -75,7 +75,7 @@ class Checkpoint:
             files = sorted(self.folder.glob("model*.safetensors")) or sorted(self.folder.glob("pytorch_model*.bin"))
         index = next(iter(self.folder.glob("*.safetensors.index.json")), None)
         if index is not None:
-            files = sorted({self.folder / name for name in read_weight_map(index).values()})
+            files = sorted({self.folder / name for name in _read_weight_map(index).values()})
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
             what = f"lacks {missing[0]}" if missing else "holds no weights (model*.safetensors)"
@@ -171,7 +171,7 @@ class Checkpoint:
         return recorded if isinstance(recorded, str) else None
 
 
-def read_weight_map(index: Path) -> dict[str, str]:
+def _read_weight_map(index: Path) -> dict[str, str]:
     """Return tensor → file name of an index file.
 
     Raises:

@@ -36,12 +36,12 @@ HF_CLASS = {"base_model_class": "InternVLForConditionalGeneration", "parent_libr
 TRAINED_ON = "internvl_chat"
 
 
-def merge_first(adapter: Checkpoint) -> str:
+def _merge_first(adapter: Checkpoint) -> str:
     """Return the advice that always works."""
     return f"Merge it, and use the merged model: python tools/merge_lora.py {adapter.folder} MERGED"
 
 
-def merge_instead(adapter: Checkpoint) -> str:
+def _merge_instead(adapter: Checkpoint) -> str:
     """Return the advice for an adapter of transformers' layout that has no equal in the published one."""
     merge = f"python tools/merge_lora.py {adapter.folder} MERGED"
     return f"Merge it instead, which writes the published layout at once: {merge}"
@@ -57,7 +57,7 @@ def published_config(base: Checkpoint) -> InternVLChatConfig:
 # ---- servers that take the published layout -------------------------------------------------------------------------
 
 
-def check_for_server(layers: AdapterLayers, server: str, *, same_everywhere: bool) -> None:
+def _check_for_server(layers: AdapterLayers, server: str, *, same_everywhere: bool) -> None:
     """Refuse what a server cannot serve, or would leave out without a word.
 
     ``same_everywhere``: the server knows one rank and one scaling, and expects LoRA in every layer.
@@ -87,7 +87,7 @@ def check_for_server(layers: AdapterLayers, server: str, *, same_everywhere: boo
         elif partial:
             found = f"{partial[0]} has LoRA in {kinds[partial[0]]} layers only, and {server} expects it in all"
     if found:
-        raise UserError(f"{adapter.folder}: {found}. {merge_first(adapter)}")
+        raise UserError(f"{adapter.folder}: {found}. {_merge_first(adapter)}")
 
 
 def vllm_rank(adapter: Checkpoint) -> int:
@@ -97,10 +97,10 @@ def vllm_rank(adapter: Checkpoint) -> int:
         UserError: vLLM would refuse it, or leave a part of it out.
     """
     layers = AdapterLayers(adapter, published_config(adapter.base()))
-    check_for_server(layers, "vLLM", same_everywhere=False)
+    _check_for_server(layers, "vLLM", same_everywhere=False)
     rank = max(layer.rank for layer in layers.lora)
     if rank > VLLM_RANKS[-1]:
-        raise UserError(f"{adapter.folder}: has rank {rank}, and vLLM takes {VLLM_RANKS[-1]}. {merge_first(adapter)}")
+        raise UserError(f"{adapter.folder}: has rank {rank}, and vLLM takes {VLLM_RANKS[-1]}. {_merge_first(adapter)}")
     return next(allowed for allowed in VLLM_RANKS if allowed >= rank)
 
 
@@ -112,7 +112,7 @@ def export_for_vllm(adapter: Checkpoint, out: Path) -> int:
     """
     rank = vllm_rank(adapter)
     layers = AdapterLayers(adapter, published_config(adapter.base()))
-    write_adapter(out, adapter, layers.tensors(), dict(adapter.config))
+    _write_adapter(out, adapter, layers.tensors(), dict(adapter.config))
     return rank
 
 
@@ -126,17 +126,17 @@ def export_for_lmdeploy(adapter: Checkpoint, out: Path) -> int:
         UserError: LMDeploy would misread it.
     """
     layers = AdapterLayers(adapter, published_config(adapter.base()))
-    check_for_server(layers, "LMDeploy", same_everywhere=True)
+    _check_for_server(layers, "LMDeploy", same_everywhere=True)
     first = layers.lora[0]
     tensors = {name.replace("language_model.", "", 1): tensor for name, tensor in layers.tensors().items()}
     config = {
-        **without_patterns(adapter.config),
+        **_without_patterns(adapter.config),
         "r": first.rank,
-        "lora_alpha": exact_number(first.scaling * first.rank),
+        "lora_alpha": _exact_number(first.scaling * first.rank),
         "use_rslora": False,
         "target_modules": sorted({layer.name.split(".", 4)[4].rpartition(".")[2] for layer in layers.lora}),
     }
-    write_adapter(out, adapter, tensors, config)
+    _write_adapter(out, adapter, tensors, config)
     return first.rank
 
 
@@ -161,30 +161,30 @@ def adapter_to_hf(
     check_free(out, overwrite=overwrite)
     base = adapter.base()
     config = published_config(base)
-    if hf_base is not None and shape_of_model(published_config(Checkpoint(hf_base))) != shape_of_model(config):
+    if hf_base is not None and _shape_of_model(published_config(Checkpoint(hf_base))) != _shape_of_model(config):
         raise UserError(f"{hf_base}: is not {base.folder} in transformers' layout. Convert that base first.")
     layers = AdapterLayers(adapter, config)
     if layers.is_hf:
         raise UserError(f"{adapter.folder}: has transformers' layout already. Pass --back for the published one.")
     tensors, lora = {}, []
     for layer in layers.lora:
-        parts = {key: split_part(layer, key, layers.tensor(stored), config) for key, stored in layer.parts.items()}
+        parts = {key: _split_part(layer, key, layers.tensor(stored), config) for key, stored in layer.parts.items()}
         for number, name in enumerate(hf_names(layer.name)):
             lora.append(layer._replace(name=name))
             tensors.update({f"{PEFT_PREFIX}{name}.{key}": values[number] for key, values in parts.items()})
     for name, stored in layers.saved.items():
         values = split(name, layers.tensor(stored), config)
         tensors.update({PEFT_PREFIX + new: value for new, value in zip(hf_names(name), values, strict=True)})
-    renames = {name.rpartition(".")[0]: hf_leaves(name) for name in published_tensors(config)}
+    renames = {name.rpartition(".")[0]: _hf_leaves(name) for name in published_tensors(config)}
     everything = {new for news in renames.values() for new in news}
     origin = {key: adapter.config.get(key) for key in ("base_model_name_or_path", "auto_mapping")}
     content = {
-        **lora_settings(adapter.config, lora, everything),
+        **_lora_settings(adapter.config, lora, everything),
         "modules_to_save": rename_modules(layers.saved_modules(), renames) or None,
         "base_model_name_or_path": str(hf_base) if hf_base else None,
         "auto_mapping": {**HF_CLASS, TRAINED_ON: origin},
     }
-    write_adapter(out, adapter, tensors, content, text_files=False)
+    _write_adapter(out, adapter, tensors, content, text_files=False)
     return len(tensors)
 
 
@@ -211,40 +211,40 @@ def adapter_from_hf(adapter: Checkpoint, out: str | Path, *, overwrite: bool = F
     tensors, lora, taken = {}, [], set()
     for name, news in published.items():
         module = name.rpartition(".")[0]
-        parts = [found.get(new) for new in hf_leaves(name)] if name.endswith(".weight") else []
+        parts = [found.get(new) for new in _hf_leaves(name)] if name.endswith(".weight") else []
         if any(parts):
-            joined = join_layers(adapter, module, parts, config)
+            joined = _join_layers(adapter, module, parts, config)
             lora.append(next(part for part in parts if part)._replace(name=module))
             tensors.update({f"{PEFT_PREFIX}{module}.{key}": value for key, value in joined.items()})
         present = [new for new in news if new in layers.saved]
         if present and len(present) < len(news):
             raise UserError(
                 f"{adapter.folder}: {present[0]} is trained in full without the other parts of {name}. "
-                f"{merge_instead(adapter)}"
+                f"{_merge_instead(adapter)}"
             )
         if present:
             tensors[PEFT_PREFIX + name] = join(name, [layers.tensor(layers.saved[new]) for new in news], config)
             taken.update(news)
     renames: dict[str, tuple[str, ...]] = {}
     for name in published:
-        renames.update({new: (name.rpartition(".")[0],) for new in hf_leaves(name)})
+        renames.update({new: (name.rpartition(".")[0],) for new in _hf_leaves(name)})
     content = {
-        **lora_settings(adapter.config, lora, {name.rpartition(".")[0] for name in published}),
+        **_lora_settings(adapter.config, lora, {name.rpartition(".")[0] for name in published}),
         "modules_to_save": rename_modules(layers.saved_modules(), renames) or None,
         "base_model_name_or_path": origin.get("base_model_name_or_path") or str(base.folder),
         "auto_mapping": origin.get("auto_mapping"),
     }
-    write_adapter(out, adapter, tensors, content)
+    _write_adapter(out, adapter, tensors, content)
     return len(tensors)
 
 
-def shape_of_model(config: InternVLChatConfig) -> dict[str, tuple[int, ...]]:
+def _shape_of_model(config: InternVLChatConfig) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors, and how query, key and value rows alternate."""
     shapes = {name: tuple(tensor.shape) for name, tensor in published_tensors(config).items()}
     return shapes | {"wqkv": grouping("language_model", config)}
 
 
-def hf_leaves(name: str) -> tuple[str, ...]:
+def _hf_leaves(name: str) -> tuple[str, ...]:
     """Return the modules of transformers' layout that hold a published tensor (its name ends in the parameter's)."""
     module, _, parameter = name.rpartition(".")
     if parameter in ("weight", "bias"):
@@ -252,7 +252,7 @@ def hf_leaves(name: str) -> tuple[str, ...]:
     return tuple(new.rpartition(".")[0] for new in hf_names(name))
 
 
-def split_part(layer: LoraLayer, key: str, tensor: torch.Tensor, config: InternVLChatConfig) -> list[torch.Tensor]:
+def _split_part(layer: LoraLayer, key: str, tensor: torch.Tensor, config: InternVLChatConfig) -> list[torch.Tensor]:
     """Return what each part of a joint matrix gets of one LoRA tensor: A whole, of the others its rows."""
     if key in A_KEYS:
         return [tensor.clone() for _ in hf_names(layer.name)]
@@ -264,7 +264,7 @@ def half_a(layer: LoraLayer) -> str:
     return next(stored for key, stored in layer.parts.items() if key in A_KEYS)
 
 
-def join_layers(
+def _join_layers(
     adapter: Checkpoint, name: str, parts: list[LoraLayer | None], config: InternVLChatConfig
 ) -> dict[str, torch.Tensor]:
     """Return the LoRA tensors of the joint matrix ``name``, whose parts have the LoRA ``parts``.
@@ -283,7 +283,7 @@ def join_layers(
     if first is None or not same:
         raise UserError(
             f"{adapter.folder}: query, key and value of {name} have LoRA of their own, and no single LoRA equals "
-            f"them. {merge_instead(adapter)}"
+            f"them. {_merge_instead(adapter)}"
         )
     return {
         key: adapter.tensor(stored)
@@ -296,27 +296,27 @@ def join_layers(
 # ---- adapter_config.json --------------------------------------------------------------------------------------------
 
 
-def exact_number(value: float) -> int | float:
+def _exact_number(value: float) -> int | float:
     """Return a whole number as int, as PEFT writes it."""
     return int(value) if float(value).is_integer() else value
 
 
-def without_patterns(config: dict) -> dict:
+def _without_patterns(config: dict) -> dict:
     """Return an adapter's settings without those that choose layers by name."""
     chosen_by_name = ("exclude_modules", "layers_to_transform", "layers_pattern")
     return {**config, **dict.fromkeys(chosen_by_name), "rank_pattern": {}, "alpha_pattern": {}}
 
 
-def lora_settings(config: dict, lora: Collection[LoraLayer], everything: Collection[str]) -> dict:
+def _lora_settings(config: dict, lora: Collection[LoraLayer], everything: Collection[str]) -> dict:
     """Return an adapter's settings with the targets, ranks and alphas of ``lora``.
 
     ``everything`` holds the names of all modules of the model.
     """
-    content = without_patterns(config)
+    content = _without_patterns(config)
     if not lora:
         return {**content, "target_modules": []}
     root = bool(config.get("use_rslora"))
-    alphas = {layer.name: exact_number(layer.scaling * layer.rank ** (0.5 if root else 1)) for layer in lora}
+    alphas = {layer.name: _exact_number(layer.scaling * layer.rank ** (0.5 if root else 1)) for layer in lora}
     ranks = {layer.name: layer.rank for layer in lora}
     rank, alpha = (
         config[key] if config[key] in used.values() else Counter(used.values()).most_common(1)[0][0]
@@ -326,13 +326,13 @@ def lora_settings(config: dict, lora: Collection[LoraLayer], everything: Collect
         **content,
         "r": rank,
         "lora_alpha": alpha,
-        "target_modules": sorted(by_kind(dict.fromkeys(ranks, True), everything)),
-        "rank_pattern": {key: value for key, value in by_kind(ranks, ranks).items() if value != rank},
-        "alpha_pattern": {key: value for key, value in by_kind(alphas, alphas).items() if value != alpha},
+        "target_modules": sorted(_by_kind(dict.fromkeys(ranks, True), everything)),
+        "rank_pattern": {key: value for key, value in _by_kind(ranks, ranks).items() if value != rank},
+        "alpha_pattern": {key: value for key, value in _by_kind(alphas, alphas).items() if value != alpha},
     }
 
 
-def by_kind(values: Mapping[str, Value], everything: Iterable[str]) -> dict[str, Value]:
+def _by_kind(values: Mapping[str, Value], everything: Iterable[str]) -> dict[str, Value]:
     """Return the value of each module by the last two parts of its name where all modules of that kind share it."""
 
     def kind(name: str) -> str:
@@ -372,7 +372,7 @@ def rename_modules(names: Iterable[str], renames: dict[str, tuple[str, ...]]) ->
     return sorted(set(found))
 
 
-def write_adapter(
+def _write_adapter(
     out: Path, adapter: Checkpoint, tensors: dict[str, torch.Tensor], config: dict, *, text_files: bool = True
 ) -> None:
     """Write an adapter folder completely or not at all.

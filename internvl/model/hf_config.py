@@ -131,7 +131,7 @@ def hf_config(config: InternVLChatConfig, original: dict, *, image_token_id: int
     meaning. Generation finds it in ``generation_config.json``.
     """
     llm, vision = config.llm_config, config.vision_config
-    rope = rope_settings(llm.rope_parameters)
+    rope = _rope_settings(llm.rope_parameters)
     rope["rope_theta"] = float(rope["rope_theta"])
     text_config = LlamaConfig(
         **{theirs: getattr(llm, ours) for ours, theirs in LLAMA_FIELDS.items()},
@@ -172,7 +172,7 @@ def parse_config(content: dict, file: Path = Path("config.json")) -> InternVLCha
     return config
 
 
-def rope_settings(parameters: dict) -> dict:
+def _rope_settings(parameters: dict) -> dict:
     """Return the rotary settings that count, without transformers' second spellings of them."""
     return {key: parameters[key] for key in ("rope_type", "rope_theta", "factor") if key in parameters}
 
@@ -217,8 +217,8 @@ def original_config(content: dict, file: Path) -> dict:
             value = value[0] if ours in ("image_size", "patch_size") else value  # (height, width) there
             if value != getattr(old, ours):
                 part[ours] = value
-    rope = rope_settings(whole.text_config.rope_parameters)
-    if rope != rope_settings(before.llm_config.rope_parameters):
+    rope = _rope_settings(whole.text_config.rope_parameters)
+    if rope != _rope_settings(before.llm_config.rope_parameters):
         scaled = rope["rope_type"] != "default"
         llm["rope_theta"] = rope["rope_theta"]
         llm["rope_scaling"] = {"type": rope["rope_type"], "factor": rope["factor"]} if scaled else None
@@ -260,10 +260,10 @@ def write_hf_surroundings(
     )
     processor.to_json_file(folder / "processor_config.json")
 
-    write_json(folder / "generation_config.json", hf_generation(generation, config.template, tokenizer))
+    write_json(folder / "generation_config.json", _hf_generation(generation, config.template, tokenizer))
 
 
-def hf_generation(published: dict, template: str, tokenizer: PreTrainedTokenizerFast) -> dict:
+def _hf_generation(published: dict, template: str, tokenizer: PreTrainedTokenizerFast) -> dict:
     """Return transformers' generation settings: the published ones, but an answer ends where ``model.chat`` ends it.
 
     That is at the template's end mark, while the published file also names ``<|im_start|>``.
@@ -282,7 +282,7 @@ def write_published_surroundings(folder: Path, source: Path, original: dict, pub
     ``original`` is the content of ``config.json``, ``published_generation`` the generation settings there once were.
     """
     write_json(folder / "config.json", original)
-    written = hf_generation(published_generation, original["template"], load_tokenizer(source))
+    written = _hf_generation(published_generation, original["template"], load_tokenizer(source))
     changed = {key: value for key, value in read_generation(source).items() if value != written.get(key)}
     if published_generation or changed:
         write_json(folder / "generation_config.json", {**published_generation, **changed})

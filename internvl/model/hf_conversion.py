@@ -33,7 +33,7 @@ from internvl.progress import Progress
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-def check_whole(checkpoint: Checkpoint, model_type: str) -> None:
+def _check_whole(checkpoint: Checkpoint, model_type: str) -> None:
     """Refuse what is not a whole model of the layout with this ``model_type``.
 
     Raises:
@@ -67,7 +67,7 @@ def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = 
     """
     out = Path(out)
     check_free(out, overwrite=overwrite)
-    check_whole(checkpoint, "internvl_chat")
+    _check_whole(checkpoint, "internvl_chat")
     original = {**checkpoint.config, **read_tiling(checkpoint.folder)}
     config = parse_config(original, checkpoint.folder / "config.json")
     check_expressible(config, checkpoint.folder / "config.json")
@@ -116,7 +116,7 @@ def convert_from_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool 
     """
     out = Path(out)
     check_free(out, overwrite=overwrite)
-    check_whole(checkpoint, HF_MODEL_TYPE)
+    _check_whole(checkpoint, HF_MODEL_TYPE)
     view = PublishedView(checkpoint)
     planned = {name: (info.shape, info.dtype) for name, info in view.tensors.items()}
 

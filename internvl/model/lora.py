@@ -128,15 +128,15 @@ def merge_weight(
     merged = weight + delta
     if magnitude is None:
         return merged
-    return merged * (magnitude.flatten() / row_norms(kind, merged)).view(channels_last(kind, merged))
+    return merged * (magnitude.flatten() / _row_norms(kind, merged)).view(_channels_last(kind, merged))
 
 
-def row_norms(kind: type[nn.Module], weight: torch.Tensor) -> torch.Tensor:
+def _row_norms(kind: type[nn.Module], weight: torch.Tensor) -> torch.Tensor:
     """Return the length of the weights of each output channel, (out,), which DoRA trains apart from the direction."""
     return torch.linalg.norm(weight.T if kind is nn.Embedding else weight.flatten(1), dim=1)
 
 
-def channels_last(kind: type[nn.Module], weight: torch.Tensor) -> tuple[int, ...]:
+def _channels_last(kind: type[nn.Module], weight: torch.Tensor) -> tuple[int, ...]:
     """Return the shape in which one number an output channel multiplies a weight."""
     return (1, -1) if kind is nn.Embedding else (-1, *[1] * (weight.dim() - 1))
 
@@ -146,7 +146,7 @@ def add_adapter(model: InternVLChatModel, adapter: Adapter) -> None:
 
     Of a base with LoRA inside, the adapter's replaces it: that was its start.
     """
-    take_out_embedded_lora(model, adapter)
+    _take_out_embedded_lora(model, adapter)
     base = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name in adapter.replaced:
@@ -202,7 +202,7 @@ def stack(adapter: Adapter, name: str, weight: torch.Tensor) -> Stack:
     for index, rows in enumerate(adapter.split(f"{name}.weight", weight.detach().cpu())):
         blocks.append(torch.zeros(len(rows), total))
         biases.append(torch.zeros(len(rows)))
-        magnitudes.append(row_norms(layer.kind, rows.float()))  # with which DoRA changes nothing
+        magnitudes.append(_row_norms(layer.kind, rows.float()))  # with which DoRA changes nothing
         if index not in layer.parts:
             continue
         part = layer.parts[index]
@@ -242,7 +242,7 @@ def fill(layer: PeftLayer, tensors: Stack) -> None:
         layer.lora_magnitude_vector[name].weight = parameter(tensors.magnitude)
 
 
-def take_out_embedded_lora(model: InternVLChatModel, adapter: Adapter) -> None:
+def _take_out_embedded_lora(model: InternVLChatModel, adapter: Adapter) -> None:
     """Take out the LoRA that a base has inside; it is merged where the adapter has none in its place."""
     for part in ("language_model", "vision_model"):
         wrapped = getattr(model, part)

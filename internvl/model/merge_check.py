@@ -39,7 +39,7 @@ class PeftMerge:
         self.config = adapter.config
         self.is_hf = adapter.names.layout.is_hf
         folder = adapter.checkpoint.folder
-        self.model = load_hf(base, adapter.config) if self.is_hf else load_published(base, adapter.config)
+        self.model = _load_hf(base, adapter.config) if self.is_hf else _load_published(base, adapter.config)
         part = self.model.get_submodule(adapter.names.layout.prefix.rstrip("."))
         tensors = {peft_name(name): adapter.checkpoint.tensor(name) for name in adapter.checkpoint.tensors}
         with warnings.catch_warnings():
@@ -100,11 +100,11 @@ def peft_name(stored: str) -> str:
     return PEFT_PREFIX + name
 
 
-def load_published(base: Checkpoint, config: InternVLChatConfig) -> InternVLChatModel:
+def _load_published(base: Checkpoint, config: InternVLChatConfig) -> InternVLChatModel:
     return load_model(base, config=deepcopy(config)).model
 
 
-def load_hf(base: Checkpoint, config: InternVLChatConfig) -> InternVLForConditionalGeneration:
+def _load_hf(base: Checkpoint, config: InternVLChatConfig) -> InternVLForConditionalGeneration:
     """Return a base as transformers' own model."""
     content = hf_config(config, {}, image_token_id=0, dtype="float32")
     state = {}

@@ -62,7 +62,7 @@ class Source:
         return merged
 
 
-def plan_adapter(adapter: Adapter, base: Checkpoint) -> dict[str, Source]:
+def _plan_adapter(adapter: Adapter, base: Checkpoint) -> dict[str, Source]:
     """Return the source of every merged tensor of an adapter and its base, under its published name.
 
     LoRA inside the base, if any, was the adapter's start: the adapter's takes its place.
@@ -74,11 +74,11 @@ def plan_adapter(adapter: Adapter, base: Checkpoint) -> dict[str, Source]:
             None if name.removesuffix(".weight") in adapter.layers else source.embedded,
             (adapter, name) if name in changed else None,
         )
-        for name, source in plan_embedded(base).items()
+        for name, source in _plan_embedded(base).items()
     }
 
 
-def plan_embedded(checkpoint: Checkpoint) -> dict[str, Source]:
+def _plan_embedded(checkpoint: Checkpoint) -> dict[str, Source]:
     """Plan the merge of a full checkpoint with LoRA inside, as the original trainer saved it (alpha = 2 · rank).
 
     Raises:
@@ -91,14 +91,14 @@ def plan_embedded(checkpoint: Checkpoint) -> dict[str, Source]:
         layer = stored.removesuffix(".base_layer.weight")
         pair = (f"{layer}.lora_A.default.weight", f"{layer}.lora_B.default.weight")
         if pair[0] in checkpoint.tensors:
-            check_pair(checkpoint, pair, info.shape)
+            _check_pair(checkpoint, pair, info.shape)
         sources[base_name(stored)] = Source(
             (checkpoint, stored), (*pair, 2.0) if pair[0] in checkpoint.tensors else None
         )
     return sources
 
 
-def check_pair(checkpoint: Checkpoint, pair: tuple[str, str], shape: tuple[int, ...]) -> None:
+def _check_pair(checkpoint: Checkpoint, pair: tuple[str, str], shape: tuple[int, ...]) -> None:
     """Refuse a LoRA pair inside a checkpoint that lacks a half or does not fit its weight.
 
     Raises:
@@ -168,7 +168,7 @@ def merge_checkpoint(
     if checkpoint.is_adapter and not allow_other_base:
         check_base(checkpoint, base)
     adapter = read_adapter(checkpoint, config) if checkpoint.is_adapter else None
-    sources = plan_adapter(adapter, base) if adapter else plan_embedded(checkpoint)
+    sources = _plan_adapter(adapter, base) if adapter else _plan_embedded(checkpoint)
     stored = {name: source.weight[0].tensors[source.weight[1]] for name, source in sources.items()}
     spelling = SPELLING[CHOICES_OF_DTYPE[dtype]] if dtype else None
     plan = TensorPlan({name: (info.shape, spelling or info.dtype) for name, info in stored.items()})
@@ -180,7 +180,7 @@ def merge_checkpoint(
     with atomic_folder(out) as partial:
         plan.write(partial, values())
         if not isinstance(base, PublishedView):
-            write_surroundings(partial, base, config, tokenizer, plan)
+            _write_surroundings(partial, base, config, tokenizer, plan)
         else:
             write_published_surroundings(partial, base.folder, published_config(base, plan), base.generation)
         if check is not None:
@@ -194,7 +194,7 @@ def published_config(base: PublishedView, plan: TensorPlan) -> dict:
     return {**content, "dtype": next(NAMES_OF_DTYPE[dtype] for _, dtype in plan.tensors.values() if dtype != "I64")}
 
 
-def write_surroundings(
+def _write_surroundings(
     folder: Path, base: Checkpoint, config: InternVLChatConfig, tokenizer: PreTrainedTokenizerFast, plan: TensorPlan
 ) -> None:
     """Write what is not weights: the base's config without LoRA, tokenizer, generation config, model files."""

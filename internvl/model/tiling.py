@@ -44,11 +44,11 @@ def read_tiling(folder: Path) -> dict:
     validate(PROCESSOR, content, file)
     tiling = {own: content[name] for name, own in FIELDS.items() if name in content}
     if (folder / "config.json").is_file():
-        warn_of_another(tiling, read_object(folder / "config.json", "Restore the file"), file)
+        _warn_of_another(tiling, read_object(folder / "config.json", "Restore the file"), file)
     return tiling
 
 
-def warn_of_another(tiling: dict, config: dict, file: Path) -> None:
+def _warn_of_another(tiling: dict, config: dict, file: Path) -> None:
     """Say once for each folder where its ``config.json`` names other tiles than the image processor's ``file``."""
     differing = [
         f"{own} {config[own]} there, {value} here"

@@ -229,22 +229,22 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     Raises:
         UserError: a flag is unknown (the nearest known one is named), or a value does not fit.
     """
-    model, data, training = parse_groups(ARGUMENT_GROUPS, argv)
+    model, data, training = _parse_groups(ARGUMENT_GROUPS, argv)
     check_arguments(model, data, training)
     return model, data, training
 
 
 def parse_data_arguments(argv: Sequence[str]) -> DataArguments:
     """Parse a command line of data flags alone; errors as above."""
-    (data,) = parse_groups((DataArguments,), argv)
-    check_data_arguments(data)
+    (data,) = _parse_groups((DataArguments,), argv)
+    _check_data_arguments(data)
     return data
 
 
-def parse_groups(groups: Sequence[type], argv: Sequence[str]) -> tuple:
+def _parse_groups(groups: Sequence[type], argv: Sequence[str]) -> tuple:
     """Parse flags of these groups; values are not checked against each other yet."""
     parser = make_parser(groups)
-    argv = [rename_flag(argument) for argument in argv]
+    argv = [_rename_flag(argument) for argument in argv]
     known = [option for action in parser._actions for option in action.option_strings]
     for argument in argv:
         flag = argument.split("=", 1)[0]
@@ -259,7 +259,7 @@ def parse_groups(groups: Sequence[type], argv: Sequence[str]) -> tuple:
         raise err if isinstance(err, UserError) else UserError(f"command line: {err}") from err
 
 
-def rename_flag(argument: str) -> str:
+def _rename_flag(argument: str) -> str:
     """Return a flag under its transformers 5 name; other arguments unchanged."""
     flag, equals, value = argument.partition("=")
     return RENAMED_FLAGS.get(flag, flag) + equals + value
@@ -271,7 +271,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Finetu
     Raises:
         UserError: names the flag, its value and what to do.
     """
-    check_data_arguments(data)
+    _check_data_arguments(data)
     for name in ("use_llm_lora", "use_backbone_lora"):
         if getattr(model, name) < 0:
             raise UserError(f"--{name}: is {getattr(model, name)}. Give a rank such as 128, or 0 for no LoRA.")
@@ -296,12 +296,12 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Finetu
         raise UserError("--load_in_4bit: weights in 4 bits cannot train. Add --freeze_llm True --use_llm_lora 128.")
     if training.on_nan == "skip" and training.deepspeed:
         raise UserError("--on_nan: skip does not work with DeepSpeed, which steps by itself. Remove the flag.")
-    check_evaluation(training)
+    _check_evaluation(training)
     if model.unfreeze_lm_head and model.use_llm_lora == 0 and not model.freeze_llm:
         raise UserError("--unfreeze_lm_head: the whole language model trains already. Remove the flag.")
 
 
-def check_evaluation(training: FinetuneArguments) -> None:
+def _check_evaluation(training: FinetuneArguments) -> None:
     """Check the flags of the evaluation during training; errors as above."""
     wanted = {
         "eval_strategy": training.eval_strategy != "no",
@@ -328,7 +328,7 @@ def check_evaluation(training: FinetuneArguments) -> None:
         raise UserError("--metric_for_best_model: CIDEr is not measured. Add --eval_caption_steps N.")
 
 
-def check_data_arguments(data: DataArguments) -> None:
+def _check_data_arguments(data: DataArguments) -> None:
     """Check the data flags; errors as above."""
     if data.force_image_size != "auto" and not data.force_image_size.isdigit():
         raise UserError(f"--force_image_size: is {data.force_image_size!r}. Give a number of pixels, or auto.")

@@ -105,7 +105,7 @@ def atomic_checkpoint(
     Raises:
         UserError: it cannot be written, a full disk being the usual cause; earlier checkpoints are untouched.
     """
-    with staging(output_dir, f"{PREFIX}{step}", is_main_process=is_main_process) as folder:
+    with _staging(output_dir, f"{PREFIX}{step}", is_main_process=is_main_process) as folder:
         yield folder
         barrier()
         if is_main_process:
@@ -125,7 +125,7 @@ def atomic_output(output_dir: Path, *, is_main_process: bool, last: str) -> Iter
     Raises:
         UserError: as :func:`atomic_checkpoint`.
     """
-    with staging(output_dir, "result", is_main_process=is_main_process) as folder:
+    with _staging(output_dir, "result", is_main_process=is_main_process) as folder:
         yield folder
         barrier()
         if is_main_process:
@@ -136,7 +136,7 @@ def atomic_output(output_dir: Path, *, is_main_process: bool, last: str) -> Iter
 
 
 @contextmanager
-def staging(output_dir: Path, name: str, *, is_main_process: bool) -> Iterator[Path]:
+def _staging(output_dir: Path, name: str, *, is_main_process: bool) -> Iterator[Path]:
     """Yield an empty folder beside the one it is for, on every process, and remove it at the end."""
     folder = output_dir / STAGING / name
     try:
@@ -149,18 +149,18 @@ def staging(output_dir: Path, name: str, *, is_main_process: bool) -> Iterator[P
             shutil.rmtree(folder.parent)
         barrier()
     except (OSError, RuntimeError, SafetensorError) as err:
-        if isinstance(err, RuntimeError) and not is_write_failure(err):
+        if isinstance(err, RuntimeError) and not _is_write_failure(err):
             raise
-        raise cannot_write(output_dir, name, err) from err
+        raise _cannot_write(output_dir, name, err) from err
 
 
-def is_write_failure(err: BaseException) -> bool:
+def _is_write_failure(err: BaseException) -> bool:
     """Return whether a RuntimeError of torch's means that a file could not be written: its own writer says no more."""
     text = str(err).lower()
     return any(sign in text for sign in ("inline_container", "iostream", "no space left", "pytorchstreamwriter"))
 
 
-def cannot_write(output_dir: Path, what: str, err: BaseException) -> UserError:
+def _cannot_write(output_dir: Path, what: str, err: BaseException) -> UserError:
     """Return the error that says why something could not be written, and what there is instead."""
     shutil.rmtree(output_dir / STAGING, ignore_errors=True)
     free = shutil.disk_usage(output_dir).free

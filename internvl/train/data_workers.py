@@ -94,12 +94,12 @@ def end_on_lost_batch(worker: int) -> None:
     """
 
     def end(error: Exception, batch: object) -> None:
-        os._exit(getattr(error, "errno", None) or errno_in(str(error)) or 1)
+        os._exit(getattr(error, "errno", None) or _errno_in(str(error)) or 1)
 
     setattr(multiprocessing.queues.Queue, ON_LOST_BATCH, staticmethod(end))
 
 
-def errno_in(message: str) -> int:
+def _errno_in(message: str) -> int:
     """Return the error number at the end of a message of torch, like ``… No space left on device (28)``; 0 without."""
     found = re.search(r"\((\d+)\)\s*$", message)
     return int(found[1]) if found else 0

@@ -76,8 +76,8 @@ def plan_epoch(
     Raises:
         UserError: rows cannot be trained on, or none is left.
     """
-    lengths = choose_rows(dataset, check, data_args, model_args)
-    groups = choose_groups(dataset, check, lengths, data_args, training_args)
+    lengths = _choose_rows(dataset, check, data_args, model_args)
+    groups = _choose_groups(dataset, check, lengths, data_args, training_args)
     # Packing fills what the longest rows would, so that it takes no more memory.
     budget = training_args.train_batch_size * max(lengths) if data_args.packing else None
     return EpochPlan(
@@ -89,7 +89,7 @@ def plan_epoch(
     )
 
 
-def choose_rows(
+def _choose_rows(
     dataset: ConversationDataset, check: DatasetCheck, data_args: DataArguments, model_args: ModelArguments
 ) -> list[int]:
     """Leave out the rows that are to be left out, say what is in the data, and return each item's length in tokens.
@@ -124,7 +124,7 @@ def choose_rows(
     return lengths
 
 
-def choose_groups(
+def _choose_groups(
     dataset: ConversationDataset,
     check: DatasetCheck,
     lengths: list[int],

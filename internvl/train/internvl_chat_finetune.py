@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     if resume.checkpoint:
         logger.info("Continuing from %s (--overwrite_output_dir True starts anew).", resume.checkpoint)
     loaded = load_for_training(model_args, data_args, training_args)
-    cache = open_vision_cache(loaded.model, data_args, training_args)
+    cache = _open_vision_cache(loaded.model, data_args, training_args)
     dataset = ConversationDataset(
         specs,
         loaded.tokenizer,
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         max_bad_fraction=data_args.max_bad_fraction,
         on_nan=training_args.on_nan,
     )
-    prepare_device(trainer, model_args)
+    _prepare_device(trainer, model_args)
     stop = StopOnSignal()
     trainer.remove_callback(PrinterCallback)
     for callback in (stop, *callbacks(training_args)):
@@ -129,10 +129,10 @@ def main(argv: list[str] | None = None) -> None:
     if stop.caught:
         logger.warning("Stopped at step %d. The same command continues from there.", trainer.state.global_step)
         sys.exit(128 + stop.caught)
-    save_result(trainer, result, data_report(specs, check, plan.lengths))
+    _save_result(trainer, result, data_report(specs, check, plan.lengths))
 
 
-def prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> None:
+def _prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> None:
     """Make the training fit its machine: layers that recompute activations, data workers that find room.
 
     Raises:
@@ -204,7 +204,7 @@ def train(trainer: FinetuneTrainer, resume: ResumePoint) -> TrainOutput:
             raise
 
 
-def save_result(trainer: FinetuneTrainer, result: TrainOutput, report: dict) -> None:
+def _save_result(trainer: FinetuneTrainer, result: TrainOutput, report: dict) -> None:
     """Evaluate the trained model where that is due, and write it with ``report`` and the loss curve."""
     args, state = trainer.args, trainer.state
     evaluated = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
@@ -229,7 +229,7 @@ def save_result(trainer: FinetuneTrainer, result: TrainOutput, report: dict) -> 
     )
 
 
-def open_vision_cache(
+def _open_vision_cache(
     model: InternVLChatModel, data_args: DataArguments, training_args: FinetuneArguments
 ) -> VisionCache | None:
     """Return the folder of --vision_cache; None without.

@@ -99,7 +99,7 @@ def saved_bytes(run: Callable[[], torch.Tensor], module: nn.Module) -> int:
     return sum(seen.values())
 
 
-def layer_bytes(
+def _layer_bytes(
     layer: nn.Module,
     targets: list[str],
     rank: int,
@@ -169,12 +169,12 @@ def plan_memory(
         llm_layer = InternLM2DecoderLayer(llm, 0).to(dtype)
         vit_layer = InternVisionEncoderLayer(vit, 0.0).to(dtype)
     arguments = (LLM_LORA_TARGETS, config.use_llm_lora, lora_dropout, parts["language_model"])
-    few, many = layer_bytes(llm_layer, *arguments, *(partial(run_llm, tokens=tokens) for tokens in MEASURED_TOKENS))
+    few, many = _layer_bytes(llm_layer, *arguments, *(partial(run_llm, tokens=tokens) for tokens in MEASURED_TOKENS))
     per_token = (many - few) / (MEASURED_TOKENS[1] - MEASURED_TOKENS[0])
     per_layer = round(few + per_token * (largest.tokens - MEASURED_TOKENS[0]))
     if parts["vision_model"]:
         arguments = (BACKBONE_LORA_TARGETS, config.use_backbone_lora, lora_dropout, True)
-        (per_tile,) = layer_bytes(vit_layer, *arguments, run_vit)
+        (per_tile,) = _layer_bytes(vit_layer, *arguments, run_vit)
         vision = largest.tiles * vit.num_hidden_layers * per_tile
     else:
         # Not kept for the backward pass: a few tensors of one layer at a time.
@@ -216,7 +216,7 @@ def available_bytes(device: torch.device) -> int:
         available = int((free + torch.cuda.memory_reserved(device)) * DEVICE_SHARE)
     else:
         free = psutil.virtual_memory().available
-        limit, used = (read_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+        limit, used = (_read_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
         if limit is not None and used is not None:
             free = min(free, limit - used)
         processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
@@ -229,7 +229,7 @@ def available_bytes(device: torch.device) -> int:
     return available
 
 
-def read_number(file: Path) -> int | None:
+def _read_number(file: Path) -> int | None:
     """Return the number in a file of the kernel's, None where it is not there or says "max"."""
     try:
         text = file.read_text(encoding="ascii").strip()

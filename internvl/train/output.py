@@ -101,7 +101,7 @@ class OutputFolder:
         losses = [entry["loss"] for entry in logged]
         figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
         axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="loss of the step")
-        axes.plot(steps, running_mean(losses), color="tab:blue", label="running mean")
+        axes.plot(steps, _running_mean(losses), color="tab:blue", label="running mean")
         evaluated = [entry for entry in log_history if "eval_loss" in entry]
         if evaluated:
             held_out = [entry["eval_loss"] for entry in evaluated]
@@ -117,7 +117,7 @@ class OutputFolder:
         pyplot.close(figure)
 
 
-def running_mean(values: list[float], weight: float = 0.9) -> list[float]:
+def _running_mean(values: list[float], weight: float = 0.9) -> list[float]:
     """Return the exponential running mean, unbiased from the first value on."""
     means, total, norm = [], 0.0, 0.0
     for value in values:

@@ -95,7 +95,7 @@ def make_record(
     }
 
 
-def settings_of(record: dict) -> dict[str, object]:
+def _settings_of(record: dict) -> dict[str, object]:
     """Return what of a record decides the result, as flat names."""
     settings = {}
     for group in ("ModelArguments", "DataArguments", "FinetuneArguments"):
@@ -110,7 +110,7 @@ def settings_of(record: dict) -> dict[str, object]:
 
 def find_differences(old: dict, new: dict) -> list[str]:
     """Return a line for each setting in which two records differ."""
-    before, now = (settings_of(json.loads(json.dumps(record, default=str))) for record in (old, new))
+    before, now = (_settings_of(json.loads(json.dumps(record, default=str))) for record in (old, new))
     return [
         f"{name}: {shorten(before.get(name), 60)} then, {shorten(now.get(name), 60)} now"
         for name in sorted(before.keys() | now.keys())
@@ -135,7 +135,7 @@ class RunFolder:
             UserError: the folder holds a run of another command, or the named checkpoint is not whole.
         """
         if named:
-            return ResumePoint(find_named(Path(named)))
+            return ResumePoint(_find_named(Path(named)))
         if overwrite or not self.path.is_dir():
             return ResumePoint()
         finished = (self.path / FINISHED).is_file()
@@ -185,7 +185,7 @@ class RunFolder:
         write_json(self.path / RECORD, self.record)
 
 
-def find_named(folder: Path) -> Path:
+def _find_named(folder: Path) -> Path:
     """Return the checkpoint that --resume_from_checkpoint names, or the last good one in the folder it names."""
     if folder.is_dir() and not folder.name.startswith(PREFIX):
         folder = last_good_checkpoint(folder) or folder

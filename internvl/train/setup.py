@@ -42,7 +42,7 @@ def load_for_training(
     check_against_config(model_args, data_args, config)
     config.vision_config.drop_path_rate = model_args.drop_path_rate
     dtype = training_dtype(training_args)
-    check_embedded_lora(model_args, config)
+    _check_embedded_lora(model_args, config)
     with zero3_init_disabled(training_args):
         loaded = load_model(
             checkpoint.folder,
@@ -50,10 +50,10 @@ def load_for_training(
             dtype=dtype,
             device="cpu",  # the trainer moves it
             attn_implementation=model_args.attn_implementation,
-            quantization_config=four_bit_config(dtype) if model_args.load_in_4bit else None,
+            quantization_config=_four_bit_config(dtype) if model_args.load_in_4bit else None,
         )
     model = loaded.model
-    resize_tiles(model, choose_image_size(data_args, config))
+    _resize_tiles(model, _choose_image_size(data_args, config))
     config = model.config  # transformers made a copy
     config.dynamic_image_size = data_args.dynamic_image_size
     config.use_thumbnail = data_args.use_thumbnail
@@ -77,7 +77,7 @@ def load_for_training(
     return loaded._replace(model=trained)
 
 
-def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+def _four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     """Return how the language model's layers are held in 4 bits (NF4 with double quantisation, arXiv:2305.14314).
 
     Raises:
@@ -96,7 +96,7 @@ def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def check_embedded_lora(model_args: ModelArguments, config: InternVLChatConfig) -> None:
+def _check_embedded_lora(model_args: ModelArguments, config: InternVLChatConfig) -> None:
     """Refuse other ranks than the LoRA weights have that the original trainer left in a checkpoint.
 
     Raises:
@@ -123,7 +123,7 @@ def training_dtype(training_args: FinetuneArguments) -> torch.dtype:
     return torch.float16 if training_args.fp16 else torch.float32
 
 
-def choose_image_size(data_args: DataArguments, config: InternVLChatConfig) -> int:
+def _choose_image_size(data_args: DataArguments, config: InternVLChatConfig) -> int:
     """Return the tile side in px: the flag's, or for ``auto`` 448 or the checkpoint's own when that is smaller."""
     if data_args.force_image_size == "auto":
         return min(PUBLISHED_IMAGE_SIZE, config.image_size)
@@ -141,7 +141,7 @@ def choose_image_size(data_args: DataArguments, config: InternVLChatConfig) -> i
 def render_settings(data_args: DataArguments, config: InternVLChatConfig) -> RenderSettings:
     """Return how rows become samples, from the flags and a checkpoint's config."""
     named = {field.name for field in fields(RenderSettings)} & {field.name for field in fields(DataArguments)}
-    image_size = choose_image_size(data_args, config)
+    image_size = _choose_image_size(data_args, config)
     sized = copy.deepcopy(config)
     sized.force_image_size = image_size
     return RenderSettings(
@@ -153,7 +153,7 @@ def render_settings(data_args: DataArguments, config: InternVLChatConfig) -> Ren
     )
 
 
-def resize_tiles(model, image_size: int) -> None:
+def _resize_tiles(model, image_size: int) -> None:
     """Make the model take tiles of ``image_size`` px, resizing its position embeddings when they are for another."""
     config = model.config
     if config.vision_config.image_size != image_size:
