@@ -15,7 +15,9 @@ def foreign_checkout(script: str | Path) -> str | None:
     path = Path(script).resolve()
     if Path(sys.prefix).resolve() in path.parents:  # an installed command
         return None
-    own = next((folder for folder in path.parents if (folder / "internvl" / "repository.py").is_file()), REPOSITORY)
+    packages = (folder / "internvl" for folder in path.parents)
+    # Beside scripts the package is a link.
+    own = next((package.resolve().parent for package in packages if (package / "repository.py").is_file()), REPOSITORY)
     if own == REPOSITORY:
         return None
     return (

@@ -41,8 +41,8 @@ def run_logged(command: Sequence[str], log: Path) -> int:
         stderr=copiers[1].stdin,
         start_new_session=True,
     )
-    for number in early:
-        pass_on(number)
+    for missed in early:
+        pass_on(missed)
     for copier in copiers:
         if copier.stdin is not None:
             copier.stdin.close()  # the training alone holds the other end

@@ -29,7 +29,7 @@ def slow_loss(folder, meta: str) -> float:
     _, data_args, _ = parse_arguments(["--model_name_or_path", "x", "--output_dir", "y", "--meta_path", meta])
     total, count = 0.0, 0
     for row in ConversationDataset(read_meta(meta), tokenizer, render_settings(data_args, model.config)):
-        ids, labels = row["input_ids"][None], row["labels"]
+        ids, labels = row.input_ids[None], row.labels
         with torch.no_grad():
             scores = model(pixels(row), ids).logits[0].log_softmax(-1)
         for position in range(1, len(labels)):

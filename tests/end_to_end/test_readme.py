@@ -49,9 +49,9 @@ def copy_repository(folder: Path) -> Path:
     if tracked.returncode:
         pytest.skip("needs git, to know which files belong to the project")
     for name in tracked.stdout.splitlines():
-        if (REPOSITORY / name).is_file():
+        if (REPOSITORY / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(REPOSITORY / name, folder / name)
+            shutil.copyfile(REPOSITORY / name, folder / name, follow_symlinks=False)
     return folder
 
 
