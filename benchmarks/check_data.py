@@ -27,7 +27,7 @@ from internvl.data.tokenize import RenderSettings
 from internvl.errors import ends_on_user_error
 from internvl.json_files import write_json
 from internvl.model.internvl_chat.conversation import get_conv_template
-from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
+from internvl.model.internvl_chat.tokenization import load_tokenizer
 
 WORDS = "a the man woman dog red small street on of with sitting standing holding near large table and two".split()
 WAYS = ("one process", "all cores", "kept result")

@@ -31,9 +31,9 @@ from internvl.device import detect_device
 from internvl.errors import UserError, ends_on_user_error
 from internvl.inference.engine import DTYPES
 from internvl.json_files import write_json
+from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.image_processing_internvl_chat import normalize_pixels
-from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import choose_attention
 from internvl.model.vision_cache import TiledImage, image_features

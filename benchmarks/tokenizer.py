@@ -31,7 +31,8 @@ from internvl.model.internvl_chat.conversation import (
     join_segments,
     render_turns,
 )
-from internvl.model.internvl_chat.tokenization_internlm2 import build_tokenizer, load_tokenizer, read_added_tokens
+from internvl.model.internvl_chat.tokenization import load_tokenizer, read_added_tokens
+from internvl.model.internvl_chat.tokenization_internlm2 import build_tokenizer
 
 THINGS = "bed sofa table lamp window door plant shelf rug mirror television counter painting staircase".split()
 LOOKS = "wooden white small large round grey modern leather bright narrow tiled empty".split()

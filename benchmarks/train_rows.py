@@ -15,9 +15,9 @@ from internvl.data.batch import Idle, Sample
 from internvl.data.grouping import EpochGroups, group_rows, share_prefix, single_rows
 from internvl.data.sampling import SampleGroup
 from internvl.data.tokenize import RenderedRow
+from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.image_processing_internvl_chat import normalize_pixels
-from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 from internvl.model.vision_cache import TiledImage, VisionCache
 
 # Tokens of the system message up to <img>, and from </img> over the question to the answer, as in the COCO recipe.

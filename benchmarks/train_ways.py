@@ -25,8 +25,8 @@ from transformers.trainer_callback import PrinterCallback
 from internvl.data.batch import Collator, Sample
 from internvl.data.sampling import choose_strategy
 from internvl.model.adapter import choose_trainable
+from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
-from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import choose_attention
 from internvl.model.vision_cache import VisionCache, image_features

@@ -37,6 +37,11 @@ def test_all_golden_values(family, shared):
     check(family, shared / "reference")
 
 
+@pytest.mark.parametrize("family", ["tiny", "lora", "tokens"])
+def test_golden_values_of_members_with_qwen(family, shared):
+    check(family, shared / "reference_qwen2")
+
+
 def test_a_missing_folder_ends_with_status_2(tmp_path, capsys):
     assert main([str(tmp_path / "nothing")]) == 2
     message = capsys.readouterr().err

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from internvl.cli import Parser
 from internvl.errors import UserError, ends_on_user_error
@@ -56,14 +57,14 @@ def prepare(folder: Path) -> list[str]:
     config = load_config(checkpoint)
     template = _trained_template(config, folder)
     tokenizer = load_checkpoint_tokenizer(checkpoint)
-    published = _served_template(folder)
-    kept = _keep_originals(folder, template)
-    if kept or published != chat_template(template):
+    published, wanted = _served_template(folder), _rendered(template, tokenizer)
+    kept = _keep_originals(folder, wanted)
+    if kept or published != wanted:
         write_chat_tokenizer(folder, tokenizer, template.name)
     write_generation(folder, read_generation(folder), tokenizer, template.name)
     write_model_files(folder, config)
     done = [f"Kept in {folder / ORIGINALS}: {', '.join(kept)}"] if kept else []
-    if published is not None and published != chat_template(template):
+    if published is not None and published != wanted:
         done.append(f"Replaced the chat template: the published one does not render the {template.name} prompt.")
     return done
 
@@ -91,14 +92,19 @@ def _served_template(folder: Path) -> str | None:
     return read_object(file, "Copy the file again").get("chat_template") if file.is_file() else None
 
 
-def _keep_originals(folder: Path, template: ConversationTemplate) -> list[str]:
+def _rendered(template: ConversationTemplate, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return a conversation template in Jinja, for a tokenizer with or without a first token."""
+    return chat_template(template, has_bos=tokenizer.bos_token is not None)
+
+
+def _keep_originals(folder: Path, template: str) -> list[str]:
     """Copy what is about to be replaced into ``original_files/``; files that are ours already do not count.
 
     Returns their names.
     """
     ours = {file.name: file.read_bytes() for file in model_code_files()}
     replaced = [file for file in folder.glob("*.py") if ours.get(file.name) != file.read_bytes()]
-    if not (folder / "tokenizer.json").is_file() or _served_template(folder) != chat_template(template):
+    if not (folder / "tokenizer.json").is_file() or _served_template(folder) != template:
         replaced += [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if (folder / PREPROCESSOR_CONFIG).is_file() and not read_tiling(folder):
         replaced.append(folder / PREPROCESSOR_CONFIG)
@@ -128,14 +134,14 @@ def check(folder: Path) -> list[str]:
         if name in stored and stored[name] != shape
     ]
     tokenizer = load_checkpoint_tokenizer(checkpoint)
-    if len(tokenizer) != config.llm_config.vocab_size:
+    if len(tokenizer) > config.llm_config.vocab_size:  # Qwen3's embeddings have rows to spare
         problems.append(
             f"The tokenizer has {len(tokenizer)} tokens and the model {config.llm_config.vocab_size}. Download the "
             "tokenizer files again."
         )
     template = _trained_template(config, folder)
     prepare = f"Run tools/prepare_pretrained.py {folder}."
-    if _served_template(folder) != chat_template(template):
+    if _served_template(folder) != _rendered(template, tokenizer):
         problems.append(f"The chat template is not that of the {template.name} prompt. {prepare}")
     end_mark = tokenizer.convert_tokens_to_ids(template.sep.strip())
     stops = read_generation(folder).get("eos_token_id")

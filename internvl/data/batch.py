@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
+from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.internvl_chat.sequence_layout import SequenceLayout
 from internvl.model.vision_cache import TiledImage
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from internvl.data.annotation import Row
 from internvl.data.tokenize import RenderedRow
+from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER
-from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 
 
 class SharedRows(NamedTuple):

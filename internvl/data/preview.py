@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from internvl.data.batch import Sample
-from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
+from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.vision_cache import TiledImage
 
 SHOWN_TILES = 14  # of a row; a page of videos would be too large to open otherwise

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from internvl.data.images import TilingConfig
 from internvl.data.problems import RowError
+from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.internvl_chat.conversation import (
     IMAGE_PLACEHOLDER,
     IMG_CONTEXT_TOKEN,
@@ -13,7 +14,6 @@ from internvl.model.internvl_chat.conversation import (
     place_images,
     render_turns,
 )
-from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 
 TOO_LONG_ADVICE = (
     "Raise --max_seq_length, lower --max_dynamic_patch, pass --on_long_sample fewer_tiles or skip, or shorten the row"
@@ -76,7 +76,8 @@ def render_row(
     Example: with 2 tiles of 256 tokens, ``<image>`` becomes ``<img>``, 512 × ``<IMG_CONTEXT>``, ``</img>``.
     """
     placed = place_images(turns, [tiles * num_image_token for tiles in num_tiles])
-    input_ids, labels = [tokenizer.bos_token_id], [IGNORE_INDEX]
+    input_ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]  # Qwen has none
+    labels = [IGNORE_INDEX] * len(input_ids)
     segments = render_turns(template, placed)
     encoded = tokenizer([segment.text for segment in segments], add_special_tokens=False)["input_ids"]
     for segment, ids in zip(segments, encoded, strict=True):
@@ -103,7 +104,8 @@ def count_text_tokens(conversations: list[list[Turn]], *, tokenizer, template: C
         texts, tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
     ):
         lengths[text] = len(encoding)
-    return [1 + sum(lengths[text] for text in segments) for segments in rendered]
+    first = 0 if tokenizer.bos_token_id is None else 1
+    return [first + sum(lengths[text] for text in segments) for segments in rendered]
 
 
 def truncate_row(row: RenderedRow, max_length: int, *, image_token_id: int, where: str) -> RenderedRow:

@@ -14,11 +14,8 @@ from internvl.errors import UserError, shorten
 from internvl.model.adapter_names import PEFT_PREFIX
 from internvl.model.checkpoint import ADAPTER_WEIGHTS, EMBEDDED_PREFIX, Checkpoint
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
-from internvl.model.internvl_chat.modeling_internvl_chat import (
-    BACKBONE_LORA_TARGETS,
-    LLM_LORA_TARGETS,
-    InternVLChatModel,
-)
+from internvl.model.internvl_chat.language_models import language_model_of
+from internvl.model.internvl_chat.modeling_internvl_chat import BACKBONE_LORA_TARGETS, InternVLChatModel
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +87,7 @@ def _lora_config(config: InternVLChatConfig, dropout: float, **more) -> LoraConf
     """
     ranks = {"llm": config.use_llm_lora, "backbone": config.use_backbone_lora}
     ranks = {part: rank for part, rank in ranks.items() if rank}
-    targets = {"llm": LLM_LORA_TARGETS, "backbone": BACKBONE_LORA_TARGETS}
+    targets = {"llm": language_model_of(config.llm_config).lora_targets, "backbone": BACKBONE_LORA_TARGETS}
     first = next(iter(ranks.values()))
     pattern = {target: rank for part, rank in ranks.items() for target in targets[part] if rank != first}
     return LoraConfig(

@@ -14,13 +14,12 @@ from internvl.errors import UserError, shorten
 from internvl.model.adapter_config import read_settings
 from internvl.model.adapter_names import StoredTensor, choose_map, take_apart
 from internvl.model.checkpoint import Checkpoint
-from internvl.model.hf_names import OUTPUT
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.internvl_chat.language_models import language_model_of
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.lora import Adapter, LoraLayer, LoraPart
 
 logger = logging.getLogger(__name__)
-EMBEDDINGS = "language_model.model.tok_embeddings.weight"
 # What makes LoRA of a layer of each kind: the tensor next to its input, and the one next to its output.
 PAIRS = {
     nn.Linear: ("lora_A", "lora_B"),
@@ -234,7 +233,9 @@ def _check_saved_modules(adapter: Adapter, where: str) -> None:
 
 def _check_ties(adapter: Adapter, where: str) -> None:
     """Refuse changes to one of two layers that share their weights in the base: the merge would change both."""
-    touched = sorted(adapter.changed & {EMBEDDINGS, OUTPUT})
+    member = language_model_of(adapter.config.llm_config)
+    tied = {f"language_model.{name}" for name in (member.embeddings, member.output)}
+    touched = sorted(adapter.changed & tied)
     if touched and adapter.config.llm_config.tie_word_embeddings:
         raise UserError(
             f"{where}: changes {touched[0]}, and in this base the embeddings and the output layer share their weights "

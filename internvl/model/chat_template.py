@@ -10,13 +10,14 @@ def chat_template(
     *,
     image: str = f"{IMAGE_PLACEHOLDER}\n",
     video: str = f"{VIDEO_PLACEHOLDER}\n",
+    has_bos: bool = True,
 ) -> str:
     """Return ``template`` in Jinja, as ``apply_chat_template`` takes it; it renders what ``render_turns`` does.
 
     A message's content is text, or a list of parts: ``{"type": "text", "text": …}``, ``{"type": "image"}``,
     ``{"type": "video"}``, or the ``image_url`` and ``video_url`` of OpenAI's requests. ``image`` and ``video`` are
     what such a part becomes; whoever reads the images puts the right number of tokens in place. ``<s>`` is part of
-    the text, because ``apply_chat_template`` adds none.
+    the text where the tokenizer ``has_bos``, because ``apply_chat_template`` adds none.
     """
     before_system, after_system = template.system_template.split("{system_message}")
     # An empty question has no end mark with some templates: each published model as it was trained.
@@ -32,7 +33,8 @@ def chat_template(
             "{%- if messages[0]['role'] == 'system' -%}",
             "{%- set system, turns = flat(messages[0]['content']) | trim, messages[1:] -%}{%- else -%}",
             f"{{%- set system, turns = {quoted(template.system_message)}, messages -%}}{{%- endif -%}}",
-            f"{{{{ bos_token + {quoted(before_system)} + system + {quoted(after_system + template.sep)} }}}}",
+            "{{ bos_token + " if has_bos else "{{ ",
+            f"{quoted(before_system)} + system + {quoted(after_system + template.sep)} }}}}",
             "{%- for turn in turns -%}{%- set text = flat(turn['content']) | trim -%}",
             "{%- if turn['role'] == 'user' -%}",
             f"{{{{ {quoted(template.user_prefix)} + text + ({quoted(template.sep)} if {ends_question} else '') }}}}",

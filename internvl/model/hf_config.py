@@ -25,7 +25,7 @@ from internvl.errors import UserError, shorten
 from internvl.json_files import write_json
 from internvl.model.chat_template import chat_template
 from internvl.model.config_schema import check_config, check_shapes
-from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig, llm_architecture
 from internvl.model.internvl_chat.conversation import (
     IMG_CONTEXT_TOKEN,
     IMG_END_TOKEN,
@@ -33,7 +33,7 @@ from internvl.model.internvl_chat.conversation import (
     TEMPLATES,
 )
 from internvl.model.internvl_chat.image_processing_internvl_chat import IMAGENET_MEAN, IMAGENET_STD
-from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
+from internvl.model.internvl_chat.tokenization import load_tokenizer
 from internvl.model.loading import one_line
 from internvl.model.packaging import read_generation, write_chat_tokenizer, write_model_files, write_tokenizer
 
@@ -98,6 +98,8 @@ def check_expressible(config: InternVLChatConfig, file: Path) -> None:
         UserError: names the setting and its value.
     """
     keep = "Keep this checkpoint in the published layout"
+    if (llm := llm_architecture(config.llm_config)) != "InternLM2ForCausalLM":
+        raise UserError(f"{file}: llm_config is {llm}, which is not converted yet. {keep}.")
     if config.ps_version != "v2":
         raise UserError(
             f"{file}: ps_version is {config.ps_version!r}, and transformers' InternVL has no other pixel shuffle than "
@@ -240,7 +242,10 @@ def write_hf_surroundings(
     installed, and no file can change that; its pixels differ by rounding. Its ``backend="pil"`` gives exactly ours.
     """
     template = chat_template(
-        TEMPLATES[config.template], image=f"{IMG_CONTEXT_TOKEN}\n", video=f"{PROCESSOR_TOKENS['video_token']}\n"
+        TEMPLATES[config.template],
+        image=f"{IMG_CONTEXT_TOKEN}\n",
+        video=f"{PROCESSOR_TOKENS['video_token']}\n",
+        has_bos=tokenizer.bos_token is not None,
     )
     write_tokenizer(folder, tokenizer, template, named_tokens=PROCESSOR_TOKENS)
     limit = config.max_dynamic_patch if config.dynamic_image_size else 1

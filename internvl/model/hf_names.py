@@ -51,7 +51,11 @@ def hf_names(name: str) -> tuple[str, ...]:
     layer = re.search(r"\.layers\.(\d+)\.", name)
     suffix = next((suffix for suffix in (".weight", ".bias") if name.endswith(suffix)), "")
     module = name.removesuffix(suffix)
-    found = NAMES[re.sub(r"\.layers\.\d+\.", ".layers.#.", module)]
+    if (key := re.sub(r"\.layers\.\d+\.", ".layers.#.", module)) not in NAMES:
+        # Qwen's layers have transformers' names in both layouts.
+        inside = name.removeprefix("language_model.")
+        return (inside if inside.startswith("lm_head") else f"model.language_model.{inside.removeprefix('model.')}",)
+    found = NAMES[key]
     return tuple(part.replace("#", layer[1] if layer else "") + suffix for part in found)
 
 

@@ -17,8 +17,9 @@ from internvl.model.checkpoint import Checkpoint
 from internvl.model.config_schema import check_config, check_shapes
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
+from internvl.model.internvl_chat.language_models import language_model_of
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
-from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
+from internvl.model.internvl_chat.tokenization import load_tokenizer
 from internvl.model.lora import add_adapter
 from internvl.model.tiling import read_tiling
 
@@ -137,7 +138,8 @@ def check_complete(checkpoint: Checkpoint, config: InternVLChatConfig) -> None:
         expected = {name: tuple(tensor.shape) for name, tensor in InternVLChatModel(config).state_dict().items()}
     missing = sorted(expected.keys() - checkpoint.tensors.keys())
     if config.llm_config.tie_word_embeddings:
-        missing = [name for name in missing if not name.endswith("language_model.output.weight")]
+        output = language_model_of(config.llm_config).output
+        missing = [name for name in missing if name != f"language_model.{output}"]
     if missing:
         raise UserError(
             f"{checkpoint.folder}: lacks {len(missing)} of the model's {len(expected)} tensors, first {missing[0]}. "
@@ -175,7 +177,7 @@ def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast
         UserError: there is none, its files are damaged, or it lacks the tokens of images.
     """
     own = checkpoint.folder
-    has_own = (own / "tokenizer.json").is_file() or (own / "tokenizer.model").is_file()
+    has_own = any((own / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
     folder = own if has_own or not checkpoint.is_adapter else checkpoint.base().folder
     for name in TOKENIZER_SETTINGS:
         if (folder / name).is_file():

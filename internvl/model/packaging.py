@@ -119,7 +119,9 @@ def write_tokenizer(
 
 def write_chat_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerFast, template_name: str) -> None:
     """Write a tokenizer of the published layout, with the chat template that renders what training rendered."""
-    write_tokenizer(folder, tokenizer, chat_template(get_conv_template(template_name)))
+    write_tokenizer(
+        folder, tokenizer, chat_template(get_conv_template(template_name), has_bos=tokenizer.bos_token is not None)
+    )
 
 
 def read_generation(folder: Path) -> dict:

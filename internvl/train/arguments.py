@@ -64,8 +64,8 @@ class DataArguments:
     """Which rows, and how they become samples."""
 
     meta_path: str = field(metadata={"help": "JSON file that names the data sets."})
-    conv_style: str = field(
-        default="internlm2-chat", metadata={"help": "Conversation template; must be the checkpoint's."}
+    conv_style: str | None = field(
+        default=None, metadata={"help": "Conversation template; must be the checkpoint's, which is the default."}
     )
     max_seq_length: int = field(default=4096, metadata={"help": "Longest row in tokens."})
     force_image_size: str = field(

@@ -13,18 +13,17 @@ import torch
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import TrainerCallback
+from transformers import PretrainedConfig, TrainerCallback
 
 from internvl.model.adapter import count_elements, unwrapped
+from internvl.model.internvl_chat.causal_lm import LOSS_CHUNK
+from internvl.model.internvl_chat.language_models import language_model_of
 from internvl.model.internvl_chat.modeling_intern_vit import InternVisionEncoderLayer
-from internvl.model.internvl_chat.modeling_internlm2 import LOSS_CHUNK, InternLM2DecoderLayer
 from internvl.model.internvl_chat.modeling_internvl_chat import (
     BACKBONE_LORA_TARGETS,
-    LLM_LORA_TARGETS,
     VISION_BATCH,
     InternVLChatModel,
 )
-from internvl.model.internvl_chat.rotary import rotary_cos_sin
 from internvl.model.internvl_chat.sequence_layout import SequenceLayout
 
 logger = logging.getLogger(__name__)
@@ -149,16 +148,17 @@ def plan_memory(
     """
     model = unwrapped(model)
     config, llm, vit = model.config, model.config.llm_config, model.config.vision_config
-    size = dtype.itemsize
+    member, size = language_model_of(llm), dtype.itemsize
     amp = partial(torch.autocast, "cpu", dtype=dtype, enabled=dtype != torch.float32)
     parts = {name: any(p.requires_grad for p in part.parameters()) for name, part in model.named_children()}
 
     def run_llm(layer: nn.Module, tokens: int) -> torch.Tensor:
         layout = SequenceLayout(((tokens, ()),))
         states = torch.zeros(1, tokens, llm.hidden_size, dtype=dtype, requires_grad=True)
-        rotary = rotary_cos_sin(llm, layout.position_ids(), tokens, dtype)
+        angles = torch.zeros(1, tokens, llm_head_dim(llm), dtype=dtype)
         with amp():
-            return layer(states, position_embeddings=rotary, layout=layout)[0]
+            output = layer(states, position_embeddings=(angles, angles), layout=layout)
+        return output[0] if isinstance(output, tuple) else output
 
     def run_vit(layer: nn.Module) -> torch.Tensor:
         with amp():
@@ -166,9 +166,9 @@ def plan_memory(
 
     patches = 1 + (config.image_size // vit.patch_size) ** 2
     with torch.device("meta"):
-        llm_layer = InternLM2DecoderLayer(llm, 0).to(dtype)
+        llm_layer = member.layer_class(llm, 0).to(dtype)
         vit_layer = InternVisionEncoderLayer(vit, 0.0).to(dtype)
-    arguments = (LLM_LORA_TARGETS, config.use_llm_lora, lora_dropout, parts["language_model"])
+    arguments = (list(member.lora_targets), config.use_llm_lora, lora_dropout, parts["language_model"])
     few, many = _layer_bytes(llm_layer, *arguments, *(partial(run_llm, tokens=tokens) for tokens in MEASURED_TOKENS))
     per_token = (many - few) / (MEASURED_TOKENS[1] - MEASURED_TOKENS[0])
     per_layer = round(few + per_token * (largest.tokens - MEASURED_TOKENS[0]))
@@ -200,6 +200,11 @@ def plan_memory(
         while plan.total > plan.available and plan.num_recomputed < plan.num_layers:
             plan = replace(plan, num_recomputed=plan.num_recomputed + 1)
     return plan
+
+
+def llm_head_dim(config: PretrainedConfig) -> int:
+    """Return the width of an attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def program_bytes(device: torch.device, weights: int) -> int:
@@ -243,7 +248,8 @@ def recompute_activations(model: InternVLChatModel | PeftModel, num_layers: int)
 
     With all of them, layers of a vision encoder that trains do so, too; a frozen one keeps none.
     """
-    llm = [module for module in model.modules() if isinstance(module, InternLM2DecoderLayer)]
+    layer_class = language_model_of(unwrapped(model).config.llm_config).layer_class
+    llm = [module for module in model.modules() if isinstance(module, layer_class)]
     chosen: list[nn.Module] = llm[:num_layers]
     if num_layers == len(llm) and any(p.requires_grad for p in model.vision_model.parameters()):
         chosen += [module for module in model.modules() if isinstance(module, InternVisionEncoderLayer)]

@@ -145,7 +145,7 @@ def render_settings(data_args: DataArguments, config: InternVLChatConfig) -> Ren
     sized = copy.deepcopy(config)
     sized.force_image_size = image_size
     return RenderSettings(
-        template=get_conv_template(data_args.conv_style),
+        template=get_conv_template(config.template),
         image_size=image_size,
         num_image_token=sized.num_image_token,
         pad2square=config.pad2square,

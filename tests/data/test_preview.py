@@ -13,9 +13,9 @@ from internvl.data.annotation import parse_row
 from internvl.data.batch import Sample
 from internvl.data.preview import SHOWN_TILES, PreviewRow, make_spans, tile_images, write_preview
 from internvl.data.tokenize import render_row
+from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.internvl_chat.image_processing_internvl_chat import stack_tiles
-from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 from internvl.model.vision_cache import TiledImage
 from tests.conftest import make_image
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from internvl.model.chat_template import chat_template
 from internvl.model.internvl_chat.conversation import ADDED_SPECIAL_TOKENS, RENAMED_SPECIAL_TOKENS, get_conv_template
-from internvl.model.internvl_chat.tokenization_internlm2 import load_tokenizer
+from internvl.model.internvl_chat.tokenization import load_tokenizer
 from internvl.model.packaging import write_tokenizer
 
 TEXTS = ["A pattern has waves.", "  two  spaces\n\nlines\t", "naïve 北京 😀", "Pattern11 colours,many"]

@@ -30,9 +30,9 @@ AFTER_STEPS = 5e-6
 
 def run(report: Report, folder: Path) -> None:
     """Check every folder of ``lora/``; the inputs are those of the tiny models."""
-    inputs_file = folder / "tiny" / "inputs_scale1.safetensors"
     for expected_file in sorted((folder / "lora").glob("*/expected.json")):
         source = expected_file.parent
+        inputs_file = folder / "tiny" / read_json(expected_file).get("inputs", "inputs_scale1.safetensors")
         if not inputs_file.is_file():
             report.skip(f"lora/{source.name}", f"its inputs {inputs_file} are missing")
             continue

@@ -10,6 +10,8 @@ from internvl.data.annotation import parse_turns
 from internvl.data.batch import Collator, Sample
 from internvl.data.tokenize import RenderedRow, render_row, truncate_row
 from internvl.errors import UserError
+from internvl.model.internvl_chat import load_tokenizer
+from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.internvl_chat.conversation import (
     IMAGE_PLACEHOLDER,
     IMG_CONTEXT_TOKEN,
@@ -18,7 +20,6 @@ from internvl.model.internvl_chat.conversation import (
     get_conv_template,
     render_turns,
 )
-from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 from tests.reference.golden import expand, read_json
 from tests.reference.runner import Report
 
@@ -34,8 +35,14 @@ CLEAN_UP += ((" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
 def run(report: Report, folder: Path, tokenizer) -> None:
     """Check ``tokens/``: ``tokenizer.json``, ``decode.json``, and the file of each template."""
     folder = folder / "tokens"
+    family = folder.parents[1] / "family"
     if (folder / "tokenizer.json").is_file():
-        check_tokenizer(report, read_json(folder / "tokenizer.json"), tokenizer)
+        content = read_json(folder / "tokenizer.json")
+        if "vocab_len" in content:
+            check_tokenizer(report, content, tokenizer)
+        else:
+            for name, golden in content.items():
+                check_member_tokenizer(report, name, golden, family / name)
     if (folder / "decode.json").is_file():
         for number, item in enumerate(read_json(folder / "decode.json")["items"]):
             text = tokenizer.decode(item["ids"], skip_special_tokens=True)
@@ -46,8 +53,14 @@ def run(report: Report, folder: Path, tokenizer) -> None:
         conversations = {item["name"]: item for item in read_json(folder / "conversations.json")}
         for path in sorted(folder.glob("*.json")):
             content = read_json(path)
-            if "results" in content:
-                TemplateFile(report, path.stem, content, conversations, tokenizer).check()
+            if "results" not in content:
+                continue
+            member = re.search(r"of (InternVL[\w-]+)$", content.get("tokenizer", ""))
+            if member and not (family / member[1]).is_dir():
+                report.skip(f"tokens/{path.stem}", f"its tokenizer {family / member[1]} is missing")
+                continue
+            own = load_tokenizer(family / member[1]) if member else tokenizer
+            TemplateFile(report, path.stem, content, conversations, own).check()
 
 
 def refuses_template(name: str) -> bool:
@@ -79,6 +92,22 @@ def check_tokenizer(report: Report, golden: dict, tokenizer) -> None:
             report.differs(
                 f"tokenizer/plain {number}, decoded", "slow decoding", text in (cleaned, " " + cleaned), note
             )
+
+
+def check_member_tokenizer(report: Report, name: str, golden: dict, folder: Path) -> None:
+    """Compare the tokenizer of a Qwen member, built from its published files."""
+    if not folder.is_dir():
+        report.skip(f"tokenizer/{name}", f"its files {folder} are missing")
+        return
+    tokenizer = load_tokenizer(folder)
+    for key in ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id"):
+        report.equal(f"tokenizer/{name}/{key}", getattr(tokenizer, key), golden[key])
+    report.equal(f"tokenizer/{name}/len", len(tokenizer), golden["len"])
+    for token, index in golden["special"].items():
+        report.equal(f"tokenizer/{name}/{token}", tokenizer.convert_tokens_to_ids(token), index)
+    for text, ids in golden["encode"].items():
+        report.equal(f"tokenizer/{name}/{text[:30]!r}", tokenizer(text)["input_ids"], ids)
+        report.equal(f"tokenizer/{name}/{text[:30]!r}, decoded", tokenizer.decode(ids), text)
 
 
 def pad_to(length: int, sample: RenderedRow, pad_token_id: int) -> dict[str, list[int]]:
@@ -113,7 +142,8 @@ class TemplateFile:
             (ids.count(self.image_token) // tiles[name] for ids, name in written if tiles[name]), default=0
         )
         # A file made without the leading <s> is compared behind ours.
-        self.lead = int(bool(written) and written[0][0][0] != tokenizer.bos_token_id)
+        bos = tokenizer.bos_token_id
+        self.lead = int(bos is not None and bool(written) and written[0][0][0] != bos)
 
     def check(self) -> None:
         template = self.content["template"]
@@ -220,12 +250,13 @@ def data_error(conversations: list[dict], tokenizer) -> str | None:
     asked = roles[1:] if roles[0] == "system" else roles
     if asked != ["human", "gpt"] * (len(asked) // 2):
         return f"turns are {', '.join(roles)}"
-    reserved = [token for token in tokenizer.get_added_vocab() if not GROUNDING.fullmatch(token)]
+    # Marks of either tokenizer are reserved for all members, so that one data set trains each of them.
+    reserved = {token for token in tokenizer.get_added_vocab() if not GROUNDING.fullmatch(token)} | {"<s>", "</s>"}
     for turn in conversations:
         if turn["from"] == "gpt" and not turn["value"].strip():
             return "an empty answer"
         if turn["from"] != "human" and IMAGE_PLACEHOLDER in turn["value"]:
             return "a marker outside the human turns"
-        if found := [token for token in reserved if token in turn["value"]]:
+        if found := sorted(token for token in reserved if token in turn["value"]):
             return f"the literal token {found[0]}"
     return None

@@ -15,9 +15,9 @@ from internvl.data.meta import DatasetSpec
 from internvl.data.sampling import MicroBatchSampler, choose_strategy
 from internvl.data.tokenize import RenderSettings
 from internvl.model.adapter import choose_trainable
-from internvl.model.internvl_chat import modeling_internlm2
+from internvl.model.internvl_chat import causal_lm
+from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.internvl_chat.conversation import get_conv_template
-from internvl.model.internvl_chat.modeling_internlm2 import IGNORE_INDEX
 from internvl.model.loading import load_model
 from internvl.model.vision_cache import VisionCache, image_features
 from internvl.train.memory import recompute_activations
@@ -180,7 +180,7 @@ def test_sharing_saves_the_tokens_of_images_and_prompts(model_and_data):
 
 def test_a_loss_in_chunks_equals_the_whole_one(model_and_data, monkeypatch):
     whole = step(*model_and_data(), Way(share=True, batch_size=16))
-    monkeypatch.setattr(modeling_internlm2, "LOSS_CHUNK", 7)
+    monkeypatch.setattr(causal_lm, "LOSS_CHUNK", 7)
     assert_equal(step(*model_and_data(), Way(share=True, batch_size=16)), whole)
 
 

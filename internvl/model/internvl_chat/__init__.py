@@ -15,7 +15,7 @@ _EXPORTS = {
     "InternVLChatImageProcessor": "image_processing_internvl_chat",
     "InternVLChatProcessor": "processing_internvl_chat",
     "load_image": "image_processing_internvl_chat",
-    "load_tokenizer": "tokenization_internlm2",
+    "load_tokenizer": "tokenization",
 }
 
 __all__ = list(_EXPORTS)

@@ -2,10 +2,18 @@
 
 import inspect
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, Qwen2Config, Qwen3Config
 
 from .configuration_intern_vit import InternVisionConfig
 from .configuration_internlm2 import InternLM2Config
+
+# Architecture of the language model → the class of its configuration.
+LLM_CONFIGS = {
+    "InternLM2ForCausalLM": InternLM2Config,
+    "Qwen2ForCausalLM": Qwen2Config,
+    "Qwen3ForCausalLM": Qwen3Config,
+}
+ARCHITECTURE_OF_TYPE = {config.model_type: name for name, config in LLM_CONFIGS.items()}
 
 
 class InternVLChatConfig(PretrainedConfig):
@@ -45,7 +53,7 @@ class InternVLChatConfig(PretrainedConfig):
     ):
         # Before the rest: transformers hands the attention implementation of the whole on to its parts.
         self.vision_config = as_config(vision_config, InternVisionConfig)
-        self.llm_config = as_config(llm_config, InternLM2Config)
+        self.llm_config = as_config(llm_config, LLM_CONFIGS[llm_architecture(llm_config)])
         super().__init__(**kwargs)
         self.use_backbone_lora = use_backbone_lora
         self.use_llm_lora = use_llm_lora
@@ -93,6 +101,26 @@ class InternVLChatConfig(PretrainedConfig):
         return int((self.image_size // self.vision_config.patch_size) ** 2 * self.downsample_ratio**2)
 
 
+def llm_architecture(llm_config: dict | PretrainedConfig | None) -> str:
+    """Return the name of a language model's class, as ``llm_config.architectures`` or its ``model_type`` say.
+
+    Raises:
+        ValueError: this folder has none of that name.
+    """
+    values = llm_config.to_dict() if isinstance(llm_config, PretrainedConfig) else llm_config or {}
+    named = values.get("architectures") or [ARCHITECTURE_OF_TYPE.get(values.get("model_type"), "InternLM2ForCausalLM")]
+    if named[0] not in LLM_CONFIGS:
+        raise ValueError(
+            f"llm_config.architectures: is {named[0]!r}, a language model that is not supported. Use a checkpoint "
+            f"with one of: {', '.join(LLM_CONFIGS)}."
+        )
+    return named[0]
+
+
 def as_config(values: dict | PretrainedConfig | None, config_class: type[PretrainedConfig]) -> PretrainedConfig:
     """Return a part of the configuration as an object, whatever form it came in."""
-    return values if isinstance(values, PretrainedConfig) else config_class(**(values or {}))
+    if isinstance(values, PretrainedConfig):
+        return values
+    # Published files say flash_attention_2 here, which is the machine's to choose, not the checkpoint's.
+    machine = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+    return config_class(**{key: value for key, value in (values or {}).items() if key not in machine})

@@ -1,4 +1,4 @@
-"""The chat model: InternViT tiles → pixel unshuffle → projector → InternLM2.
+"""The chat model: InternViT tiles → pixel unshuffle → projector → language model.
 
 Axis letters: T tiles of the whole batch, P image tokens a tile, B batch, N tokens, C language model channels.
 """
@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 # transformers before 5.6 copies of a checkpoint's files those that this one names, and none that they name in turn.
 # So those are named here, too; `as` marks what is imported for that alone.
 from .attention import attend as attend
+from .causal_lm import SupervisedCausalLM as SupervisedCausalLM
 from .chatting import ChatMixin
 from .compat import CACHE_NAME, warn_if_untested
 from .configuration_intern_vit import InternVisionConfig as InternVisionConfig
@@ -21,8 +22,10 @@ from .configuration_internlm2 import InternLM2Config as InternLM2Config
 from .configuration_internvl_chat import InternVLChatConfig
 from .conversation import IMG_CONTEXT_TOKEN, get_conv_template
 from .image_processing_internvl_chat import normalize_pixels
+from .language_models import LANGUAGE_MODELS, language_model_of
 from .modeling_intern_vit import InternVisionModel
-from .modeling_internlm2 import InternLM2ForCausalLM
+from .modeling_internlm2 import InternLM2ForCausalLM as InternLM2ForCausalLM
+from .modeling_qwen import InternVLQwen2ForCausalLM as InternVLQwen2ForCausalLM
 from .rotary import rotary_cos_sin as rotary_cos_sin
 from .sequence_layout import SequenceLayout as SequenceLayout
 
@@ -32,7 +35,6 @@ except ImportError:
     get_peft_model = None
 
 warn_if_untested()
-LLM_LORA_TARGETS = ["attention.wqkv", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
 # Tiles a frozen encoder takes at once: enough to fill a GPU, and 0.3 GB of one layer's activations of InternViT-300M.
 VISION_BATCH = 32
 BACKBONE_LORA_TARGETS = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
@@ -65,7 +67,10 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     base_model_prefix = "language_model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["InternVisionEncoderLayer", "InternLM2DecoderLayer"]
+    _no_split_modules = [
+        "InternVisionEncoderLayer",
+        *(member.layer_class.__name__ for member in LANGUAGE_MODELS.values()),
+    ]
     _supports_sdpa = True
     _supports_flash_attn = True
     # transformers' Trainer asks: `num_items_in_batch` is honoured, so losses are means over the whole optimizer step.
@@ -80,7 +85,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         self.system_message = get_conv_template(config.template).system_message if config.template else ""
 
         self.vision_model = InternVisionModel(config.vision_config)
-        self.language_model = InternLM2ForCausalLM(config.llm_config)
+        self.language_model = language_model_of(config.llm_config).model_class(config.llm_config)
         unshuffled = int(config.vision_config.hidden_size / config.downsample_ratio**2)
         width = config.llm_config.hidden_size
         self.mlp1 = nn.Sequential(
@@ -102,6 +107,11 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
+    @property
+    def llm_lora_targets(self) -> list[str]:
+        """The linear layers of the language model's blocks, by the ends of their names."""
+        return list(language_model_of(self.config.llm_config).lora_targets)
+
     def wrap_backbone_lora(self, r: int = 128, lora_alpha: int = 256, lora_dropout: float = 0.05) -> None:
         """Add LoRA (arXiv:2106.09685) of rank ``r`` to every linear layer of the vision encoder's blocks."""
         self.vision_model = self._wrap_lora(self.vision_model, BACKBONE_LORA_TARGETS, r, lora_alpha, lora_dropout)
@@ -109,7 +119,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
     def wrap_llm_lora(self, r: int = 128, lora_alpha: int = 256, lora_dropout: float = 0.05) -> None:
         """Add LoRA of rank ``r`` to every linear layer of the language model's blocks."""
         self.language_model = self._wrap_lora(
-            self.language_model, LLM_LORA_TARGETS, r, lora_alpha, lora_dropout, task_type="CAUSAL_LM"
+            self.language_model, self.llm_lora_targets, r, lora_alpha, lora_dropout, task_type="CAUSAL_LM"
         )
 
     @staticmethod
@@ -203,7 +213,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             past_key_values: keys and values of the positions before, while generating.
             labels: int64 (B, N), -100 where nothing is to be learnt.
             visual_features: (T, P, C), the features of all real tiles, instead of ``pixel_values``.
-            kwargs: passed to :meth:`InternLM2ForCausalLM.forward` (``loss_weight``, ``num_items_in_batch``, …).
+            kwargs: passed to :meth:`SupervisedCausalLM.forward` (``loss_weight``, ``num_items_in_batch``, …).
 
         Raises:
             ValueError: image tokens and image features differ in number.

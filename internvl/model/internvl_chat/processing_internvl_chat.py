@@ -87,4 +87,4 @@ class InternVLChatProcessor(ProcessorMixin):
             return self.encode([turns], images, add_generation_prompt=add_generation_prompt)
         template = get_conv_template(self.template)
         segments = render_turns(template, turns, add_generation_prompt=add_generation_prompt)
-        return self.tokenizer.bos_token + join_segments(segments)
+        return (self.tokenizer.bos_token or "") + join_segments(segments)

@@ -1,6 +1,5 @@
 """A fast InternLM2 tokenizer from the published files, without running the code published beside them."""
 
-import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
@@ -23,45 +22,6 @@ TIDY_ENGLISH = [
     (" 've", "'ve"),
     (" 're", "'re"),
 ]
-
-
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of a checkpoint folder.
-
-    Reads ``tokenizer.json`` when there is one (what we save), else builds the fast tokenizer from ``tokenizer.model``
-    and the added tokens of ``tokenizer_config.json`` / ``added_tokens.json`` (what was published).
-
-    Raises:
-        FileNotFoundError: the folder holds neither file.
-    """
-    folder = Path(folder)
-    if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    if not (folder / "tokenizer.model").is_file():
-        raise FileNotFoundError(
-            f"{folder}: holds neither tokenizer.json nor tokenizer.model. Copy the checkpoint's tokenizer files there."
-        )
-    return build_tokenizer(folder / "tokenizer.model", *read_added_tokens(folder))
-
-
-def read_added_tokens(folder: Path) -> tuple[dict[str, int], frozenset[str]]:
-    """Return the added tokens and ids that the JSON files beside ``tokenizer.model`` name, and which are plain text.
-
-    Plain tokens are words that somebody added to the vocabulary: part of an answer, not marks to be left out of it.
-    """
-    ids, plain = {}, set()
-    config_file, added_file = folder / "tokenizer_config.json", folder / "added_tokens.json"
-    config = json.loads(config_file.read_text(encoding="utf-8-sig")) if config_file.is_file() else {}
-    for index, token in config.get("added_tokens_decoder", {}).items():
-        ids[token["content"]] = int(index)
-        if not token.get("special", True):
-            plain.add(token["content"])
-    if added_file.is_file():
-        marks = {*ids, *ADDED_SPECIAL_TOKENS, *RENAMED_SPECIAL_TOKENS, *config.get("additional_special_tokens", [])}
-        added = json.loads(added_file.read_text(encoding="utf-8-sig"))
-        plain |= added.keys() - marks  # that file has no word on it, and transformers takes such tokens for text
-        ids.update(added)
-    return ids, frozenset(plain)
 
 
 def build_tokenizer(

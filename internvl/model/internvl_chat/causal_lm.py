@@ -1,0 +1,156 @@
+"""A decoder with its output layer: logits, the loss at supervised positions, and the steps of generating.
+
+Mixed into the causal language models of this folder, whichever decoder they have.
+
+Axis letters: B batch, N new tokens, M all tokens (with the cached ones), P prompt, C channels, V vocabulary.
+"""
+
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from .compat import CACHE_NAME
+
+IGNORE_INDEX = -100
+# Positions whose logits are computed at once by a training step: 512 × 92,553 float32 are 190 MB.
+LOSS_CHUNK = 512
+
+
+class SupervisedCausalLM:
+    """What turns a decoder, ``model``, into a language model that trains and generates."""
+
+    def run_decoder(self, **inputs) -> BaseModelOutputWithPast:
+        """Run the decoder on the arguments of :meth:`forward` that it takes."""
+        return self.model(**inputs)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int = 0,
+        loss_weight: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        return_logits: bool = True,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Run the decoder (see :meth:`run_decoder`) and the output layer.
+
+        Args:
+            input_ids: int64 (B, N).
+            attention_mask: (B, N), 1 where a token is.
+            position_ids: int64 (B, N); counted from 0 without it.
+            past_key_values: keys and values of the positions before, while generating.
+            inputs_embeds: (B, N, C), instead of ``input_ids``.
+            labels: int64 (B, N), not shifted; -100 where nothing is to be learnt.
+            logits_to_keep: compute logits of the last N positions only, 0 for all.
+            loss_weight: float (B, N), not shifted: the loss is then sum(weight · ce) / sum(weight).
+            num_items_in_batch: divisor of the summed loss, in supervised tokens; without it, those of this call.
+            return_logits: False computes the output layer at supervised positions alone, which is all a training
+                step needs, and returns no logits.
+            kwargs: passed to :meth:`run_decoder` (``layout``, ``use_cache``, …).
+
+        ``logits`` is float32 (B, N, V); ``loss`` a float32 scalar.
+        """
+        outputs = self.run_decoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        states = outputs.last_hidden_state
+        logits = self.get_output_embeddings()(states[:, -logits_to_keep:]).float() if return_logits else None
+        loss = None
+        if labels is not None:
+            loss = self.supervised_loss(states, labels, loss_weight, num_items_in_batch)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> dict:
+        """Return the arguments of :meth:`forward` for the next step of ``generate``: what the cache does not hold yet.
+
+        Args:
+            input_ids: int64 (B, n), the whole sequence so far, or its generated part where the prompt came embedded.
+            past_key_values: the cache, up to transformers 5.23.
+            attention_mask: (B, M), 1 where a token is, of prompt and generated tokens together.
+            inputs_embeds: (B, P, C), the prompt, where it came embedded.
+            cache: the cache, from transformers 5.24 on.
+            use_cache: whether there is to be one.
+            kwargs: what transformers' versions pass besides, of which this needs nothing.
+        """
+        cache = cache if cache is not None else past_key_values
+        num_cached = cache.get_seq_length() if cache is not None else 0
+        if inputs_embeds is None:
+            inputs = {"input_ids": input_ids[:, num_cached:]}
+        else:
+            num_prompt = inputs_embeds.shape[1]
+            inputs = {"inputs_embeds": inputs_embeds[:, num_cached:]}
+            if num_cached >= num_prompt:
+                inputs = {"input_ids": input_ids[:, num_cached - num_prompt :]}
+            elif input_ids.shape[1]:  # without a cache, every step reads everything
+                generated = self.get_input_embeddings()(input_ids).to(inputs_embeds)
+                inputs = {"inputs_embeds": torch.cat([inputs["inputs_embeds"], generated], dim=1)}
+        if attention_mask is not None:
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            inputs["position_ids"] = positions[:, num_cached:]
+        return {
+            **{name: value.contiguous() for name, value in inputs.items()},
+            "attention_mask": attention_mask,
+            "use_cache": use_cache,
+            "logits_to_keep": 1,
+            CACHE_NAME: cache,
+        }
+
+    def supervised_loss(
+        self,
+        states: torch.Tensor,
+        labels: torch.Tensor,
+        loss_weight: torch.Tensor | None = None,
+        num_items: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return the next-token cross-entropy, a float32 scalar, computing logits where there are labels only.
+
+        ``states`` (B, N, C) and ``labels`` (B, N) as in :meth:`forward`; state n predicts label n + 1. Of more than
+        ``LOSS_CHUNK`` supervised positions, logits exist for one chunk at a time, and again in the backward pass.
+        """
+        targets = labels[:, 1:]
+        supervised = targets != IGNORE_INDEX
+        states, targets = states[:, :-1][supervised], targets[supervised].to(states.device)
+        if len(targets) <= LOSS_CHUNK:
+            losses = self.token_losses(states, targets)
+        else:
+            chunks = zip(states.split(LOSS_CHUNK), targets.split(LOSS_CHUNK), strict=True)
+            losses = torch.cat([checkpoint(self.token_losses, *chunk, use_reentrant=False) for chunk in chunks])
+        if loss_weight is not None:
+            weights = loss_weight[:, 1:][supervised].to(losses)
+            return (losses * weights).sum() / weights.sum()
+        if num_items is None:
+            num_items = supervised.sum()
+        if isinstance(num_items, torch.Tensor):
+            num_items = num_items.to(losses.device)
+        return losses.sum() / num_items
+
+    def token_losses(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the cross-entropy of each of K positions, float32 (K,), of ``states`` (K, C) and ``targets`` (K,)."""
+        return F.cross_entropy(self.get_output_embeddings()(states).float(), targets, reduction="none")
