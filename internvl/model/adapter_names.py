@@ -140,6 +140,6 @@ def choose_map(tensors: dict[str, StoredTensor], parameters: Iterable[str], wher
             "trained on."
         )
     raise UserError(
-        f"{where}: {shorten(stored)} is not a layer of this InternVL-Chat model, as it or the -hf copy names its "
+        f"{where}: {shorten(stored)} is not a layer of an InternVL-Chat model, as this one or the -hf copy names "
         "layers. Merge the adapter with the program that trained it, and use the whole model."
     )
