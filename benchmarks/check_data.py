@@ -20,10 +20,11 @@ from pathlib import Path
 from PIL import Image
 
 from internvl.data.check_cache import check_with_cache
-from internvl.data.checking import check_dataset, count_cores
+from internvl.data.checking import check_dataset
 from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import DatasetSpec
 from internvl.data.tokenize import RenderSettings
+from internvl.distributed import count_cores
 from internvl.errors import ends_on_user_error
 from internvl.json_files import write_json
 from internvl.model.internvl_chat.conversation import get_conv_template

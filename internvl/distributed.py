@@ -26,6 +26,11 @@ def rank_and_world_size() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
+def count_cores() -> int:
+    """Return how many cores this process may use: fewer than the machine has in a container or a batch job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_main_process() -> bool:
     """Whether this is the first process, which speaks and writes for all."""
     return rank_and_world_size()[0] == 0

@@ -17,6 +17,7 @@ from internvl.data.grouping import shared_part
 from internvl.data.media import count_frames, read_image, read_image_size, read_info, read_video
 from internvl.data.problems import LongRowError, RowError
 from internvl.data.video import place_frames
+from internvl.distributed import count_cores
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import Turn
 from internvl.progress import Progress
@@ -181,11 +182,6 @@ def run(
     context = multiprocessing.get_context("fork")
     with context.Pool(processes, _start_worker, (dataset, deep)) as pool:
         yield from pool.imap(work, tasks)
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use: fewer than the machine has in a container or a batch job."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _worker: "Checker"
