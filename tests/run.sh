@@ -59,15 +59,15 @@ build_docs() {
 # A path given to pytest is relative to where it was typed, like everywhere else here.
 ARGUMENTS=()
 for ARGUMENT in "$@"; do
-    [[ $ARGUMENT == -* ]] || resolve_input ARGUMENT
+    [[ $ARGUMENT == -* ]] || input_path ARGUMENT ""
     ARGUMENTS+=("$ARGUMENT")
 done
 cd -- "$REPO_ROOT"
 ensure_python
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 if ((${#ARGUMENTS[@]} == 0)); then
-    WORKERS=$(cpu_cores)
-    ARGUMENTS=(--numprocesses $((WORKERS < 8 ? WORKERS : 8)) --dist worksteal)
+    WORKERS=$("$PYTHON" -c 'from internvl.distributed import count_cores; print(min(8, count_cores()))')
+    ARGUMENTS=(--numprocesses "$WORKERS" --dist worksteal)
 fi
 
 check 'ruff check' "$PYTHON" -m ruff check --quiet .

@@ -13,6 +13,7 @@ import os
 import shlex
 import subprocess
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 
 import matplotlib
@@ -27,6 +28,7 @@ from internvl.model.adapter import choose_trainable, count_elements
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.image_processing_internvl_chat import choose_grid, count_tiles
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
+from internvl.train.arguments import DataArguments, ModelArguments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COCO_LAUNCHER = "shell/internvl2.0/2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_lora_coco.sh"
@@ -121,7 +123,8 @@ def draw_model_card(file: Path) -> None:
 
 
 def launcher_settings() -> dict[str, str]:
-    """Return the flags of the COCO recipe as a dry run prints them, and its batch arithmetic."""
+    """Return the settings of the COCO recipe: defaults, the flags that a dry run prints, the batch arithmetic."""
+    defaults = {field.name: str(field.default) for group in (ModelArguments, DataArguments) for field in fields(group)}
     environment = {**os.environ, "DRY_RUN": "1", "INTERNVL_SKIP_INSTALL": "1", "CUDA_VISIBLE_DEVICES": ""}
     output = subprocess.run(
         ["bash", COCO_LAUNCHER], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
@@ -133,7 +136,7 @@ def launcher_settings() -> dict[str, str]:
         if word.startswith("--") and "=" not in word
     }
     arithmetic = next(line for line in output.splitlines() if line.startswith("BATCH_SIZE"))
-    return {"batch": arithmetic.removeprefix("BATCH_SIZE "), **flags}
+    return {"batch": arithmetic.removeprefix("BATCH_SIZE "), **defaults, **flags}
 
 
 def draw_train_config(file: Path) -> None:

@@ -1,12 +1,13 @@
 """The files a finetune reads, asked for before anything is installed or loaded."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from internvl.errors import UserError
+from internvl.json_files import read_json
 from internvl.launch.settings import Settings
+from internvl.repository import REPOSITORY
 
 
 class Input(NamedTuple):
@@ -23,7 +24,7 @@ def check_model_and_meta(settings: Settings) -> None:
     Raises:
         UserError: one is not there; says how to get it.
     """
-    model, meta, deepspeed = settings["MODEL"], settings["META_PATH"], settings["DEEPSPEED"]
+    model, meta, deepspeed = settings.model, settings.meta_path, settings.deepspeed
     if not Path(model).is_dir():
         raise UserError(
             f'{model}: there is no such folder. Download the checkpoint with "bash tools/download_pretrained.sh", or '
@@ -39,7 +40,7 @@ def check_model_and_meta(settings: Settings) -> None:
             f"{meta}: there is no such file. Set META_PATH to the JSON file that lists your data sets; copy "
             "shell/data/habitat.json to start one."
         )
-    if deepspeed not in ("", "none") and not Path(deepspeed).is_file():
+    if deepspeed and not Path(deepspeed).is_file():
         raise UserError(
             f"{deepspeed}: there is no such file. Set DEEPSPEED to a file in shell/deepspeed/, or to none."
         )
@@ -49,18 +50,9 @@ def meta_inputs(meta_path: str) -> Iterator[Input]:
     """Yield what a meta file names, read only as far as that takes; the finetune script checks the rest.
 
     Raises:
-        UserError: it is not a JSON object of data sets.
+        UserError: it is not a JSON object of data sets (``read_json``).
     """
-    try:
-        meta = json.loads(Path(meta_path).read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as err:
-        raise UserError(
-            f"{meta_path}:{err.lineno}: not valid JSON ({err.msg}, column {err.colno}). Correct that line."
-        ) from err
-    except UnicodeDecodeError as err:
-        raise UserError(f"{meta_path}: not UTF-8 text ({err}). Save it as UTF-8.") from err
-    except (RecursionError, ValueError) as err:
-        raise UserError(f"{meta_path}: not valid JSON ({err}). Correct the file.") from err
+    meta = read_json(Path(meta_path))
     if not isinstance(meta, dict) or not all(isinstance(entry, dict) for entry in meta.values()):
         raise UserError(
             f"{meta_path}: expected an object of data sets, each an object itself. Follow shell/data/habitat.json."
@@ -73,7 +65,7 @@ def meta_inputs(meta_path: str) -> Iterator[Input]:
                 yield Input(what, path, dataset)
 
 
-def check_meta_inputs(meta_path: str, root: Path) -> None:
+def check_meta_inputs(meta_path: str) -> None:
     """Check that everything a meta file names is there.
 
     Raises:
@@ -83,5 +75,5 @@ def check_meta_inputs(meta_path: str, root: Path) -> None:
         if not Path(found.path).exists():
             raise UserError(
                 f"{meta_path}:{found.dataset}: its {found.what} '{found.path}' is not there. Put it there, or correct "
-                f"the path (paths in a meta file are relative to {root})."
+                f"the path (paths in a meta file are relative to {REPOSITORY})."
             )

@@ -1,220 +1,130 @@
-"""The settings of a finetune: from the launcher and the environment, overruled by flags; and the batch arithmetic."""
+"""The settings of a finetune: a launcher's torchrun call and the environment, overruled by what its user typed."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from internvl.errors import UserError
+from internvl.launch.batch import Batch, divide_batch
+from internvl.launch.flags import Paths, is_on, make_parser, names_of, read_flags
 
-# A flag that says the same as a setting changes the setting: checks, arithmetic and log follow it.
-SETTING_OF_FLAG = {
-    "model_name_or_path": "MODEL",
-    "meta_path": "META_PATH",
-    "output_dir": "OUTPUT_DIR",
-    "deepspeed": "DEEPSPEED",
-    "resume_from_checkpoint": "RESUME",
-    "per_device_train_batch_size": "PER_DEVICE_BATCH_SIZE",
-    "gradient_accumulation_steps": "GRADIENT_ACC",
-    "use_cpu": "USE_CPU",
-}
-MAY_BE_BARE = {"use_cpu": "True", "resume_from_checkpoint": "True"}
-INPUT_PATHS, OUTPUT_PATHS = {"MODEL", "META_PATH", "RESUME", "DEEPSPEED"}, {"OUTPUT_DIR"}
+# The flags that settings come from.
+INPUT_PATHS = ("model_name_or_path", "meta_path", "deepspeed", "resume_from_checkpoint")
+WITH_VALUE = (
+    "model_name_or_path", "meta_path", "output_dir", "deepspeed", "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)  # fmt: skip
+MAYBE_BARE = ("resume_from_checkpoint", "use_cpu")
 PORT_OF_SEVERAL_NODES = 34229  # the nodes have to agree on it, so it cannot be just any free one
 
 
-def is_on(value: str | None) -> bool:
-    """Whether a switch is on: not for an empty value, 0, false, no and off."""
-    return (value or "0").lower() not in ("0", "false", "no", "off")
+@dataclass(frozen=True)
+class Nodes:
+    """The machines of a run: which one this is, and where the first one listens (a ``port`` of None: any free one)."""
 
-
-def resolve_input(path: str, invoked_from: Path, root: Path) -> str:
-    """Return a path that the user typed, right from the repository root.
-
-    It is the one in the folder where the command was typed if it exists there, otherwise the one under the root.
-    """
-    if not path.startswith("/") and (invoked_from / path).exists():
-        return resolve_output(path, invoked_from, root)
-    return f"./{path}" if path.startswith("-") else path  # or it would be read as a flag
-
-
-def resolve_output(path: str, invoked_from: Path, root: Path) -> str:
-    """Return the same for something that may not exist yet: relative to where the command was typed."""
-    if path.startswith("/"):
-        return path
-    if not invoked_from.samefile(root):
-        return f"{invoked_from}/{path}"
-    return f"./{path}" if path.startswith("-") else path
-
-
-@dataclass
-class Settings:
-    """What a finetune is asked for; ``flags`` are the user's own, as the finetune script gets them.
-
-    ``given`` are the names of those flags, without dashes in front and with underscores.
-    """
-
-    values: dict[str, str]
-    flags: list[str] = field(default_factory=list)
-    given: set[str] = field(default_factory=set)
-
-    def __getitem__(self, name: str) -> str:
-        return self.values.get(name, "")
-
-    def number(self, name: str) -> int:
-        """Return a setting that is a whole number of 1 or more.
-
-        Raises:
-            UserError: it is not.
-        """
-        return check_positive(name, self[name])
-
-
-def check_positive(name: str, value: str, example: int = 1) -> int:
-    """Return ``value`` as a whole number from 1 to 999,999,999.
-
-    Raises:
-        UserError: it is not one.
-    """
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", value):
-        raise UserError(
-            f"{name}: expected a whole number of 1 or more, found '{value}'. Set for example {name}={example}."
-        )
-    return int(value)
-
-
-def read_settings(environment: Mapping[str, str], flags: Sequence[str], invoked_from: Path, root: Path) -> Settings:
-    """Return the settings of ``environment`` as the user's ``flags`` overrule them.
-
-    Args:
-        environment: the variables that the launcher has set; paths in them are resolved already, but for DEEPSPEED.
-        flags: what the user wrote behind the launcher's name.
-        invoked_from: the folder where that was.
-        root: the repository.
-
-    Raises:
-        UserError: a flag that has a setting comes without its value.
-    """
-    settings = Settings(dict(environment))
-    deepspeed = environment.get("DEEPSPEED")
-    if deepspeed and deepspeed != "none":
-        settings.values["DEEPSPEED"] = resolve_input(deepspeed, invoked_from, root)
-    rest = list(flags)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        name = name.removeprefix("--").replace("-", "_") if name.startswith("--") else ""
-        if name:
-            settings.given.add(name)
-        setting = SETTING_OF_FLAG.get(name)
-        if setting is None:
-            settings.flags.append(word)
-            continue
-        if not equals:
-            if rest and not rest[0].startswith("--"):
-                value = rest.pop(0)
-            elif name in MAY_BE_BARE:
-                value = MAY_BE_BARE[name]
-            else:
-                raise UserError(f"--{name}: has no value. Write it after the flag: --{name} VALUE.")
-        if setting == "DEEPSPEED" and value in ("", "none"):
-            settings.values[setting] = value  # a setting only: the flag itself takes nothing but a file
-            continue
-        if setting in INPUT_PATHS:
-            value = resolve_input(value, invoked_from, root)
-        elif setting in OUTPUT_PATHS:
-            value = resolve_output(value, invoked_from, root)
-        settings.values[setting] = value
-        settings.flags += [f"--{name}", value]
-    return settings
+    count: int = 1
+    rank: int = 0
+    address: str = "127.0.0.1"
+    port: int | None = None
 
 
 @dataclass(frozen=True)
-class Batch:
-    """How the rows of an optimizer step are divided: ``size`` = ``per_device`` × ``gpus`` × ``nodes`` × ``steps``."""
+class Settings:
+    """What a finetune is asked for; paths are right from the repository.
 
-    size: int
-    per_device: int
-    gpus: int
-    nodes: int
-    steps: int
+    ``recipe`` are the launcher's own flags and values, ``flags`` all the user's, as the finetune script gets them, and
+    ``given`` the names of the latter. A ``deepspeed`` of None leaves the choice to the device.
+    """
 
-    def __str__(self) -> str:
-        return (
-            f"BATCH_SIZE {self.size} = {_plural(self.per_device, 'row')} per device x {_plural(self.gpus, 'process')} "
-            f"x {_plural(self.nodes, 'node')} x {_plural(self.steps, 'accumulation step')}"
-        )
+    script: str
+    model: str
+    meta_path: str
+    output_dir: str
+    batch: Batch
+    nodes: Nodes
+    precision: str
+    deepspeed: str | None
+    use_cpu: bool
+    dry_run: bool
+    recipe: list[str]
+    flags: list[str]
+    given: set[str]
 
 
-def _plural(count: int, noun: str) -> str:
-    """Return ``1 node``, ``2 nodes``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith('s') else 's'}"
+def read_settings(call: Sequence[str], typed: Sequence[str], environment: Mapping[str, str], paths: Paths) -> Settings:
+    """Return the settings of a finetune. A flag that says the same as a setting changes the setting.
 
-
-def divide_batch(settings: Settings) -> Batch:
-    """Return the division of a step: GRADIENT_ACC from BATCH_SIZE, or the other way round where the flag is given.
+    Args:
+        call: the launcher's call, ``torchrun --nproc_per_node=N SCRIPT FLAG VALUE...``.
+        typed: what the user typed behind the launcher's name.
+        environment: the variables of the process.
+        paths: where the user's paths lead.
 
     Raises:
-        UserError: a number is not one, or BATCH_SIZE does not divide; names those next to it that do.
+        UserError: a setting is not what it has to be, or settings do not fit together.
     """
-    steps = (
-        check_positive("--gradient_accumulation_steps", settings["GRADIENT_ACC"], 4) if settings["GRADIENT_ACC"] else 0
+    # An empty setting is one that is not set, but for DEEPSPEED: empty is none.
+    environment = {name: value for name, value in environment.items() if value or name == "DEEPSPEED"}
+    parser = make_parser(WITH_VALUE)
+    for name in MAYBE_BARE:
+        parser.add_argument(f"--{name}", nargs="?", const="True")
+    values, (_, processes, script, *recipe) = read_flags(parser, call)
+    given, passed_on = read_flags(parser, typed)
+    for name in INPUT_PATHS:
+        if given.get(name) not in (None, "", "none"):
+            given[name] = paths.input(given[name])
+    if "output_dir" in given:
+        given["output_dir"] = paths.output(given["output_dir"])
+    values |= given
+    deepspeed = values.get("deepspeed", environment.get("DEEPSPEED"))
+    if deepspeed in ("", "none"):
+        deepspeed = ""
+        given.pop("deepspeed", None)  # a setting only: the flag itself takes nothing but a file
+    elif deepspeed and "deepspeed" not in values:
+        deepspeed = paths.input(deepspeed)
+    nodes = environment.get("NNODES", "1")
+    batch = divide_batch(
+        environment.get("BATCH_SIZE", ""),
+        values["per_device_train_batch_size"],
+        processes.partition("=")[2],
+        nodes,
+        values["gradient_accumulation_steps"],
     )
-    size = check_positive("BATCH_SIZE", settings["BATCH_SIZE"], 16) if not steps else 0
-    per_device = check_positive("PER_DEVICE_BATCH_SIZE", settings["PER_DEVICE_BATCH_SIZE"], 4)
-    gpus, nodes = settings.number("GPUS"), settings.number("NNODES")
-    rows = per_device * gpus * nodes
-    if steps:
-        return Batch(steps * rows, per_device, gpus, nodes, steps)
-    if size % rows == 0:
-        return Batch(size, per_device, gpus, nodes, size // rows)
-    # Rounding would train with another batch size than the one asked for, and say nothing.
-    lower = size // rows * rows
-    advice = f"BATCH_SIZE={lower} or BATCH_SIZE={lower + rows}" if lower else f"BATCH_SIZE={rows}"
-    nearest = nearest_per_device(size, per_device, gpus * nodes)
-    raise UserError(
-        f"BATCH_SIZE={size} cannot be split: PER_DEVICE_BATCH_SIZE ({per_device}) x GPUS ({gpus}) x NNODES ({nodes}) "
-        f"= {rows} rows per forward pass, and {size} / {rows} is not whole. Use {advice}"
-        f"{f', or PER_DEVICE_BATCH_SIZE={nearest}' if nearest else ''}."
+    return Settings(
+        script,
+        values["model_name_or_path"],
+        values["meta_path"],
+        values["output_dir"],
+        batch,
+        read_nodes(batch.nodes, environment),
+        environment.get("PRECISION", "auto"),
+        deepspeed,
+        is_on(values.get("use_cpu")),
+        is_on(environment.get("DRY_RUN")),
+        recipe,
+        [*(word for name, value in given.items() for word in (f"--{name}", value)), *passed_on],
+        names_of(typed),
     )
 
 
-def nearest_per_device(size: int, per_device: int, processes: int) -> int | None:
-    """Return the PER_DEVICE_BATCH_SIZE next to ``per_device`` that splits ``size``; of two the one of less memory.
-
-    None where ``size`` does not even split over the processes.
-    """
-    if size % processes:
-        return None
-    share = size // processes
-    divisors = [number for number in range(1, share + 1) if share % number == 0]
-    return min(divisors, key=lambda number: (abs(number - min(per_device, share)), number))
-
-
-def check_nodes(settings: Settings) -> None:
-    """Check what several nodes have to agree on, and fill in the address and port that are the default.
+def read_nodes(count: int, environment: Mapping[str, str]) -> Nodes:
+    """Return what several nodes have to agree on.
 
     Raises:
         UserError: NODE_RANK, MASTER_ADDR or MASTER_PORT does not fit.
     """
-    nodes, rank = settings.number("NNODES"), settings["NODE_RANK"]
-    if not re.fullmatch(r"0|[1-9][0-9]{0,8}", rank) or int(rank) >= nodes:
+    rank, address = environment.get("NODE_RANK", "0"), environment.get("MASTER_ADDR")
+    if not re.fullmatch(r"0|[1-9][0-9]{0,8}", rank) or int(rank) >= count:
         raise UserError(
-            f"NODE_RANK: expected a number from 0 to {nodes - 1} (NNODES is {nodes}), found '{rank}'. Give each node "
+            f"NODE_RANK: expected a number from 0 to {count - 1} (NNODES is {count}), found '{rank}'. Give each node "
             "its own number, the first one 0."
         )
-    if nodes > 1 and not settings["MASTER_ADDR"]:
+    if count > 1 and not address:
         raise UserError(
-            f"MASTER_ADDR: not set, and NNODES is {nodes}. Set it on every node to the address of the node with "
+            f"MASTER_ADDR: not set, and NNODES is {count}. Set it on every node to the address of the node with "
             "NODE_RANK=0."
         )
-    port = settings["MASTER_PORT"] or (str(PORT_OF_SEVERAL_NODES) if nodes > 1 else "")
+    port = environment.get("MASTER_PORT") or (str(PORT_OF_SEVERAL_NODES) if count > 1 else "")
     if port and not (re.fullmatch(r"[1-9][0-9]{0,4}", port) and int(port) < 65536):
         raise UserError(f"MASTER_PORT: expected a port from 1 to 65535, found '{port}'. Unset it to get a free one.")
-    settings.values |= {"MASTER_ADDR": settings["MASTER_ADDR"] or "127.0.0.1", "MASTER_PORT": port}
-
-
-def count_cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Nodes(count, int(rank), address or Nodes.address, int(port) if port else None)

@@ -13,7 +13,6 @@ ensure_python() {
     local prefix wanted
     if is_on "${INTERNVL_SKIP_INSTALL:-}"; then
         find_python
-        check_python_version "$PYTHON"
         return
     fi
     prefix=$(environment_folder)
@@ -29,8 +28,11 @@ ensure_python() {
 # find_python: sets PYTHON without installing or creating anything.
 find_python() {
     PYTHON=$(environment_folder)/bin/python
-    [[ -x $PYTHON ]] || PYTHON=$(command -v python3 || command -v python) ||
-        die "python3: not found on this machine. Install Python $OLDEST_PYTHON or newer (Debian, Ubuntu: apt install python3 python3-venv)."
+    # A .venv that is not there yet, or was made by a Python that is too old now, is ensure_python's to make.
+    if [[ $PYTHON == "$REPO_ROOT/.venv/bin/python" ]] && ! is_new_enough "$PYTHON"; then
+        PYTHON=$(first_python sys python3 python "${PYTHON_VERSIONS[@]/#/python}")
+    fi
+    check_python_version "$PYTHON"
 }
 
 # environment_folder: prints where the environment is, or is to be.
@@ -106,30 +108,30 @@ install_into() {
 # make_environment FOLDER: a fresh virtual environment made by the newest Python that can make one.
 make_environment() {
     local base
-    base=$(newest_python)
+    base=$(first_python venv,ensurepip "${PYTHON_VERSIONS[@]/#/python}" python3 python)
     say "Making a virtual environment in $1 with $("$base" -V 2>&1)."
     # --clear would also remove the lock that this process holds, hence the two lines.
     rm -rf -- "${1:?}/bin" "${1:?}/lib" "${1:?}/lib64" "${1:?}/include" "${1:?}/pyvenv.cfg"
     "$base" -I -m venv "$1" >"$1/install.log" 2>&1 || install_failed "$1" "python -m venv"
 }
 
-# newest_python: prints the newest Python on the PATH that can make an environment.
-newest_python() {
-    local name path found='' too_old=''
-    for name in "${PYTHON_VERSIONS[@]/#/python}" python3 python; do
+# first_python MODULES NAME...: prints the first Python of these names on the PATH that is new enough and has MODULES.
+first_python() {
+    local name path lacking='' too_old=''
+    for name in "${@:2}"; do
         path=$(command -v "$name") || continue
         if ! is_new_enough "$path"; then
             too_old=${too_old:-$path}
-        elif ! "$path" -I -c 'import ensurepip, venv' 2>/dev/null; then
-            found=${found:-$path}
+        elif ! "$path" -I -c "import $1" 2>/dev/null; then
+            lacking=${lacking:-$path}
         else
             printf '%s\n' "$path"
             return
         fi
     done
-    if [[ -n $found ]]; then
-        name=$("$found" -I -S -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
-        die "$found: cannot make virtual environments (the modules venv and ensurepip are not installed)." \
+    if [[ -n $lacking ]]; then
+        name=$("$lacking" -I -S -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+        die "$lacking: cannot make virtual environments (the modules venv and ensurepip are not installed)." \
             "Install them (Debian, Ubuntu: apt install $name-venv) and run this again."
     elif [[ -n $too_old ]]; then
         die "$too_old: this is $("$too_old" -V 2>&1), and $OLDEST_PYTHON is the oldest that works. Install Python $OLDEST_PYTHON or newer, or" \

@@ -16,25 +16,28 @@ source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../lib/launch.sh"
 setting NUM_PICTURES 16000
 output_path MODEL_DIR pretrained/InternVL2-Tiny
 setting GPUS 1
-setting PER_DEVICE_BATCH_SIZE 32
 setting BATCH_SIZE 32
+setting PER_DEVICE_BATCH_SIZE 32
+GRADIENT_ACC=auto # BATCH_SIZE / (PER_DEVICE_BATCH_SIZE x GPUS x NNODES), which has to be whole
 setting PRECISION bf16 # autocast with float32 weights; a CPU with AVX-512 or AMX is twice as fast in it
 setting DEEPSPEED none
 input_path MODEL work_dirs/tiny/random
 input_path META_PATH work_dirs/tiny/meta.json
 output_path OUTPUT_DIR work_dirs/tiny/pretrain
 
-# train FLAG...: the recipe of both runs. The model is small, so memory is not a concern.
+# train FLAG...: one run, in a process of its own. The recipe of both says what differs from the trainer's defaults.
 train() {
-    (torchrun_finetune internvl/train/internvl_chat_finetune.py \
-        --freeze_llm False --freeze_mlp False --freeze_backbone False \
-        --save_full_model True \
-        --max_dynamic_patch 6 --use_thumbnail True \
-        --max_seq_length 1024 \
-        --weight_decay 0.05 --lr_scheduler_type cosine --warmup_ratio 0.03 \
-        --grad_checkpoint False \
-        --logging_steps 10 --save_steps 500 --save_total_limit 1 \
-        -- "$@")
+    local recipe=(
+        --save_full_model True
+        --max_seq_length 1024
+        --weight_decay 0.05 --lr_scheduler_type cosine --warmup_ratio 0.03
+        --grad_checkpoint False # the model is small, so memory is not a concern
+        --logging_steps 10 --save_steps 500 --save_total_limit 1
+    )
+    (launch torchrun --nproc_per_node="$GPUS" internvl/train/internvl_chat_finetune.py \
+        --model_name_or_path "$MODEL" --meta_path "$META_PATH" --output_dir "$OUTPUT_DIR" \
+        --per_device_train_batch_size "$PER_DEVICE_BATCH_SIZE" --gradient_accumulation_steps "$GRADIENT_ACC" \
+        "${recipe[@]}" -- "$@")
 }
 
 if is_on "${DRY_RUN:-}"; then

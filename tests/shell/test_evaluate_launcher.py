@@ -38,7 +38,7 @@ def test_processes(copy, run):
     assert auto.stderr == "GPUS=2 is not used: --auto runs one process.\n"
     too_many = run(copy / "evaluate.sh", "pretrained/InternVL2-2B", "caption", GPUS="3")
     assert too_many.returncode == 2
-    assert too_many.stderr == "GPUS: 3 asked for, and this machine has 2. Set GPUS=2.\n"
+    assert too_many.stderr.startswith("GPUS: 3 asked for, and this machine has 2. Set GPUS=2")
 
 
 def test_paths_from_another_folder(copy, run, tmp_path):

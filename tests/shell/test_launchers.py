@@ -1,6 +1,7 @@
 """The finetune launchers: what they would run, what they refuse, and how they end."""
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from internvl.train.arguments import FinetuneArguments, parse_arguments
 
 REPO = Path(__file__).resolve().parents[2]
 LAUNCHERS = sorted(path.relative_to(REPO) for path in REPO.glob("shell/internvl2.0/**/*.sh"))
@@ -39,28 +42,72 @@ def assert_refused(done, *words):
 
 # ---- dry runs ------------------------------------------------------------------------------------
 
+# What the trainings receive, as far as it differs from the defaults of internvl/train/arguments.py. What changes here
+# changes the published recipes.
+SCHEDULE = {
+    "num_train_epochs": 1, "learning_rate": 4e-5, "weight_decay": 0.01, "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03, "save_steps": 200, "save_total_limit": 1,
+}  # fmt: skip
+LORA_RECIPE = {"freeze_llm": True, "freeze_mlp": True, "freeze_backbone": True, "use_llm_lora": 128, **SCHEDULE}
+FULL_RECIPE = {"freeze_backbone": True, "save_full_model": True, **SCHEDULE}
+RECIPES = {
+    "habitat_2b_finetune/lora": (LORA_RECIPE, 4, 4),
+    "habitat_2b_finetune/full": (FULL_RECIPE, 4, 4),
+    "2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_lora": (LORA_RECIPE, 4, 16),
+    "2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_full": (FULL_RECIPE, 1, 16),
+    "2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_lora_coco": (
+        {**LORA_RECIPE, "share_image_prefix": True}, 4, 16,
+    ),
+}  # fmt: skip
+# Follow from the machine and the name of the launcher.
+OF_THE_RUN = {
+    "model_name_or_path", "meta_path", "output_dir", "use_cpu", "bf16", "fp16", "deepspeed", "mixed_precision",
+    "dataloader_num_workers", "dataloader_pin_memory", "distributed_state", "deepspeed_plugin", "hf_deepspeed_config",
+}  # fmt: skip
+
+
+def received(done) -> dict[str, object]:
+    """What the finetune script makes of the flags in a dry run, without defaults and OF_THE_RUN."""
+    words = shlex.split(done.stdout.splitlines()[-1])
+    flags = words[words.index("internvl/train/internvl_chat_finetune.py") + 1 :]
+    least = ["--model_name_or_path", "m", "--meta_path", "m", "--output_dir", "o"]
+    given, default = (
+        {name: value for group in parse_arguments(argv) for name, value in vars(group).items()}
+        for argv in (flags, least)
+    )
+    return {name: given[name] for name in given if name not in OF_THE_RUN and given[name] != default[name]}
+
 
 @pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda path: path.stem)
 def test_dry_run_of_every_launcher(run, launcher):
-    done = run(launcher, DRY_RUN="1")
+    done = run(launcher, "--use_cpu", "True", DRY_RUN="1")
+    recipe, per_device, steps = RECIPES[f"{launcher.parent.name}/{launcher.stem}"]
+    batch = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": steps}
+    batch = {name: number for name, number in batch.items() if number != getattr(FinetuneArguments, name, None)}
+    assert received(done) == {**recipe, **batch}
     flags = planned_flags(done)
     batch_size = int(done.stdout.partition("BATCH_SIZE ")[2].split()[0])
-    processes = int(flags["--nproc_per_node"])
-    rows = int(flags["--per_device_train_batch_size"]) * int(flags["--gradient_accumulation_steps"])
-    assert batch_size == rows * processes
+    assert batch_size == per_device * steps * int(flags["--nproc_per_node"])
     assert flags["--meta_path"] in done.stdout.partition("Files it would read")[2].partition("command")[0]
-    assert flags["--learning_rate"] == "4e-5"
-    is_lora = "lora" in launcher.stem
-    assert flags["--freeze_llm"] == str(is_lora)
-    assert ("--use_llm_lora" in flags) == is_lora
-
-
-@pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda path: path.stem)
-def test_meta_file_of_every_launcher_is_there(copy, run, launcher):
-    meta = copy / planned_flags(run(launcher, cwd=copy, DRY_RUN="1", GPUS="1"))["--meta_path"]
-    for entry in json.loads(meta.read_text()).values():
+    for entry in json.loads((REPO / flags["--meta_path"]).read_text()).values():
         assert {"root", "annotation", "data_augment", "repeat_time", "length"} == set(entry)
         assert isinstance(entry["length"], int)
+
+
+@pytest.mark.parametrize("launcher", [*LAUNCHERS, Path("shell/tiny/pretrain.sh")], ids=lambda path: path.stem)
+def test_a_launcher_shows_its_settings_and_the_torchrun_call(launcher):
+    text = (REPO / launcher).read_text()
+    for name in ("GPUS", "BATCH_SIZE", "PER_DEVICE_BATCH_SIZE", "GRADIENT_ACC", "MODEL", "META_PATH", "OUTPUT_DIR"):
+        assert re.search(rf"^((setting|input_path|output_path) {name} |{name}=)", text, re.MULTILINE), name
+    assert 'torchrun --nproc_per_node="$GPUS" internvl/train/internvl_chat_finetune.py' in text
+
+
+def test_the_recipe_of_the_tiny_base(run):
+    assert received(run("shell/tiny/pretrain.sh", "--use_cpu", "True", DRY_RUN="1")) == {
+        "save_full_model": True, "max_seq_length": 1024, "weight_decay": 0.05, "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.03, "grad_checkpoint": "False", "logging_steps": 10, "save_total_limit": 1,
+        "per_device_train_batch_size": 32,
+    }  # fmt: skip
 
 
 def test_dry_run_writes_nothing(copy, run):
@@ -115,28 +162,16 @@ def test_flags_win_over_settings(copy, run):
     assert not {"--fp16", "--deepspeed"} & set(flags)
 
 
-def test_device_decides_precision_and_deepspeed(copy, run):
-    device = copy / "internvl/device.py"
+def test_the_device_decides_precision_and_deepspeed(copy, run):
+    def flags(line, *typed, **settings):
+        (copy / "internvl/device.py").write_text(f"print('{line}')")
+        return planned_flags(run(copy / LORA, *typed, cwd=copy, DRY_RUN="1", **settings))
 
-    def plan(line, *flags, **settings):
-        device.write_text(f"print('{line}')")
-        return run(copy / LORA, *flags, cwd=copy, DRY_RUN="1", **settings)
-
-    assert planned_flags(plan("cuda bf16 2"))["--bf16"] == "True"
-    assert planned_flags(plan("cuda bf16 2"))["--deepspeed"] == "shell/deepspeed/zero_stage1_config.json"
-    assert "--deepspeed" not in planned_flags(plan("cuda bf16 2", DEEPSPEED=""))
-    assert planned_flags(plan("cuda fp16 2"))["--fp16"] == "True"
-    cpu = planned_flags(plan("cpu fp32 0"))
-    assert (cpu["--bf16"], cpu["--fp16"], cpu["--use_cpu"]) == ("False", "False", "True")
-    assert "--deepspeed" not in cpu
-    on_cpu = planned_flags(plan("cuda bf16 2", "--use_cpu", "True"))
-    assert (on_cpu["--use_cpu"], on_cpu["--bf16"]) == ("True", "False")
-    assert "--deepspeed" not in on_cpu
-    asked = "shell/deepspeed/zero_stage2_config.json"
-    assert planned_flags(plan("cpu fp32 0", DEEPSPEED=asked))["--deepspeed"] == asked
-    assert_refused(plan("cpu fp32 0", PRECISION="fp16"), "PRECISION: fp16", "fp32")
-    assert_refused(plan("cuda fp16 2", PRECISION="bf16"), "PRECISION: bf16", "fp16")
-    assert_refused(plan("cuda bf16 2", PRECISION="half"), "'half'")
+    gpu, cpu = flags("cuda bf16 2"), flags("cpu fp32 0")
+    assert (gpu["--bf16"], gpu["--deepspeed"]) == ("True", "shell/deepspeed/zero_stage1_config.json")
+    assert (cpu["--bf16"], cpu["--use_cpu"], "--deepspeed" in cpu) == ("False", "True", False)
+    assert flags("cuda bf16 2", "--use_cpu", "True") == cpu
+    assert "--deepspeed" not in flags("cuda fp16 2", DEEPSPEED="", PRECISION="fp16")
 
 
 def test_several_nodes(copy, run):
@@ -201,7 +236,7 @@ def test_refusals(copy, run, tmp_path):
             '{"a": {"root": "no folder/", "annotation": ["meta.json"]}}',
             [":a: its root 'no folder/' is not there"],
         ),
-        ('{\n"a": }', ["meta.json:2: not valid JSON"]),
+        ('{\n"a": }', ["meta.json:2: is not valid JSON"]),
         ("[1]", ["meta.json: expected an object"]),
     ],
 )

@@ -1,12 +1,12 @@
-"""The two modules behind the launchers: what the device can do, and torchrun with an honest exit status."""
+"""The modules behind the launchers: what the machine can do, and torchrun with an honest exit status."""
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 
 from internvl.device import best_precision
+from internvl.distributed import count_cores
 from internvl.torchrun import exit_status
 
 
@@ -28,11 +28,13 @@ def test_device_line(repo):
     assert re.fullmatch(r"(cpu fp32 0|cuda (bf16|fp16) [1-9]\d*)\n", done.stdout)
 
 
-def test_the_number_of_cores_is_not_that_of_threads(repo, run, tmp_path):
-    (tmp_path / "cores.sh").write_text(f"source {shlex.quote(str(repo))}/shell/lib/common.sh; cpu_cores")
-    assert int(run(tmp_path / "cores.sh", OMP_NUM_THREADS="1").stdout) == len(os.sched_getaffinity(0))
+def test_the_number_of_cores_is_not_that_of_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert count_cores() == len(os.sched_getaffinity(0))
 
 
 def test_importing_them_costs_nothing(repo):
-    code = "import sys, internvl.device, internvl.torchrun; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=repo, timeout=60).returncode == 0
+    """The launcher's part runs before anything is installed: without site-packages (-S)."""
+    for modules, flags in (("internvl.device, internvl.torchrun", []), ("internvl.launch.__main__", ["-S"])):
+        code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, *flags, "-c", code], cwd=repo, timeout=60).returncode == 0

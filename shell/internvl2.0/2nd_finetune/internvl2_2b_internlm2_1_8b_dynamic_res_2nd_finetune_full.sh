@@ -14,19 +14,23 @@ set -euo pipefail
 source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../../lib/launch.sh"
 
 setting GPUS 8
-setting PER_DEVICE_BATCH_SIZE 1
 setting BATCH_SIZE 128
+setting PER_DEVICE_BATCH_SIZE 1
+GRADIENT_ACC=auto # BATCH_SIZE / (PER_DEVICE_BATCH_SIZE x GPUS x NNODES), which has to be whole
 input_path MODEL pretrained/InternVL2-2B
 input_path META_PATH shell/data/internvl_1_2_finetune_custom.json
 output_path OUTPUT_DIR work_dirs/internvl_chat_v2_0/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_full
 
-# An adapter cannot hold a language model that changed throughout.
-torchrun_finetune internvl/train/internvl_chat_finetune.py \
-    --freeze_llm False --freeze_mlp False --freeze_backbone True \
-    --save_full_model True \
-    --max_dynamic_patch 6 --use_thumbnail True \
-    --max_seq_length 4096 \
-    --num_train_epochs 1 \
-    --learning_rate 4e-5 --weight_decay 0.01 --lr_scheduler_type cosine --warmup_ratio 0.03 \
-    --save_steps 200 --save_total_limit 1 \
-    -- "$@"
+# What differs from the trainer's defaults (internvl/train/arguments.py).
+RECIPE=(
+    --freeze_backbone True # the language model and the projector train
+    --save_full_model True # an adapter cannot hold a language model that changed throughout
+    --num_train_epochs 1
+    --learning_rate 4e-5 --weight_decay 0.01 --lr_scheduler_type cosine --warmup_ratio 0.03
+    --save_steps 200 --save_total_limit 1
+)
+
+launch torchrun --nproc_per_node="$GPUS" internvl/train/internvl_chat_finetune.py \
+    --model_name_or_path "$MODEL" --meta_path "$META_PATH" --output_dir "$OUTPUT_DIR" \
+    --per_device_train_batch_size "$PER_DEVICE_BATCH_SIZE" --gradient_accumulation_steps "$GRADIENT_ACC" \
+    "${RECIPE[@]}" -- "$@"

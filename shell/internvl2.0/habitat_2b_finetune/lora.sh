@@ -15,19 +15,23 @@ set -euo pipefail
 source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../../lib/launch.sh"
 
 setting GPUS 1
-setting PER_DEVICE_BATCH_SIZE 4
 setting BATCH_SIZE 16
+setting PER_DEVICE_BATCH_SIZE 4
+GRADIENT_ACC=auto # BATCH_SIZE / (PER_DEVICE_BATCH_SIZE x GPUS x NNODES), which has to be whole
 input_path MODEL pretrained/InternVL2-2B
 input_path META_PATH shell/data/habitat.json
 output_path OUTPUT_DIR log/habitat/lora_annots_1
 
-# Alpha is always twice the rank.
-torchrun_finetune internvl/train/internvl_chat_finetune.py \
-    --freeze_llm True --freeze_mlp True --freeze_backbone True \
-    --use_llm_lora 128 --lora_dropout 0.05 \
-    --max_dynamic_patch 6 --use_thumbnail True \
-    --max_seq_length 4096 \
-    --num_train_epochs 1 \
-    --learning_rate 4e-5 --weight_decay 0.01 --lr_scheduler_type cosine --warmup_ratio 0.03 \
-    --save_steps 200 --save_total_limit 1 \
-    -- "$@"
+# What differs from the trainer's defaults (internvl/train/arguments.py).
+RECIPE=(
+    --freeze_llm True --freeze_mlp True --freeze_backbone True
+    --use_llm_lora 128 # alpha is always twice the rank
+    --num_train_epochs 1
+    --learning_rate 4e-5 --weight_decay 0.01 --lr_scheduler_type cosine --warmup_ratio 0.03
+    --save_steps 200 --save_total_limit 1
+)
+
+launch torchrun --nproc_per_node="$GPUS" internvl/train/internvl_chat_finetune.py \
+    --model_name_or_path "$MODEL" --meta_path "$META_PATH" --output_dir "$OUTPUT_DIR" \
+    --per_device_train_batch_size "$PER_DEVICE_BATCH_SIZE" --gradient_accumulation_steps "$GRADIENT_ACC" \
+    "${RECIPE[@]}" -- "$@"
