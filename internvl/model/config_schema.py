@@ -83,6 +83,10 @@ class VisionConfig(AnyPart, total=False):
 class LanguageConfig(AnyPart, total=False):
     """``llm_config``."""
 
+    architectures: list[str] | None
+    model_type: str
+    head_dim: Annotated[int, Field(ge=1, le=limits.MAX_WIDTH)] | None
+    use_sliding_window: Annotated[Literal[False] | None, Field(description="false: every token sees all before it")]
     vocab_size: Annotated[int, Field(ge=1, le=limits.MAX_TOKEN_ID)]
     hidden_size: Width
     intermediate_size: IntermediateWidth
@@ -134,6 +138,14 @@ class ProcessorConfig(TilingConfig, total=False):
     image_size: Side | None
 
 
+# Language models of published members that are not supported, and why.
+UNSUPPORTED_LLMS = {
+    "Phi3ForCausalLM": "InternVL2-4B's Phi-3 has joint matrices, a template and stop tokens of its own",
+    "LlamaForCausalLM": "the members with a Llama have 40B and 76B parameters, and were never tried",
+    "Qwen3MoeForCausalLM": "it is a mixture of experts, whose routing has no LoRA here",
+    "GptOssForCausalLM": "it is a mixture of experts, whose routing has no LoRA here",
+}
+
 CHAT, PROCESSOR = TypeAdapter(ChatConfig), TypeAdapter(ProcessorConfig)
 
 
@@ -144,6 +156,12 @@ def check_config(content: dict[str, Any], file: Path) -> None:
         UserError: names the first field, its value and what it may be.
     """
     validate(CHAT, content, file)
+    named = (content.get("llm_config") or {}).get("architectures") or []
+    if named and named[0] in UNSUPPORTED_LLMS:
+        raise UserError(
+            f"{file}:llm_config.architectures: is {named[0]!r}, which is not supported: {UNSUPPORTED_LLMS[named[0]]}. "
+            "Take a member with InternLM2, Qwen2 or Qwen3 (docs/family.md)."
+        )
 
 
 def check_shapes(config: "InternVLChatConfig", file: Path) -> None:
@@ -159,6 +177,8 @@ def check_shapes(config: "InternVLChatConfig", file: Path) -> None:
         (llm, "num_attention_heads", "num_key_value_heads"),
     ):
         value, other = getattr(part, name), getattr(part, divisor)
+        if name == "hidden_size" and getattr(part, "head_dim", None):
+            continue  # Qwen3 gives the width of a head apart
         if value % other:
             where = f"{file}:{'vision_config' if part is vision else 'llm_config'}.{name}"
             raise UserError(f"{where}: is {value}, no multiple of {divisor} {other}. Restore the file.")

@@ -1,6 +1,6 @@
 """Everything of a checkpoint but its weights, in transformers' own InternVL layout and back.
 
-The classes are those of transformers 5.23: ``InternVLConfig`` (with ``LlamaConfig`` for the language model),
+The classes are those of transformers 5.23: ``InternVLConfig`` (the language model's part is in hf_text_config.py),
 ``InternVLProcessor`` and, inside it, ``GotOcr2ImageProcessor``. What they have no place for, such as the name of the
 conversation template, is kept in ``config.json`` under :data:`ORIGINAL` (the published ``config`` and
 ``generation_config``), which transformers carries along.
@@ -17,7 +17,6 @@ from transformers import (
     InternVLProcessor,
     InternVLVideoProcessor,
     InternVLVisionConfig,
-    LlamaConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -25,7 +24,8 @@ from internvl.errors import UserError, shorten
 from internvl.json_files import write_json
 from internvl.model.chat_template import chat_template
 from internvl.model.config_schema import check_config, check_shapes
-from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig, llm_architecture
+from internvl.model.hf_text_config import hf_language_model, make_text_config, rope_settings
+from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import (
     IMG_CONTEXT_TOKEN,
     IMG_END_TOKEN,
@@ -38,35 +38,19 @@ from internvl.model.loading import one_line
 from internvl.model.packaging import read_generation, write_chat_tokenizer, write_model_files, write_tokenizer
 
 ORIGINAL = "internvl_chat"
-# transformers' processor looks its tokens up under these names. Its placeholder of a video never reaches the model,
-# but must be a token of the vocabulary: a new one would have an id that the embeddings have no row for. So it is one
-# that prompts with images do not use.
-PROCESSOR_TOKENS = {
+# transformers' processor looks its tokens up under these names, and "video_token". Its placeholder of a video never
+# reaches the model, but must be a token of the vocabulary: a new one would have an id that the embeddings have no row
+# for. So it is one that prompts with images do not use.
+IMAGE_TOKENS = {
     "start_image_token": IMG_START_TOKEN,
     "end_image_token": IMG_END_TOKEN,
     "context_image_token": IMG_CONTEXT_TOKEN,
-    "video_token": "<|plugin|>",
 }
+# InternLM2's, Qwen2.5's and Qwen3's, and what is left to Qwen2.
+VIDEO_TOKENS = ("<|plugin|>", "<|video_pad|>", "</quad>")
 # InternVLVisionRMSNorm of queries and keys is always built with its default.
 QK_NORM_EPS = 1e-6
 
-SAME_IN_LLAMA = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "use_cache",
-    "bos_token_id",
-    "eos_token_id",
-    "tie_word_embeddings",
-)
-LLAMA_FIELDS = {**{name: name for name in SAME_IN_LLAMA}, "bias": "attention_bias"}
 SAME_IN_VISION = (
     "num_channels",
     "hidden_size",
@@ -98,8 +82,6 @@ def check_expressible(config: InternVLChatConfig, file: Path) -> None:
         UserError: names the setting and its value.
     """
     keep = "Keep this checkpoint in the published layout"
-    if (llm := llm_architecture(config.llm_config)) != "InternLM2ForCausalLM":
-        raise UserError(f"{file}: llm_config is {llm}, which is not converted yet. {keep}.")
     if config.ps_version != "v2":
         raise UserError(
             f"{file}: ps_version is {config.ps_version!r}, and transformers' InternVL has no other pixel shuffle than "
@@ -127,19 +109,10 @@ def check_expressible(config: InternVLChatConfig, file: Path) -> None:
 
 
 def hf_config(config: InternVLChatConfig, original: dict, *, image_token_id: int, dtype: str) -> dict:
-    """Return transformers' ``config.json`` for our ``config``; ``original`` is what to keep under :data:`ORIGINAL`.
-
-    The padding id is left out: Llama would give its embedding no gradient, and here it is ``</s>``, a token with a
-    meaning. Generation finds it in ``generation_config.json``.
-    """
+    """Return transformers' ``config.json`` for our ``config``; ``original`` is what to keep under :data:`ORIGINAL`."""
     llm, vision = config.llm_config, config.vision_config
-    rope = _rope_settings(llm.rope_parameters)
-    rope["rope_theta"] = float(rope["rope_theta"])
-    text_config = LlamaConfig(
-        **{theirs: getattr(llm, ours) for ours, theirs in LLAMA_FIELDS.items()},
-        rope_parameters=rope,
-        pad_token_id=None,
-    )
+    text_config = make_text_config(llm)
+    rope = rope_settings(text_config.rope_parameters)
     vision_config = InternVLVisionConfig(**{theirs: getattr(vision, ours) for ours, theirs in VISION_FIELDS.items()})
     whole = InternVLConfig(
         text_config=text_config,
@@ -174,11 +147,6 @@ def parse_config(content: dict, file: Path = Path("config.json")) -> InternVLCha
     return config
 
 
-def _rope_settings(parameters: dict) -> dict:
-    """Return the rotary settings that count, without transformers' second spellings of them."""
-    return {key: parameters[key] for key in ("rope_type", "rope_theta", "factor") if key in parameters}
-
-
 def original_config(content: dict, file: Path) -> dict:
     """Return our ``config.json`` from transformers' ``content``: as it was, with what has been changed since.
 
@@ -198,19 +166,20 @@ def original_config(content: dict, file: Path) -> dict:
         whole = InternVLConfig.from_dict(deepcopy(content))
     except Exception as err:  # as above
         raise UserError(f"{file}: describes no model ({one_line(err)}). Restore the file.") from err
-    if whole.text_config.model_type != "llama":
-        raise UserError(
-            f"{file}: text_config has model_type {whole.text_config.model_type!r}, not 'llama'. Name a folder that "
-            "tools/convert_to_hf.py wrote."
-        )
     original = deepcopy(kept["config"])
     before = parse_config(original, file)
+    theirs = hf_language_model(before.llm_config)
+    if (found := whole.text_config.model_type) != (expected := theirs.config_class.model_type):
+        raise UserError(
+            f"{file}: text_config has model_type {found!r}, not {expected!r}. Name a folder that "
+            "tools/convert_to_hf.py wrote."
+        )
     if before.template not in TEMPLATES:
         raise UserError(f"{file}:{ORIGINAL}.config.template: is missing. Set it to one of: {', '.join(TEMPLATES)}.")
     llm, vision = original.setdefault("llm_config", {}), original.setdefault("vision_config", {})
     levels = (
         (original, before, whole, CHAT_FIELDS),
-        (llm, before.llm_config, whole.text_config, LLAMA_FIELDS),
+        (llm, before.llm_config, whole.text_config, theirs.fields),
         (vision, before.vision_config, whole.vision_config, VISION_FIELDS),
     )
     for part, old, new, fields in levels:
@@ -219,8 +188,8 @@ def original_config(content: dict, file: Path) -> dict:
             value = value[0] if ours in ("image_size", "patch_size") else value  # (height, width) there
             if value != getattr(old, ours):
                 part[ours] = value
-    rope = _rope_settings(whole.text_config.rope_parameters)
-    if rope != _rope_settings(before.llm_config.rope_parameters):
+    rope = rope_settings(whole.text_config.rope_parameters)
+    if rope != rope_settings(before.llm_config.rope_parameters):
         scaled = rope["rope_type"] != "default"
         llm["rope_theta"] = rope["rope_theta"]
         llm["rope_scaling"] = {"type": rope["rope_type"], "factor": rope["factor"]} if scaled else None
@@ -241,13 +210,14 @@ def write_hf_surroundings(
     a model without tiling has a limit of one tile. ``AutoImageProcessor`` resizes with torchvision where that is
     installed, and no file can change that; its pixels differ by rounding. Its ``backend="pil"`` gives exactly ours.
     """
+    video_token = _video_token(folder, tokenizer)
     template = chat_template(
         TEMPLATES[config.template],
         image=f"{IMG_CONTEXT_TOKEN}\n",
-        video=f"{PROCESSOR_TOKENS['video_token']}\n",
+        video=f"{video_token}\n",
         has_bos=tokenizer.bos_token is not None,
     )
-    write_tokenizer(folder, tokenizer, template, named_tokens=PROCESSOR_TOKENS)
+    write_tokenizer(folder, tokenizer, template, named_tokens={**IMAGE_TOKENS, "video_token": video_token})
     limit = config.max_dynamic_patch if config.dynamic_image_size else 1
     pixels = {
         "size": {"height": config.image_size, "width": config.image_size},
@@ -268,6 +238,22 @@ def write_hf_surroundings(
     write_json(folder / "generation_config.json", _hf_generation(generation, config.template, tokenizer))
 
 
+def _video_token(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return the token that stands for a video in a prompt.
+
+    Raises:
+        UserError: the vocabulary has none.
+    """
+    vocab = tokenizer.get_vocab()
+    found = next((token for token in VIDEO_TOKENS if token in vocab), None)
+    if found is None:
+        raise UserError(
+            f"{folder}: the tokenizer has none of {', '.join(VIDEO_TOKENS)}, and transformers' processor needs one as "
+            "its video token. Restore the published tokenizer files."
+        )
+    return found
+
+
 def _hf_generation(published: dict, template: str, tokenizer: PreTrainedTokenizerFast) -> dict:
     """Return transformers' generation settings: the published ones, but an answer ends where ``model.chat`` ends it.
 
@@ -278,7 +264,7 @@ def _hf_generation(published: dict, template: str, tokenizer: PreTrainedTokenize
         "eos_token_id": tokenizer.convert_tokens_to_ids(TEMPLATES[template].sep.strip()),
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return {**published, **ids}
+    return {**published, **{name: index for name, index in ids.items() if index is not None}}
 
 
 def write_published_surroundings(folder: Path, source: Path, original: dict, published_generation: dict) -> None:

@@ -21,7 +21,7 @@ from internvl.model.hf_config import (
     write_hf_surroundings,
     write_published_surroundings,
 )
-from internvl.model.hf_names import OUTPUT, hf_names, split
+from internvl.model.hf_names import hf_names, split, tied_output
 from internvl.model.hf_view import PublishedView, check_tensors, published_tensors
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.loading import HF_MODEL_TYPE, load_checkpoint_tokenizer, one_line
@@ -72,7 +72,7 @@ def convert_to_hf(checkpoint: Checkpoint, out: str | Path, *, overwrite: bool = 
     config = parse_config(original, checkpoint.folder / "config.json")
     check_expressible(config, checkpoint.folder / "config.json")
     wanted = {name: tuple(tensor.shape) for name, tensor in published_tensors(config).items()}
-    check_tensors(checkpoint, wanted, OUTPUT if config.llm_config.tie_word_embeddings else None)
+    check_tensors(checkpoint, wanted, tied_output(config))
     tokenizer = load_checkpoint_tokenizer(checkpoint)
 
     planned = {}

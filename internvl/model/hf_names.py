@@ -9,6 +9,7 @@ import re
 import torch
 
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
+from internvl.model.internvl_chat.language_models import language_model_of
 
 # Published module or parameter → transformers' name; # stands for the number of a layer. Several names are the parts
 # of one matrix, in the order in which they lie in it.
@@ -43,7 +44,13 @@ NAMES = {
     "language_model.model.norm": ("model.language_model.norm",),
     "language_model.output": ("lm_head",),
 }
-OUTPUT = "language_model.output.weight"  # not stored where it is tied to the embeddings
+
+
+def tied_output(config: InternVLChatConfig) -> str | None:
+    """Return the published name of the output weight where it is tied to the embeddings, and need not be stored."""
+    if not config.llm_config.tie_word_embeddings:
+        return None
+    return f"language_model.{language_model_of(config.llm_config).output}"
 
 
 def hf_names(name: str) -> tuple[str, ...]:

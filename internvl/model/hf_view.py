@@ -7,7 +7,7 @@ import torch
 from internvl.errors import UserError
 from internvl.model.checkpoint import Checkpoint, TensorInfo
 from internvl.model.hf_config import ORIGINAL, original_config, parse_config
-from internvl.model.hf_names import OUTPUT, hf_names, join, split
+from internvl.model.hf_names import hf_names, join, split, tied_output
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 
@@ -81,8 +81,8 @@ class PublishedView(Checkpoint):
         for name, tensor in published.items():
             parts = split(name, tensor, config)
             wanted.update({new: tuple(part.shape) for new, part in zip(hf_names(name), parts, strict=True)})
-        tied = config.llm_config.tie_word_embeddings
-        check_tensors(self.stored, wanted, *(hf_names(OUTPUT) if tied else (None,)))
+        tied = tied_output(config)
+        check_tensors(self.stored, wanted, hf_names(tied)[0] if tied else None)
         first = {name: stored.get(hf_names(name)[0]) for name in published}
         return {
             name: TensorInfo(info.file, tuple(published[name].shape), info.dtype)

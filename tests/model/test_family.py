@@ -1,6 +1,7 @@
 """Members of the family with another language model: the same way from training to a merged model."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,48 +11,34 @@ from internvl.commands.merge_lora import main as merge_lora
 from internvl.errors import UserError
 from internvl.inference.engine import Engine
 from internvl.inference.requests import Request
+from internvl.json_files import write_json
 from internvl.model.adapter import choose_trainable, save_adapter
 from internvl.model.checkpoint import Checkpoint
-from internvl.model.config_schema import check_config
-from internvl.model.hf_config import check_expressible
+from internvl.model.config_schema import UNSUPPORTED_LLMS, check_config
 from internvl.model.internvl_chat import InternVLChatConfig, InternVLChatModel
-from internvl.model.internvl_chat.configuration_internvl_chat import llm_architecture
 from internvl.model.internvl_chat.sequence_layout import SequenceLayout
 from internvl.model.loading import load_config, load_model
-from internvl.model.packaging import write_chat_tokenizer, write_model_files
+from internvl.model.packaging import write_chat_tokenizer
 from tests.conftest import make_image
+from tests.model.tiny_members import FROZEN, QWEN, randomize_lora, save_tiny_member
 
-LIBRARY = {"Qwen2ForCausalLM": Qwen2ForCausalLM, "Qwen3ForCausalLM": Qwen3ForCausalLM}
-FROZEN = {"freeze_llm": True, "freeze_backbone": True, "freeze_mlp": True}
+LIBRARY = {"qwen2": Qwen2ForCausalLM, "qwen3": Qwen3ForCausalLM}
 
 
-@pytest.fixture(scope="module", params=sorted(LIBRARY))
-def member(request, tiny_base, tmp_path_factory):
+@pytest.fixture(scope="module", params=QWEN)
+def member(request, rows_folder, tmp_path_factory):
     """A tiny checkpoint with random weights whose language model is the parameter's."""
-    base, folder = load_model(tiny_base), tmp_path_factory.mktemp(request.param)
-    config = base.model.config.to_dict()
-    config["template"] = "internvl2_5"
-    config["llm_config"] = {
-        "architectures": [request.param], "model_type": request.param[:5].lower(), "hidden_size": 64, "head_dim": 32,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "num_hidden_layers": 2,
-        "vocab_size": len(base.tokenizer) + 5, "rope_theta": 1000000.0, "tie_word_embeddings": False,
-        "attn_implementation": "flash_attention_2", "use_sliding_window": False, "max_position_embeddings": 4096,
-    }  # fmt: skip
-    if request.param == "Qwen2ForCausalLM":
-        del config["llm_config"]["head_dim"]
-    torch.manual_seed(0)
-    model = InternVLChatModel(InternVLChatConfig.from_dict(config))
-    model.generation_config.update(eos_token_id=base.tokenizer.convert_tokens_to_ids("<|im_end|>"), pad_token_id=2)
-    model.save_pretrained(folder)
-    write_chat_tokenizer(folder, base.tokenizer, "internvl2_5")
-    write_model_files(folder, model.config)
+    folder = save_tiny_member(request.param, rows_folder, tmp_path_factory.mktemp(request.param))
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content["llm_config"]["attn_implementation"] = "flash_attention_2"  # as published, and for the machine to choose
+    write_json(folder / "config.json", content)
     return folder
 
 
 def test_it_computes_what_transformers_own_class_does(member):
     model, _ = load_model(member)
     own = model.language_model
-    library = LIBRARY[llm_architecture(model.config.llm_config)](load_config(Checkpoint(member)).llm_config).eval()
+    library = LIBRARY[model.config.llm_config.model_type](load_config(Checkpoint(member)).llm_config).eval()
     library.load_state_dict(own.state_dict())
     ids = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
@@ -83,17 +70,13 @@ def test_rows_that_share_a_prefix_do_not_see_each_other(member, attention):
 def test_an_adapter_merges_and_the_merged_folder_answers_alike(member, tmp_path, monkeypatch):
     model, tokenizer = load_model(member)
     whole = choose_trainable(model, **FROZEN, use_llm_lora=4, use_backbone_lora=2)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in whole.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    randomize_lora(whole)
     trained = {name for name, parameter in whole.named_parameters() if parameter.requires_grad}
     assert {name.split(".")[-4] for name in trained if "language_model" in name} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     }  # fmt: skip
     save_adapter(whole, tmp_path / "adapter", base=member, base_sha256=Checkpoint(member).sha256(), lora_dropout=0.0)
-    write_chat_tokenizer(tmp_path / "adapter", tokenizer, "internvl2_5")
+    write_chat_tokenizer(tmp_path / "adapter", tokenizer, model.config.template)
     merge_lora([str(tmp_path / "adapter"), str(tmp_path / "merged")])
 
     def answer(folder) -> str:
@@ -110,11 +93,25 @@ def test_an_adapter_merges_and_the_merged_folder_answers_alike(member, tmp_path,
         assert torch.equal(auto(input_ids=ids).logits, ours(input_ids=ids).logits)
 
 
-def test_what_is_not_there_yet_is_refused_by_name(member):
-    with pytest.raises(UserError, match=r"llm_config is Qwen\dForCausalLM, which is not converted yet"):
-        check_expressible(load_config(Checkpoint(member)), member / "config.json")
-    with pytest.raises(ValueError, match="'Phi3ForCausalLM', a language model that is not supported"):
-        InternVLChatConfig(llm_config={"architectures": ["Phi3ForCausalLM"]})
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED_LLMS))
+def test_a_language_model_that_is_not_supported_is_refused_with_the_reason(member, tmp_path, name):
+    shutil.copytree(member, tmp_path / "odd")
+    file = tmp_path / "odd" / "config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["llm_config"]["architectures"] = [name]
+    write_json(file, content)
+    with pytest.raises(UserError, match=f"{name}', which is not supported: .*Take a member with InternLM2"):
+        load_config(Checkpoint(tmp_path / "odd"))
+
+
+def test_a_sliding_window_is_refused(member, tmp_path):
+    shutil.copytree(member, tmp_path / "odd")
+    file = tmp_path / "odd" / "config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["llm_config"]["use_sliding_window"] = True
+    write_json(file, content)
+    with pytest.raises(UserError, match=r"llm_config\.use_sliding_window: is True. Give false"):
+        load_config(Checkpoint(tmp_path / "odd"))
 
 
 MEMBERS = (
