@@ -170,6 +170,7 @@ def make_tiny_base(
     patch_size: int = 28,
     width: int = 256,
     layers: int = 4,
+    dtype: str = "float32",
     seed: int = 0,
 ) -> InternVLChatModel:
     """Write a checkpoint folder and return the model.
@@ -184,6 +185,7 @@ def make_tiny_base(
         patch_size: patch side in pixels.
         width: channels of the language model.
         layers: of the language model.
+        dtype: of the weights.
         seed: of the weights.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -198,6 +200,7 @@ def make_tiny_base(
     model = InternVLChatModel(config)
     if vision is not None:
         model.vision_model.load_state_dict(load_model(vision).model.vision_model.state_dict())
+    model.to(getattr(torch, dtype))
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|im_start|>")]
     start = {} if tokenizer.bos_token_id is None else {"bos_token_id": tokenizer.bos_token_id}
     model.generation_config.update(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, **start)
@@ -223,6 +226,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--patch-size", type=int, default=28, help="patch side in px (default %(default)s)")
     parser.add_argument("--width", type=int, default=256, help="language model channels (default %(default)s)")
     parser.add_argument("--layers", type=int, default=4, help="language model layers (default %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     model = make_tiny_base(
@@ -235,6 +241,7 @@ def main(argv: list[str] | None = None) -> None:
         patch_size=args.patch_size,
         width=args.width,
         layers=args.layers,
+        dtype=args.dtype,
         seed=args.seed,
     )
     size = sum(file.stat().st_size for file in args.out.iterdir()) / 1e6
