@@ -1,9 +1,10 @@
-"""Rehearse the whole job at the true size of InternVL2-2B, with random weights: write, train, merge, load, caption.
+"""Rehearse the whole job at the true size of a member, with random weights: write, train, merge, load, caption.
 
-    python benchmarks/full_size.py --published pretrained/InternVL2-2B --json full_size.json
+    python benchmarks/full_size.py --json full_size.json
+    python benchmarks/full_size.py --model pretrained/InternVL3_5-1B --json full_size.json
 
 The weights are random, in bfloat16, and cut into files as large checkpoints are published; config.json and tokenizer
-come from ``--published``, whose weights, if any, are not read. Each stage is the command a user types, in a process of
+come from ``--model``, whose weights, if any, are not read. Each stage is the command a user types, in a process of
 its own; the time and the peak resident memory of its largest process are printed. Needs 14 GB of disk, and 24 GB of
 memory when trained in fp32.
 """
@@ -36,7 +37,7 @@ def write_checkpoint(published: Path, out: Path) -> None:
     """Write a checkpoint of the shape ``published/config.json`` describes, with random bfloat16 weights in shards."""
     out.mkdir(parents=True)
     for file in published.iterdir():
-        if file.is_file() and file.suffix in {".json", ".model"} and not file.name.endswith("index.json"):
+        if file.is_file() and file.suffix in {".json", ".model", ".txt"} and not file.name.endswith("index.json"):
             shutil.copyfile(file, out / file.name)
     write_weights(out, load_config(Checkpoint(published)), torch.bfloat16)
 
@@ -63,7 +64,7 @@ def rehearse(published: Path, folder: Path, precision: str, steps: int) -> dict:
         stages.append(run_stage(name, list(command), log, **settings))
         return log
 
-    stage("write the checkpoint", python, __file__, WRITE_STAGE, base, "--published", published)
+    stage("write the checkpoint", python, __file__, WRITE_STAGE, base, "--model", published)
     stage("prepare_pretrained.py", python, "tools/prepare_pretrained.py", base)
     stage(
         f"LoRA, {steps} steps, {precision}",
@@ -120,7 +121,7 @@ def print_figures(figures: dict) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--published",
+        "--model",
         type=Path,
         default=REPOSITORY / "pretrained" / "InternVL2-2B",
         help="folder with the published config.json and tokenizer (default %(default)s)",
@@ -132,15 +133,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(WRITE_STAGE, type=Path, metavar="OUT", help="write the random checkpoint to OUT, nothing else")
     args = parser.parse_args(argv)
     if args.only_write:
-        write_checkpoint(args.published, args.only_write)
+        write_checkpoint(args.model, args.only_write)
         return
-    load_config(Checkpoint(args.published))  # a wrong folder is told before anything is written
+    load_config(Checkpoint(args.model))  # a wrong folder is told before anything is written
     if args.folder:
         args.folder.mkdir(parents=True, exist_ok=True)
-        figures = rehearse(args.published.resolve(), args.folder.resolve(), args.precision, args.steps)
+        figures = rehearse(args.model.resolve(), args.folder.resolve(), args.precision, args.steps)
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            figures = rehearse(args.published.resolve(), Path(temporary), args.precision, args.steps)
+            figures = rehearse(args.model.resolve(), Path(temporary), args.precision, args.steps)
     print_figures(figures)
     if args.json:
         write_json(args.json, figures)

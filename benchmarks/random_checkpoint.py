@@ -44,23 +44,40 @@ SIZES = {
     },
 }
 FULL = "full"
+# What the language models of the sizes have besides. A head of Qwen3 is as wide as the others' here.
+LLMS = {
+    "internlm2": {
+        "architectures": ["InternLM2ForCausalLM"],
+        "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1000000},
+        "bias": False,
+        "pad_token_id": 2,
+    },
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "rope_theta": 1000000, "pad_token_id": 2},
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "rope_theta": 1000000, "head_dim": 64, "pad_token_id": 2},
+}
 
 
-def size_config(size: str, *, published: Path = PUBLISHED, vocab_size: int | None = None) -> InternVLChatConfig:
+def size_config(
+    size: str, *, published: Path = PUBLISHED, vocab_size: int | None = None, llm: str = "internlm2"
+) -> InternVLChatConfig:
     """Return the configuration of a size: of ``SIZES``, or "full", which is that of the folder ``published``.
 
-    ``vocab_size`` replaces the size's own.
+    Args:
+        size: name of the size.
+        published: folder with ``config.json``, of "full" only.
+        vocab_size: replaces the size's own.
+        llm: key of ``LLMS``, the language model; "full" has that of its ``config.json``.
 
     Raises:
         UserError: ``published`` has no config.json of an InternVL-Chat model.
     """
-    config = load_config(Checkpoint(published)) if size == FULL else scaled_config(**SIZES[size])
+    config = load_config(Checkpoint(published)) if size == FULL else scaled_config(**SIZES[size], llm_name=llm)
     config.llm_config.vocab_size = vocab_size or config.llm_config.vocab_size
     return config
 
 
-def scaled_config(vision: dict, llm: dict) -> InternVLChatConfig:
-    """Return a configuration of the published architecture with other sizes."""
+def scaled_config(vision: dict, llm: dict, llm_name: str) -> InternVLChatConfig:
+    """Return a configuration of the published architecture with other sizes; ``llm_name`` is a key of ``LLMS``."""
     return InternVLChatConfig(
         vision_config={
             **vision,
@@ -72,14 +89,11 @@ def scaled_config(vision: dict, llm: dict) -> InternVLChatConfig:
             "initializer_factor": 1.0,
         },
         llm_config={
-            "architectures": ["InternLM2ForCausalLM"],
+            **LLMS[llm_name],
             **llm,
             "intermediate_size": 4 * llm["hidden_size"],
             "num_key_value_heads": llm["num_attention_heads"] // 2,
             "max_position_embeddings": 32768,
-            "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1000000},
-            "bias": False,
-            "pad_token_id": 2,
         },
         template="internlm2-chat",
         force_image_size=vision["image_size"],

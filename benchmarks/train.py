@@ -2,6 +2,7 @@
 
     python benchmarks/train.py --rounds 3 --json train.json --plot train.png
     python benchmarks/train.py --scenario tiles --ways ours plain --json train.json
+    python benchmarks/train.py --llm qwen3 --json qwen3.json
     python benchmarks/train.py --size full --steps 3 --json full.json        # the shape of InternVL2-2B, for a GPU
 
 All ways train the same rows from the same random weights, each in a process of its own, in turn, ``--rounds`` times;
@@ -18,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from random_checkpoint import FULL, PUBLISHED, SIZES, size_config, write_pair
+from random_checkpoint import FULL, LLMS, PUBLISHED, SIZES, size_config, write_pair
 from rich.progress import track
 from train_report import draw, print_scenario
 from train_scenarios import Point, Scenario, scenarios
@@ -111,9 +112,11 @@ def measure_scenario(scenario: Scenario, args: argparse.Namespace, folder: Path)
     device, precision, _ = detect_device()
     dtype = args.dtype or precision
     ways = args.ways or list(scenario.ways)
-    config = size_config(args.size, published=args.published, vocab_size=args.vocab)
+    config = size_config(args.size, published=args.published, vocab_size=args.vocab, llm=args.llm)
     weights = torch.bfloat16 if dtype == "bf16" else torch.float32
-    ours, theirs = write_pair(folder / f"{args.size}-{config.llm_config.vocab_size}-{dtype}", config, weights)
+    ours, theirs = write_pair(
+        folder / f"{args.size}-{args.llm}-{config.llm_config.vocab_size}-{dtype}", config, weights
+    )
     settings = {
         "published": str(ours),
         "transformers": str(theirs),
@@ -130,6 +133,7 @@ def measure_scenario(scenario: Scenario, args: argparse.Namespace, folder: Path)
     return {
         "description": scenario.description,
         "size": args.size,
+        "llm": args.llm,
         "vocab": config.llm_config.vocab_size,
         "device": torch.cuda.get_device_name()
         if device == "cuda"
@@ -146,6 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--scenario", choices=names, default="main", help="what to measure (default %(default)s)")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="default: those of the scenario")
     parser.add_argument("--size", choices=[*SIZES, FULL], default="mid", help="of the model (default %(default)s)")
+    parser.add_argument("--llm", choices=list(LLMS), default="internlm2", help="language model (default %(default)s)")
     parser.add_argument("--published", type=Path, default=PUBLISHED, help="folder with config.json, for --size full")
     parser.add_argument("--vocab", type=int, help="tokens of the vocabulary (default: the size's)")
     parser.add_argument("--dtype", choices=list(TOLERANCES), help="default: the best of this machine")

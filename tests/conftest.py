@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,6 +168,21 @@ def tiny_base(tmp_path_factory, rows_folder) -> Path:
         folder, [rows_folder / "train.jsonl"], vocab_size=400, image_size=56, patch_size=14, width=64, layers=2
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_member(tmp_path_factory, rows_folder) -> Callable[[str], Path]:
+    """A function: name of a language model → such a tiny base with it, and with a tokenizer of its kind."""
+    from make_tiny_base import make_tiny_base
+
+    @cache
+    def make(llm: str) -> Path:
+        folder = tmp_path_factory.mktemp(llm)
+        corpus = [rows_folder / "train.jsonl"]
+        make_tiny_base(folder, corpus, llm=llm, vocab_size=400, image_size=56, patch_size=14, width=64, layers=2)
+        return folder
+
+    return make
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def test_full_size_rehearsal_runs_every_stage_on_a_small_shape(run_benchmark, re
 
 
 def test_full_size_rehearsal_refuses_a_folder_without_config(warm_python, repository, tmp_path):
-    command = [warm_python, repository / "benchmarks" / "full_size.py", "--published", tmp_path]
+    command = [warm_python, repository / "benchmarks" / "full_size.py", "--model", tmp_path]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2 and "holds neither config.json" in result.stderr
 

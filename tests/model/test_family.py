@@ -20,15 +20,16 @@ from internvl.model.internvl_chat.sequence_layout import SequenceLayout
 from internvl.model.loading import load_config, load_model
 from internvl.model.packaging import write_chat_tokenizer
 from tests.conftest import make_image
-from tests.model.tiny_members import FROZEN, QWEN, randomize_lora, save_tiny_member
+from tests.model.tiny_members import FROZEN, QWEN, randomize_lora
 
 LIBRARY = {"qwen2": Qwen2ForCausalLM, "qwen3": Qwen3ForCausalLM}
 
 
 @pytest.fixture(scope="module", params=QWEN)
-def member(request, rows_folder, tmp_path_factory):
+def member(request, tiny_member, tmp_path_factory):
     """A tiny checkpoint with random weights whose language model is the parameter's."""
-    folder = save_tiny_member(request.param, rows_folder, tmp_path_factory.mktemp(request.param))
+    folder = tmp_path_factory.mktemp("member") / request.param
+    shutil.copytree(tiny_member(request.param), folder)
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     content["llm_config"]["attn_implementation"] = "flash_attention_2"  # as published, and for the machine to choose
     write_json(folder / "config.json", content)

@@ -26,12 +26,12 @@ from internvl.model.internvl_chat.image_processing_internvl_chat import InternVL
 from internvl.model.loading import load_model
 from internvl.model.packaging import write_chat_tokenizer
 from tests.conftest import make_image
-from tests.model.tiny_members import FROZEN, QWEN, randomize_lora, save_tiny_member
+from tests.model.tiny_members import FROZEN, QWEN, randomize_lora
 
 
 @pytest.fixture(scope="module", params=QWEN)
-def member(request, rows_folder, tmp_path_factory):
-    return save_tiny_member(request.param, rows_folder, tmp_path_factory.mktemp(request.param))
+def member(request, tiny_member):
+    return tiny_member(request.param)
 
 
 @pytest.fixture(scope="module")

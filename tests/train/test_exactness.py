@@ -66,10 +66,10 @@ class Way:
 
 
 @pytest.fixture
-def model_and_data(tiny_base, captions):
-    def make(llm=8, vit=0, **way):
+def model_and_data(tiny_member, captions):
+    def make(llm=8, vit=0, member="internlm2", **way):
         torch.manual_seed(0)
-        model, tokenizer = load_model(tiny_base)
+        model, tokenizer = load_model(tiny_member(member))
         choose_trainable(
             model,
             freeze_llm=True,
@@ -84,7 +84,7 @@ def model_and_data(tiny_base, captions):
                 if "lora_B" in name:
                     parameter.normal_(std=0.05)  # zero at first: nothing would reach lora_A
         settings = RenderSettings(
-            template=get_conv_template("internlm2-chat"), image_size=56, num_image_token=4, max_seq_length=700
+            template=get_conv_template(model.config.template), image_size=56, num_image_token=4, max_seq_length=700
         )
         data = ConversationDataset(
             [DatasetSpec("rows", captions, (captions / "rows.jsonl",))], tokenizer, settings, vision_cache=way.get("c")
@@ -152,7 +152,12 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("lora", [{"llm": 8}, {"llm": 8, "vit": 4}, {"llm": 0, "vit": 4}], ids=str)
+LORA = (
+    {"llm": 8}, {"llm": 8, "vit": 4}, {"llm": 0, "vit": 4}, {"member": "qwen2"}, {"member": "qwen3", "vit": 4},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("lora", LORA, ids=str)
 @pytest.mark.parametrize("name", WAYS)
 def test_loss_and_gradients_equal_those_of_plain_rows(name, lora, model_and_data):
     plain = step(*model_and_data(**lora), Way())
