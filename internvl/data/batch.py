@@ -50,9 +50,9 @@ SampleResult = Sample | list[BadSample] | Idle
 class Batch:
     """A micro-batch: the model's inputs by name, and what the trainer needs beside them.
 
-    ``inputs`` are ``input_ids``, ``labels`` and ``attention_mask``, int64 (B, N), padded on the right; of a packed
-    batch, one sequence (1, N) with a ``layout`` in the mask's place. Images are ``pixel_values``, uint8 (T, 3, S, S),
-    and ``image_flags``, int64 (T,), among the inputs; or ``images``, for whoever looks up their features.
+    ``inputs`` are ``input_ids`` and ``labels``, int64 (B, N), padded on the right; of a packed batch, one sequence
+    (1, N) with a ``layout``. Images are ``pixel_values``, uint8 (T, 3, S, S), among the inputs, with ``image_flags``,
+    int64 (T,), where the one tile there is stands for none; or ``images``, for whoever looks up their features.
 
     ``rows`` are the places of its rows, ``skipped`` those that could not be read. ``is_idle``: no rank has any row.
     Reads as a mapping of ``inputs``, which is how transformers' Trainer counts labels and tokens.
@@ -79,9 +79,9 @@ class Batch:
         """Return the names of the inputs."""
         return self.inputs.keys()
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """Return the batch with its inputs on ``device``."""
-        return self._map(lambda tensor: tensor.to(device))
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """Return the batch with its inputs on ``device``; ``non_blocking`` as of ``torch.Tensor.to``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """Return the batch with its inputs in page-locked memory; the data loader asks for it."""
@@ -102,10 +102,10 @@ class Batch:
 class Collator:
     """Makes batches of samples as ``ConversationDataset`` returns them.
 
-    Padded, or with ``packed`` one sequence, which samples of several rows need. The mask is made from lengths, since
-    any token id may occur in a text. With ``keep_images`` a batch has ``images`` instead of pixels. A batch of pixels
-    without any image gets one black tile flagged 0, so that every rank runs the vision encoder and gradients can be
-    averaged.
+    Padded, or with ``packed`` one sequence, which samples of several rows need. There is no mask: attention is causal,
+    so no token sees the padding behind it, and kernels without a mask are the fast ones. With ``keep_images`` a batch
+    has ``images`` instead of pixels. A batch of pixels without any image gets one black tile flagged 0, so that every
+    rank runs the vision encoder and gradients can be averaged.
 
     Rows that could not be read are left out and listed. A batch without rows keeps one of padding without labels,
     because all ranks must take the same number of steps.
@@ -140,7 +140,6 @@ class Collator:
         return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
         }
 
     def pack(self, samples: list[Sample]) -> dict[str, torch.Tensor | SequenceLayout]:
@@ -152,11 +151,8 @@ class Collator:
         }
 
     def pixels(self, images: list[TiledImage]) -> dict[str, torch.Tensor]:
-        """Return the tiles of all images, and which of them are one."""
+        """Return the tiles of all images, or one that is flagged as none."""
         if images:
-            pixel_values = torch.cat([image.tiles for image in images])
-            image_flags = torch.ones(len(pixel_values), dtype=torch.long)
-        else:
-            pixel_values = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
-            image_flags = torch.zeros(1, dtype=torch.long)
-        return {"pixel_values": pixel_values, "image_flags": image_flags}
+            return {"pixel_values": torch.cat([image.tiles for image in images])}
+        dummy = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        return {"pixel_values": dummy, "image_flags": torch.zeros(1, dtype=torch.long)}

@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import distributed
 from transformers.integrations.deepspeed import (
     is_deepspeed_zero3_enabled,
     set_hf_deepspeed_config,
     unset_hf_deepspeed_config,
 )
 
+from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX, LOSS_CHUNK
+from internvl.model.internvl_chat.modeling_internvl_chat import VISION_BATCH
 from internvl.train.arguments import FinetuneArguments
 
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # of torch.load, whatever its caller asks for
@@ -19,6 +22,26 @@ FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # of torch.load, whatever its caller a
 def shards_parameters(training_args: FinetuneArguments) -> bool:
     """Return whether no process of a training has all weights."""
     return bool(training_args.fsdp) or is_deepspeed_zero3_enabled()
+
+
+def equal_calls(labels: torch.Tensor, pixel_values: torch.Tensor | None) -> dict[str, int]:
+    """Return how often the model is to run its vision encoder and its output layer: on every rank equally often.
+
+    Each run of a sharded module gathers its weights from all ranks, which wait for each other. How many runs a
+    micro-batch needs depends on its tiles and supervised tokens: the largest number of all ranks is taken.
+
+    Args:
+        labels: int64 (B, N).
+        pixel_values: (T, 3, S, S), or None.
+    """
+    num_supervised = int((labels[:, 1:] != IGNORE_INDEX).sum())
+    num_tiles = 0 if pixel_values is None else len(pixel_values)
+    needed = [max(1, -(-num_tiles // VISION_BATCH)), max(1, -(-num_supervised // LOSS_CHUNK))]
+    counts = torch.tensor(needed, device=labels.device)
+    if distributed.is_initialized():
+        distributed.all_reduce(counts, distributed.ReduceOp.MAX)
+    num_vision_calls, num_loss_chunks = counts.tolist()
+    return {"num_vision_calls": num_vision_calls, "num_loss_chunks": num_loss_chunks}
 
 
 @contextmanager

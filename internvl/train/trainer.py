@@ -3,6 +3,7 @@
 import logging
 import time
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from internvl.train.checkpointing import PREFIX, atomic_checkpoint
 from internvl.train.data_workers import end_on_lost_batch
 from internvl.train.epoch_plan import EpochPlan
 from internvl.train.output import OutputFolder
-from internvl.train.sharding import weights_only_checkpoints
+from internvl.train.sharding import equal_calls, shards_parameters, weights_only_checkpoints
 from internvl.train.validation import Evaluator
 
 logger = logging.getLogger(__name__)
@@ -141,6 +142,8 @@ class FinetuneTrainer(Trainer):
     def training_step(self, model, batch: Batch, num_items_in_batch=None):
         if batch.is_idle:  # on every rank alike, and never the last of a step
             return torch.zeros((), device=self.args.device)
+        # Of page-locked memory the copy goes on while the GPU computes; transformers would wait for it.
+        batch = batch.to(self.args.device, non_blocking=True)
         features = None
         if batch.images is not None:
             own = unwrapped(self.accelerator.unwrap_model(model))
@@ -190,7 +193,17 @@ class FinetuneTrainer(Trainer):
         if isinstance(num_items_in_batch, torch.Tensor):
             num_items_in_batch = num_items_in_batch.clamp(min=1)
         inputs["return_logits"] = False
+        if shards_parameters(self.args):
+            inputs |= equal_calls(inputs["labels"], inputs.get("pixel_values"))
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def floating_point_ops(self, inputs) -> int:
+        # As transformers', which counts the weights anew for each micro-batch while the GPU waits.
+        return 6 * self._num_weights * inputs["input_ids"].numel()
+
+    @cached_property
+    def _num_weights(self) -> int:
+        return self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Measure loss, and CIDEr where it is due, log them and return them as eval_loss and eval_CIDEr."""
@@ -201,7 +214,7 @@ class FinetuneTrainer(Trainer):
         own = unwrapped(self.accelerator.unwrap_model(self.model))
         was_training = model.training
         model.eval()
-        metrics = {"eval_loss": evaluator.loss(model, self.args.device)}
+        metrics = {"eval_loss": evaluator.loss(model, self.args.device, sharded=shards_parameters(self.args))}
         due = evaluator.caption_steps and self.state.global_step % evaluator.caption_steps == 0
         if due or (evaluator.caption_steps and self.state.global_step >= self.state.max_steps):
             # Mixed precision is put around the model's forward, which generating goes past.

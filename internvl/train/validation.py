@@ -23,6 +23,7 @@ from internvl.evaluation.questions import check_media
 from internvl.evaluation.scorers import score_cider
 from internvl.inference.engine import Engine
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
+from internvl.train.sharding import equal_calls
 
 logger = logging.getLogger(__name__)
 
@@ -122,13 +123,22 @@ class Evaluator:
             yield batch
 
     @torch.no_grad()
-    def loss(self, model: torch.nn.Module, device: torch.device) -> float:
-        """Return the mean loss over all supervised tokens of all rows, in nats; ``model`` as training calls it."""
+    def loss(self, model: torch.nn.Module, device: torch.device, *, sharded: bool = False) -> float:
+        """Return the mean loss over all supervised tokens of all rows, in nats.
+
+        Args:
+            model: as training calls it.
+            device: where it is.
+            sharded: whether no rank has all weights (ZeRO-3, FSDP).
+        """
         rank, world_size = rank_and_world_size()
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         for batch in self.batches(rank, world_size):
             batch = batch.to(device)
-            output = model(**batch.model_inputs(), num_items_in_batch=1, return_logits=False)
+            inputs = batch.model_inputs()
+            if sharded:
+                inputs |= equal_calls(inputs["labels"], inputs.get("pixel_values"))
+            output = model(**inputs, num_items_in_batch=1, return_logits=False, use_cache=False)
             sums += torch.stack([output.loss.double(), batch.num_supervised.double()])
         if world_size > 1:
             distributed.all_reduce(sums)

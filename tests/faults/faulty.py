@@ -6,7 +6,8 @@ FAULT is JSON; ``{}`` is none. ``{"batch": N, "signal": S}`` sends the process s
 N-th micro-batch; ``{"write": N, "below": FOLDER}`` sends SIGKILL the N-th time a file below the folder is opened for
 writing, renamed or removed; ``{"nan": N}`` makes the losses of the N-th optimizer step no numbers; ``{"remove": FILE,
 "batch": N}`` removes a file before the N-th micro-batch. ``{"fsdp": true}`` is not a fault: accelerate keeps FSDP for
-GPUs, and this lets it divide weights over CPUs.
+GPUs, and this lets it divide weights over CPUs. Nor is ``{"small_calls": true}``: one tile goes through the vision
+encoder at a time, and two positions through the output layer, so that ranks need unequal numbers of calls.
 """
 
 import json
@@ -19,7 +20,8 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 from internvl.commands import merge_lora
-from internvl.train import internvl_chat_finetune
+from internvl.model.internvl_chat import causal_lm, modeling_internvl_chat
+from internvl.train import internvl_chat_finetune, sharding
 from internvl.train.trainer import FinetuneTrainer
 
 WRITES = {"os.rename": 1, "os.remove": 0, "os.rmdir": 0, "os.mkdir": 0}
@@ -84,10 +86,20 @@ def allow_fsdp() -> None:
     AcceleratorState.__init__ = initialize_with_fsdp
 
 
+def make_small_calls() -> None:
+    """Make a micro-batch of a tiny model take several calls of the vision encoder and of the output layer."""
+    for module in (sharding, modeling_internvl_chat):
+        module.VISION_BATCH = 1
+    for module in (sharding, causal_lm):
+        module.LOSS_CHUNK = 2
+
+
 def prepare(fault: dict) -> None:
     """Make this process go wrong as ``fault`` says."""
     if "fsdp" in fault:
         allow_fsdp()
+    if "small_calls" in fault:
+        make_small_calls()
     if "nan" in fault:
         spoil_loss(fault["nan"])
     if "remove" in fault:

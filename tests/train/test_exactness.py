@@ -68,8 +68,9 @@ class Way:
 @pytest.fixture
 def model_and_data(tiny_member, captions):
     def make(llm=8, vit=0, member="internlm2", **way):
+        base = tiny_member(member)  # which draws numbers when it is made
         torch.manual_seed(0)
-        model, tokenizer = load_model(tiny_member(member))
+        model, tokenizer = load_model(base)
         choose_trainable(
             model,
             freeze_llm=True,

@@ -37,6 +37,7 @@ class SupervisedCausalLM:
         loss_weight: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         return_logits: bool = True,
+        num_loss_chunks: int | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Run the decoder (see :meth:`run_decoder`) and the output layer.
@@ -53,6 +54,8 @@ class SupervisedCausalLM:
             num_items_in_batch: divisor of the summed loss, in supervised tokens; without it, those of this call.
             return_logits: False computes the output layer at supervised positions alone, which is all a training
                 step needs, and returns no logits.
+            num_loss_chunks: how often the output layer is run for the loss; by default as often as needed. Where
+                weights are sharded, all ranks must run it equally often.
             kwargs: passed to :meth:`run_decoder` (``layout``, ``use_cache``, …).
 
         ``logits`` is float32 (B, N, V); ``loss`` a float32 scalar.
@@ -69,7 +72,7 @@ class SupervisedCausalLM:
         logits = self.get_output_embeddings()(states[:, -logits_to_keep:]).float() if return_logits else None
         loss = None
         if labels is not None:
-            loss = self.supervised_loss(states, labels, loss_weight, num_items_in_batch)
+            loss = self.supervised_loss(states, labels, loss_weight, num_items_in_batch, num_loss_chunks)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -128,19 +131,28 @@ class SupervisedCausalLM:
         labels: torch.Tensor,
         loss_weight: torch.Tensor | None = None,
         num_items: torch.Tensor | int | None = None,
+        num_chunks: int | None = None,
     ) -> torch.Tensor:
         """Return the next-token cross-entropy, a float32 scalar, computing logits where there are labels only.
 
-        ``states`` (B, N, C) and ``labels`` (B, N) as in :meth:`forward`; state n predicts label n + 1. Of more than
-        ``LOSS_CHUNK`` supervised positions, logits exist for one chunk at a time, and again in the backward pass.
+        Of more than ``LOSS_CHUNK`` supervised positions, logits exist for one chunk at a time, and again in the
+        backward pass.
+
+        Args:
+            states: (B, N, C), the decoder's; state n predicts label n + 1.
+            labels: int64 (B, N), as in :meth:`forward`.
+            loss_weight: as in :meth:`forward`.
+            num_items: divisor of the summed loss, ``num_items_in_batch`` of :meth:`forward`.
+            num_chunks: into how many chunks to divide the positions, some of which may be empty.
         """
         targets = labels[:, 1:]
         supervised = targets != IGNORE_INDEX
         states, targets = states[:, :-1][supervised], targets[supervised].to(states.device)
-        if len(targets) <= LOSS_CHUNK:
+        num_chunks = num_chunks or -(-len(targets) // LOSS_CHUNK)
+        if num_chunks <= 1:
             losses = self.token_losses(states, targets)
         else:
-            chunks = zip(states.split(LOSS_CHUNK), targets.split(LOSS_CHUNK), strict=True)
+            chunks = zip(states.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True)
             losses = torch.cat([checkpoint(self.token_losses, *chunk, use_reentrant=False) for chunk in chunks])
         if loss_weight is not None:
             weights = loss_weight[:, 1:][supervised].to(losses)

@@ -101,7 +101,7 @@ class InternAttention(nn.Module):
         query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)
         if self.config.qk_normalization:
             query, key = self.q_norm(query), self.k_norm(key)
-        split = (*hidden_states.shape[:-1], -1, self.head_dim)
+        split = (*hidden_states.shape[:-1], self.config.num_attention_heads, self.head_dim)
         query, key, value = (states.view(split).transpose(1, 2) for states in (query, key, value))
         output, _ = attend(self, query, key, value, dropout=self.config.attention_dropout)
         output = self.proj(output.flatten(2))

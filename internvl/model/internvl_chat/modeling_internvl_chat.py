@@ -135,16 +135,19 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         )
         return get_peft_model(module, config)
 
-    def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def extract_feature(self, pixel_values: torch.Tensor, num_calls: int | None = None) -> torch.Tensor:
         """Return the language model's view of each tile: (T, 3, S, S) → (T, P, C).
 
         ``pixel_values`` is normalised float, or uint8 as it comes from the data, which is normalised here. A frozen
-        encoder keeps nothing for a backward pass and takes ``VISION_BATCH`` tiles at a time.
+        encoder keeps nothing for a backward pass, computes in the precision of its weights, and takes ``VISION_BATCH``
+        tiles at a time, or makes ``num_calls`` calls: where weights are sharded, all ranks must make equally many.
         """
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.vision_model.parameters()):
             return self.mlp1(self.encode_tiles(pixel_values))
-        with torch.no_grad():
-            patches = torch.cat([self.encode_tiles(tiles) for tiles in pixel_values.split(VISION_BATCH)])
+        parts = pixel_values.tensor_split(num_calls) if num_calls else pixel_values.split(VISION_BATCH)
+        # Autocast would compute norms in float32, twice as slow and in twice the memory, and unlike everywhere else.
+        with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
+            patches = torch.cat([self.encode_tiles(tiles) for tiles in parts])
         return self.mlp1(patches)
 
     def encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -158,7 +161,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             states = outputs.hidden_states[self.config.select_layer]
         patches = states[:, 1:]
         side = int(patches.shape[1] ** 0.5)
-        grid = patches.reshape(patches.shape[0], side, side, -1)
+        grid = patches.unflatten(1, (side, side))
         return pixel_unshuffle(grid, self.config.downsample_ratio, self.config.ps_version).flatten(1, 2)
 
     def embed(self, input_ids: torch.Tensor, visual_features: torch.Tensor | None) -> torch.Tensor:
@@ -187,7 +190,8 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
                 f"features ({visual_features.shape[0]} tiles × {visual_features.shape[1]}). Insert one token per "
                 "feature; a prompt cut by max_seq_length is the usual cause."
             )
-        return embeddings.masked_scatter(selected[..., None], features.to(embeddings))
+        # A model that is spread over several devices may have its embeddings on another than the ids.
+        return embeddings.masked_scatter(selected[..., None].to(embeddings.device), features.to(embeddings))
 
     def forward(
         self,
@@ -199,6 +203,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         past_key_values=None,
         labels: torch.Tensor | None = None,
         visual_features: torch.Tensor | None = None,
+        num_vision_calls: int | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Compute logits, and the loss when ``labels`` are given.
@@ -213,13 +218,14 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             past_key_values: keys and values of the positions before, while generating.
             labels: int64 (B, N), -100 where nothing is to be learnt.
             visual_features: (T, P, C), the features of all real tiles, instead of ``pixel_values``.
+            num_vision_calls: as of :meth:`extract_feature`.
             kwargs: passed to :meth:`SupervisedCausalLM.forward` (``loss_weight``, ``num_items_in_batch``, …).
 
         Raises:
             ValueError: image tokens and image features differ in number.
         """
         if pixel_values is not None:
-            visual_features = self.extract_feature(pixel_values)
+            visual_features = self.extract_feature(pixel_values, num_vision_calls)
             if image_flags is not None:
                 visual_features = visual_features[image_flags.reshape(-1) == 1]
         return self.language_model(
@@ -254,6 +260,8 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             config.pad_token_id = self.config.llm_config.pad_token_id
         not_settings = config.update(**generate_kwargs)
         embeddings = self.embed(input_ids, visual_features)
+        if attention_mask is not None:
+            attention_mask = attention_mask.to(embeddings.device)
         answers_per_prompt = max(config.num_beams or 1, config.num_return_sequences or 1)
         if answers_per_prompt > 1 and embeddings.shape[1] > 1 and config.use_cache is not False:
             cache = self.read_prompts(embeddings, attention_mask)

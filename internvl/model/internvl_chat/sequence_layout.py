@@ -73,19 +73,18 @@ def attend_in_groups(
             f"The layout describes one sequence of {layout.num_tokens} tokens, and the input is of shape "
             f"{query.shape[0]} × {query.shape[2]}. Make the layout from the lengths of the rows in it."
         )
-    outputs, start = [], 0
-    for prefix, suffixes in layout.groups:
-        end = start + prefix
-        own = [part[:, :, start:end] for part in (query, key, value)]
+    calls = [(prefix, split_suffixes(prefix, suffixes)) for prefix, suffixes in layout.groups]
+    lengths = [length for prefix, parts in calls for length in (prefix, *map(sum, parts))]
+    # Divided once: of slices, the backward pass would fill a tensor of the whole sequence for each one.
+    pieces = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
+    outputs = []
+    for prefix, parts in calls:
+        own = next(pieces)
         outputs.append(F.scaled_dot_product_attention(*own, is_causal=True, enable_gqa=True))
-        for together in split_suffixes(prefix, suffixes):
-            stop = end + sum(together)
-            seen = [
-                torch.cat([part[:, :, start : start + prefix], part[:, :, end:stop]], dim=2) for part in (key, value)
-            ]
-            outputs.append(attend_with_mask(query[:, :, end:stop], *seen, suffix_mask(prefix, together, query.device)))
-            end = stop
-        start = end
+        for together in parts:
+            suffix_query, *suffix_states = next(pieces)
+            seen = [torch.cat(pair, dim=2) for pair in zip(own[1:], suffix_states, strict=True)]
+            outputs.append(attend_with_mask(suffix_query, *seen, suffix_mask(prefix, together, query.device)))
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
