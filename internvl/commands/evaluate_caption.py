@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -47,6 +48,7 @@ from internvl.model.tiling import most_tiles
 from internvl.model.vision_cache import VISION_CACHE_GB, VisionCache
 
 logger = logging.getLogger("internvl.evaluation")
+LONGEST_SCORING = timedelta(hours=12)
 PUBLISHED_TILES = 6  # of the original's evaluation with --dynamic
 
 
@@ -221,9 +223,10 @@ def _open_log(parent: Path, settings: dict) -> AnswerLog:
 
 
 def _start_processes() -> bool:
-    """Join the other processes if torchrun started several; returns whether this is the first."""
+    """Join the other ranks if torchrun started several; returns whether this is the first."""
     if rank_and_world_size()[1] > 1:
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # Only objects travel between them. Ranks wait for the first one's scoring, which can take an hour (SPICE).
+        distributed.init_process_group("gloo", timeout=LONGEST_SCORING)
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return is_main_process()

@@ -8,17 +8,29 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from internvl.data.images import ImageReader
-from internvl.device import detect_device
+from internvl.device import choose_kernels, detect_device
 from internvl.inference.requests import PromptRules, Request
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
-from internvl.model.loading import load_model
+from internvl.model.loading import load_model, source_of
 from internvl.model.vision_cache import TiledImage, VisionCache, image_features
 
 __all__ = ["DTYPES", "Engine", "Request"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+# Of the weights' bytes, what answering needs beside them: the cache, the vision encoder's activations.
+ROOM = 1.3
+
+
+def fits_one_device(checkpoint: str | Path | Checkpoint) -> bool:
+    """Return whether the current GPU has room for a whole checkpoint: then nothing is gained by dividing it."""
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    weights = sum(file.stat().st_size for file in source_of(opened).weight_files)
+    free, _ = torch.cuda.mem_get_info()
+    return weights * ROOM < free
 
 
 class Engine(PromptRules):
@@ -51,15 +63,18 @@ class Engine(PromptRules):
     ) -> "Engine":
         """Load any checkpoint folder (see ``internvl.model.loading``).
 
-        ``precision`` is auto, fp32, bf16 or fp16; ``auto`` spreads the model over all devices of the machine.
+        ``precision`` is auto, fp32, bf16 or fp16; ``auto`` spreads a model that does not fit one
+        device over all of the machine. An adapter is merged while it is loaded.
         """
+        choose_kernels()
         own_device, own_precision, _ = detect_device()
         device = device or own_device
         loaded = load_model(
             checkpoint,
             dtype=DTYPES[own_precision if precision == "auto" else precision],
             device=device,
-            device_map="auto" if auto and device != "cpu" else None,
+            device_map="auto" if auto and device == "cuda" and not fits_one_device(checkpoint) else None,
+            merge=True,
         )
         return cls(loaded.model, loaded.tokenizer, max_tiles=max_tiles)
 

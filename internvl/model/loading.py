@@ -20,7 +20,7 @@ from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN
 from internvl.model.internvl_chat.language_models import language_model_of
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.internvl_chat.tokenization import load_tokenizer
-from internvl.model.lora import add_adapter
+from internvl.model.lora import add_adapter, merge_adapter
 from internvl.model.tiling import read_tiling
 
 HF_MODEL_TYPE = "internvl"  # of transformers' own layout
@@ -91,11 +91,19 @@ def load_model(
     device_map: str | None = None,
     config: InternVLChatConfig | None = None,
     quantization_config: QuantizationConfigMixin | None = None,
+    merge: bool = False,
 ) -> LoadedModel:
     """Load the model and tokenizer of a checkpoint folder, in eval mode.
 
-    ``device_map="auto"`` spreads the model over all devices (accelerate); otherwise it goes to ``device``. ``config``
-    replaces the checkpoint's own; ``quantization_config`` is transformers', for weights held in fewer bits.
+    Args:
+        path: the folder.
+        dtype: of the weights.
+        device: where to.
+        attn_implementation: eager, sdpa or flash_attention_2; by default the fastest for ``dtype`` and ``device``.
+        device_map: "auto" spreads the model over all devices (accelerate), instead of ``device``.
+        config: replaces the checkpoint's own.
+        quantization_config: transformers', for weights held in fewer bits.
+        merge: whether an adapter's LoRA goes into the weights, which is faster to compute with, or stays beside them.
 
     Raises:
         UserError: the folder is missing, incomplete, or does not fit together.
@@ -120,7 +128,10 @@ def load_model(
     if not source.is_published:
         model.generation_config = GenerationConfig.from_dict(deepcopy(source.generation))  # type: ignore[attr-defined]
     if adapter is not None:
-        add_adapter(model, adapter)
+        if merge and not (config.use_llm_lora or config.use_backbone_lora):
+            merge_adapter(model, adapter, source)
+        else:
+            add_adapter(model, adapter)
     tokenizer = load_checkpoint_tokenizer(checkpoint)
     model.img_context_token_id = tokenizer.convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
     if device_map is None and quantization_config is None:  # quantised weights are where they were made

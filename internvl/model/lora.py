@@ -168,6 +168,20 @@ def add_adapter(model: InternVLChatModel, adapter: Adapter) -> None:
         fill(model.get_submodule(name), tensors)
 
 
+def merge_adapter(model: InternVLChatModel, adapter: Adapter, base: Checkpoint) -> None:
+    """Merge an adapter into the model of its base, tensor by tensor: the weights that ``tools/merge_lora.py`` writes.
+
+    Args:
+        model: of ``base``, without LoRA inside, in any dtype and on any devices.
+        adapter: read against that base.
+        base: where each tensor is read again, in the precision in which it is stored.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name in sorted(adapter.changed):
+            parameters[name].copy_(adapter.merge(name, base.tensor(name)))
+
+
 class Stack(NamedTuple):
     """The tensors of one PEFT layer, float32; the shapes are those of :func:`merge_weight`."""
 
