@@ -31,8 +31,11 @@ def main(argv: list[str] | None = None) -> int:
     # Imported here: this takes seconds.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
+    from torch.distributed.run import get_args_parser, parse_args, run
 
+    argv = sys.argv[1:] if argv is None else argv
+    if "--shutdown-timeout" not in get_args_parser().format_help().replace("_", "-"):  # torch 2.11 and older
+        argv = [word for word in argv if not word.startswith("--shutdown_timeout=")]
     # DeepSpeed builds parts of itself with ninja, which came with it, also where the environment is not activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_keep_log_record)

@@ -14,7 +14,7 @@ from internvl.launch.process import run_logged
 from internvl.launch.settings import Settings, read_settings
 
 ZERO_1 = "shell/deepspeed/zero_stage1_config.json"
-MAX_DATA_WORKERS = 4
+MAX_DATA_WORKERS = {"cpu": 4, "cuda": 8}
 
 
 def read(call: Sequence[str], typed: Sequence[str]) -> Settings:
@@ -96,21 +96,28 @@ def make_plan(settings: Settings, device: Device) -> Plan:
     """
     precision = choose_precision(settings.precision, device)
     deepspeed = settings.deepspeed
-    if deepspeed is None:  # on a CPU it only costs time
-        deepspeed = ZERO_1 if device.kind == "cuda" else ""
+    if deepspeed is None:
+        # On a CPU it only costs time. LoRA's optimizer is small enough for each GPU of a node to hold it whole, and
+        # DDP adds gradients up in float32.
+        shards = device.kind == "cuda" and (settings.nodes.count > 1 or not settings.trains_lora)
+        deepspeed = ZERO_1 if shards else ""
+    workers = max(1, min(count_cores() // (settings.batch.gpus if device.count else 1), MAX_DATA_WORKERS[device.kind]))
     own = [
         ("--model_name_or_path", settings.model),
         ("--meta_path", settings.meta_path),
         ("--output_dir", settings.output_dir),
         ("--per_device_train_batch_size", str(settings.batch.per_device)),
         ("--gradient_accumulation_steps", str(settings.batch.steps)),
-        ("--dataloader_num_workers", str(min(count_cores(), MAX_DATA_WORKERS))),
+        ("--dataloader_num_workers", str(workers)),
         *zip(settings.recipe[::2], settings.recipe[1::2], strict=True),
     ]
     if not settings.given & {"bf16", "fp16"}:  # they exclude each other: who passes one of them decides about both
         own += [("--bf16", "False"), ("--fp16", "False")] if precision == "fp32" else [(f"--{precision}", "True")]
     if device.kind == "cpu":
         own.append(("--use_cpu", "True"))
+    if device.kind == "cuda" and "dataloader_num_workers" not in settings.given:
+        # A step's micro-batches are all fetched before the first one is computed: the next step's are made meanwhile.
+        own.append(("--dataloader_prefetch_factor", str(-(-settings.batch.steps // workers) + 1)))
     if deepspeed:
         own.append(("--deepspeed", deepspeed))
     flags = [word for flag, value in own if flag.removeprefix("--") not in settings.given for word in (flag, value)]

@@ -15,6 +15,8 @@ export PYTHONPATH="$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}"
 export LAUNCHER=pytorch
 export PYTHONUNBUFFERED=1 # a log that is piped through tee should not lag behind the training
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
+# The lengths of batches vary: without this, the GPU's memory would be cut into pieces that fit none of them.
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
 
 # say TEXT: a line about progress. On stderr, so that stdout holds results only.

@@ -35,8 +35,10 @@ export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 export GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-1}}
 
 STATUS=0
+# srun of Slurm 22.05 and newer does not take the cores per task from sbatch.
+CORES=${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}
 # shellcheck disable=SC2016 # SLURM_PROCID is set on each node
-srun --kill-on-bad-exit=1 bash -c 'NODE_RANK=$SLURM_PROCID exec bash "$@"' launcher "$@" || STATUS=$?
+srun --kill-on-bad-exit=1 ${CORES:+"$CORES"} bash -c 'NODE_RANK=$SLURM_PROCID exec bash "$@"' launcher "$@" || STATUS=$?
 # 128 + USR1: it was warned, and has saved.
 if ((STATUS == 138)); then
     scontrol requeue "$SLURM_JOB_ID"

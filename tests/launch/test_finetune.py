@@ -3,6 +3,7 @@
 import pytest
 
 from internvl.errors import UserError
+from internvl.launch import finetune
 from internvl.launch.command import CPU, Device
 from internvl.launch.finetune import Plan, choose_precision, make_plan
 from internvl.launch.flags import Paths
@@ -40,6 +41,25 @@ def test_the_device_decides_precision_and_deepspeed():
     assert (cpu["--bf16"], cpu["--fp16"], cpu["--use_cpu"]) == ("False", "False", "True")
     assert "--deepspeed" not in cpu
     assert flags(CPU, DEEPSPEED="zero.json")["--deepspeed"] == "zero.json"
+
+
+def test_lora_on_one_node_does_without_deepspeed():
+    lora = ("--use_llm_lora", "128")
+    nodes = {"NNODES": "2", "MASTER_ADDR": "10.0.0.1"}
+    assert "--deepspeed" not in flags(BF16, *lora)
+    assert flags(BF16, "--use_llm_lora", "0")["--deepspeed"] == ZERO_1
+    assert flags(BF16, *lora, **nodes)["--deepspeed"] == ZERO_1
+    assert flags(BF16, *lora, DEEPSPEED=ZERO_1)["--deepspeed"] == ZERO_1
+
+
+def test_a_gpu_has_the_next_steps_micro_batches_made_meanwhile(monkeypatch):
+    monkeypatch.setattr(finetune, "count_cores", lambda: 16)
+    got = flags(BF16, BATCH_SIZE="512")  # 128 micro-batches of 4
+    assert (got["--dataloader_num_workers"], got["--dataloader_prefetch_factor"]) == ("8", "17")
+    assert "--dataloader_prefetch_factor" not in flags(BF16, "--dataloader_num_workers", "0")
+    assert "--dataloader_prefetch_factor" not in flags(CPU)
+    monkeypatch.setattr(finetune, "count_cores", lambda: 4)
+    assert flags(BF16)["--dataloader_num_workers"] == flags(CPU)["--dataloader_num_workers"] == "4"
 
 
 def test_who_passes_one_of_the_precisions_decides_about_both():

@@ -168,7 +168,7 @@ def test_the_device_decides_precision_and_deepspeed(copy, run):
         return planned_flags(run(copy / LORA, *typed, cwd=copy, DRY_RUN="1", **settings))
 
     gpu, cpu = flags("cuda bf16 2"), flags("cpu fp32 0")
-    assert (gpu["--bf16"], gpu["--deepspeed"]) == ("True", "shell/deepspeed/zero_stage1_config.json")
+    assert (gpu["--bf16"], "--deepspeed" in gpu) == ("True", False)  # LoRA on one node
     assert (cpu["--bf16"], cpu["--use_cpu"], "--deepspeed" in cpu) == ("False", "True", False)
     assert flags("cuda bf16 2", "--use_cpu", "True") == cpu
     assert "--deepspeed" not in flags("cuda fp16 2", DEEPSPEED="", PRECISION="fp16")
