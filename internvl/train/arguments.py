@@ -44,7 +44,7 @@ class ModelArguments:
     )
     load_in_4bit: bool = field(
         default=False,
-        metadata={"help": "QLoRA: hold the language model's frozen weights in 4 bits (a GPU and bitsandbytes)."},
+        metadata={"help": "QLoRA: hold the language model's frozen weights in 4 bits (bitsandbytes)."},
     )
     drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth of the vision encoder."})
     vision_select_layer: int | None = field(
@@ -55,7 +55,7 @@ class ModelArguments:
     )
     attn_implementation: str | None = field(
         default=None,
-        metadata={"help": "eager, sdpa or flash_attention_2; by default the fastest that runs here."},
+        metadata={"help": "eager, sdpa or flash_attention_2; by default sdpa."},
     )
 
 
@@ -154,6 +154,10 @@ class FinetuneArguments(TrainingArguments):
     logging_steps: float = field(default=1, metadata={"help": "Log every N steps."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Every batch uses every part of the model, so this costs for nothing."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Leave this False: --on_nan looks at losses, and this waits for each of them."},
     )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip gradients to this norm."})
     ddp_timeout: int = field(

@@ -25,6 +25,7 @@ from internvl.data.check_cache import check_with_cache
 from internvl.data.checking import LONG
 from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import read_meta
+from internvl.device import choose_kernels
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.java_scorers import check_scorers
 from internvl.json_files import write_json
@@ -58,6 +59,7 @@ from internvl.train.validation import CaptionSteps, Evaluator, read_caption_samp
 
 logger = logging.getLogger("internvl.train")
 BATCH_TENSORS = 8  # ids, labels, mask, pixels, flags, and some that packing adds
+BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")  # in DeepSpeed's config, in elements
 SHOWN_SKIPPED = 10  # in the final summary; data_report.json lists all
 
 
@@ -68,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     model_args, data_args, training_args = arguments
     limit_waiting(training_args.ddp_timeout)
+    choose_kernels()
     set_seed(training_args.seed)
     specs = read_meta(data_args.meta_path)  # before the model: a typing mistake should not cost minutes
     base = Checkpoint(model_args.model_name_or_path)
@@ -130,6 +133,8 @@ def main(argv: list[str] | None = None) -> None:
         logger.warning("Stopped at step %d. The same command continues from there.", trainer.state.global_step)
         sys.exit(128 + stop.caught)
     _save_result(trainer, result, data_report(specs, check, plan.lengths))
+    if distributed.is_initialized():
+        distributed.destroy_process_group()  # or its threads may outlive what they use, and abort the process
 
 
 def _prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> None:
@@ -145,7 +150,8 @@ def _prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> Non
             "DEEPSPEED=shell/deepspeed/zero_stage3_config.json."
         )
     largest = plan.largest_micro_batch(args)
-    stage = args.hf_deepspeed_config.config.get("zero_optimization", {}).get("stage", 0) if args.deepspeed else 0
+    zero = args.hf_deepspeed_config.config.get("zero_optimization", {}) if args.deepspeed else {}
+    stage = zero.get("stage", 0)
     memory = plan_memory(
         trainer.model,
         largest,
@@ -154,6 +160,7 @@ def _prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> Non
         device=args.device,
         shards=args.world_size if stage else 1,
         shard_weights=stage == 3,
+        bucket_elements=sum(zero.get(name, 0) for name in BUCKETS if isinstance(zero.get(name), int)),
         recompute=model_args.grad_checkpoint.lower(),
     )
     logger.info("Memory plan: %s", memory)

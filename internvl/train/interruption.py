@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 import time
 from datetime import timedelta
 from typing import Any
@@ -17,6 +18,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Slurm and a terminal signal every process, and the launcher and torchrun pass theirs on: one request arrives as
 # several signals, all within this time.
 SAME_SECONDS = 5.0
+# Of the longest wait, when to say who is waited for.
+SPEAK_AFTER = 0.9
 
 
 class StopOnSignal(TrainerCallback):
@@ -67,12 +70,40 @@ def limit_waiting(seconds: int) -> None:
 
     transformers sets the limit where processes are started for GPUs; on a CPU torch's own half an hour stays.
     """
-    if distributed.is_initialized():
+    if distributed.is_initialized() and hasattr(distributed, "set_timeout"):  # torch 2.12 and newer
         distributed.set_timeout(timedelta(seconds=seconds))
 
 
 class Heartbeat(TrainerCallback):
-    """Leaves word, where the other processes can read it, of how far this one has come."""
+    """Leaves word, where the other ranks can read it, of how far this one has come, and says who is behind.
+
+    A collective that waits too long ends in an error on a CPU; NCCL's watchdog ends the process without one. So a
+    thread says which rank the others wait for shortly before that. ``limit`` is in seconds, None for the training's
+    ``ddp_timeout``.
+    """
+
+    def __init__(self, limit: float | None = None):
+        self.limit = limit
+        self.batches = 0
+        self._last = time.monotonic()
+        self._ended = threading.Event()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if distributed.is_initialized():
+            limit = self.limit or args.ddp_timeout
+            threading.Thread(target=self._watch, args=(limit,), daemon=True, name="stragglers").start()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._ended.set()
+
+    def _watch(self, limit: float) -> None:
+        told = None
+        while not self._ended.wait(limit / 50):
+            silent = time.monotonic() - self._last
+            if silent > limit * SPEAK_AFTER and told != self._last:
+                told = self._last
+                if behind := describe_stragglers():
+                    logger.error("No step in %d s: %s.", silent, behind)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.batches = 0
@@ -87,6 +118,7 @@ class Heartbeat(TrainerCallback):
         self._beat(state)
 
     def _beat(self, state) -> None:
+        self._last = time.monotonic()
         if distributed.is_initialized():
             progress = f"{state.global_step} {self.batches}"
             distributed.distributed_c10d._get_default_store().set(f"progress/{distributed.get_rank()}", progress)

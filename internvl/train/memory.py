@@ -3,7 +3,7 @@
 import logging
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -132,6 +132,7 @@ def plan_memory(
     device: torch.device,
     shards: int = 1,
     shard_weights: bool = False,
+    bucket_elements: int = 0,
     recompute: str = "auto",
 ) -> MemoryPlan:
     """Plan the memory of a training.
@@ -144,6 +145,7 @@ def plan_memory(
         device: where it trains.
         shards: among how many ranks the optimizer's state is sharded (ZeRO).
         shard_weights: whether weights and gradients are, too.
+        bucket_elements: of the buffers in which DeepSpeed exchanges gradients and weights.
         recompute: auto, true or false.
     """
     model = unwrapped(model)
@@ -168,9 +170,14 @@ def plan_memory(
     with torch.device("meta"):
         llm_layer = member.layer_class(llm, 0).to(dtype)
         vit_layer = InternVisionEncoderLayer(vit, 0.0).to(dtype)
+    has_dropout = bool(config.use_llm_lora and lora_dropout)
+    correction = (
+        cuda_correction(llm_layer, member.lora_targets, llm, size, has_dropout) if device.type == "cuda" else 0
+    )
     arguments = (list(member.lora_targets), config.use_llm_lora, lora_dropout, parts["language_model"])
     few, many = _layer_bytes(llm_layer, *arguments, *(partial(run_llm, tokens=tokens) for tokens in MEASURED_TOKENS))
     per_token = (many - few) / (MEASURED_TOKENS[1] - MEASURED_TOKENS[0])
+    per_token += correction
     per_layer = round(few + per_token * (largest.tokens - MEASURED_TOKENS[0]))
     if parts["vision_model"]:
         arguments = (BACKBONE_LORA_TARGETS, config.use_backbone_lora, lora_dropout, True)
@@ -186,9 +193,10 @@ def plan_memory(
     state = 8 + (4 if shards > 1 and dtype != torch.float32 else 0)
     plan = MemoryPlan(
         weights=weights // (shards if shard_weights else 1),
-        trained=trained * state // shards + trained * 4 // (shards if shard_weights else 1),
+        trained=trained * state // shards + trained * 4 // (shards if shard_weights else 1) + bucket_elements * size,
         vision=vision,
-        logits=LOSS_CHUNK * llm.vocab_size * (8 + size),
+        # In the dtype and in float32, with their gradients; the CPU's kernel works in place once.
+        logits=LOSS_CHUNK * llm.vocab_size * ((12 if device.type == "cuda" else 8) + size),
         per_layer=per_layer,
         layer_input=largest.tokens * llm.hidden_size * size,
         num_layers=llm.num_hidden_layers,
@@ -200,6 +208,30 @@ def plan_memory(
         while plan.total > plan.available and plan.num_recomputed < plan.num_layers:
             plan = replace(plan, num_recomputed=plan.num_recomputed + 1)
     return plan
+
+
+def cuda_correction(
+    layer: nn.Module, targets: Sequence[str], llm: PretrainedConfig, size: int, has_dropout: bool
+) -> int:
+    """Return the bytes a token keeps on a GPU beyond what the same layer keeps on the CPU, where it is measured.
+
+    The CPU keeps dropout's mask as float32, CUDA as bytes; and a GPU has keys and values repeated for all heads for
+    the suffixes' kernel, which takes masks but no grouped heads.
+
+    Args:
+        layer: of the language model.
+        targets: ends of the names of its layers with LoRA.
+        llm: its configuration.
+        size: bytes of a value.
+        has_dropout: whether there is dropout in front of LoRA.
+    """
+    inputs = sum(
+        module.weight.shape[1]
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(tuple(targets))
+    )
+    copies = 2 * llm.num_attention_heads * llm_head_dim(llm) * size
+    return copies - (3 * inputs if has_dropout else 0)
 
 
 def llm_head_dim(config: PretrainedConfig) -> int:

@@ -6,7 +6,7 @@ import logging
 import shutil
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -62,6 +62,14 @@ def describe_data(specs: list[DatasetSpec]) -> dict[str, str]:
     return described
 
 
+def _installed_version(package: str) -> str | None:
+    """Return the version of a package; None where it is not installed, as DeepSpeed need not be."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def make_record(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -89,7 +97,7 @@ def make_record(
         "processes": processes,
         "versions": {
             "python": sys.version.split()[0],
-            **{package: version(package) for package in RECORDED_PACKAGES},
+            **{package: _installed_version(package) for package in RECORDED_PACKAGES},
         },
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }

@@ -14,6 +14,7 @@ from internvl.model.adapter import choose_trainable
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import get_conv_template
+from internvl.model.internvl_chat.language_models import language_model_of
 from internvl.model.loading import LoadedModel, load_config, load_model
 from internvl.train.arguments import PUBLISHED_IMAGE_SIZE, DataArguments, FinetuneArguments, ModelArguments
 from internvl.train.sharding import zero3_init_disabled
@@ -50,7 +51,7 @@ def load_for_training(
             dtype=dtype,
             device="cpu",  # the trainer moves it
             attn_implementation=model_args.attn_implementation,
-            quantization_config=_four_bit_config(dtype) if model_args.load_in_4bit else None,
+            quantization_config=_four_bit_config(dtype, config) if model_args.load_in_4bit else None,
         )
     model = loaded.model
     _resize_tiles(model, _choose_image_size(data_args, config))
@@ -77,22 +78,23 @@ def load_for_training(
     return loaded._replace(model=trained)
 
 
-def _four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+def _four_bit_config(dtype: torch.dtype, config: InternVLChatConfig) -> BitsAndBytesConfig:
     """Return how the language model's layers are held in 4 bits (NF4 with double quantisation, arXiv:2305.14314).
 
+    bitsandbytes has kernels for a CPU, too, which are slow.
+
     Raises:
-        UserError: there is no GPU, or bitsandbytes is not installed.
+        UserError: bitsandbytes is not installed.
     """
-    if not torch.cuda.is_available():
-        raise UserError("--load_in_4bit: needs a CUDA GPU, and this machine has none. Remove the flag.")
     if not is_bitsandbytes_available():
         raise UserError("--load_in_4bit: needs the package bitsandbytes. Run: pip install bitsandbytes.")
+    output = language_model_of(config.llm_config).output.removesuffix(".weight")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["vision_model", "mlp1", "output"],
+        llm_int8_skip_modules=["vision_model", "mlp1", output],
     )
 
 

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from internvl.train import interruption
-from internvl.train.interruption import StopOnSignal
+from internvl.train.interruption import Heartbeat, StopOnSignal
 
 ARGUMENTS = SimpleNamespace(device=torch.device("cpu"))
 
@@ -52,3 +53,29 @@ def test_a_signal_in_the_last_step_leaves_a_whole_training(stop):
     assert not step(stop, 3)
     stop.on_train_end(ARGUMENTS, SimpleNamespace(global_step=3, max_steps=3), None)
     assert stop.caught == 0
+
+
+def test_a_rank_that_waits_says_once_who_is_behind_before_the_wait_ends_it(monkeypatch, caplog):
+    # NCCL's watchdog ends a process without an error that could be caught: the message has to come before.
+    monkeypatch.setattr(interruption.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(interruption, "describe_stragglers", lambda: "process 1 is behind (step 3, micro-batch 1)")
+    heart = Heartbeat(limit=0.5)
+    heart.on_train_begin(ARGUMENTS, None, None)
+    time.sleep(1.0)
+    heart.on_train_end(ARGUMENTS, None, None)
+    assert [record.message for record in caplog.records] == [
+        "No step in 0 s: process 1 is behind (step 3, micro-batch 1)."
+    ]
+
+
+def test_a_rank_that_goes_on_says_nothing(monkeypatch, caplog):
+    monkeypatch.setattr(interruption, "describe_stragglers", lambda: "process 1 is behind (step 3, micro-batch 1)")
+    heart = Heartbeat(limit=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(interruption.distributed, "is_initialized", lambda: True)
+        heart.on_train_begin(ARGUMENTS, None, None)
+    for _ in range(20):
+        heart.on_step_end(ARGUMENTS, SimpleNamespace(global_step=1), None)
+        time.sleep(0.1)
+    heart.on_train_end(ARGUMENTS, None, None)
+    assert not caplog.records

@@ -1,10 +1,13 @@
 """The memory plan against what autograd keeps, and which layers recompute."""
 
+import json
+
 import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from internvl.model.adapter import choose_trainable
+from internvl.model.internvl_chat import InternVLChatConfig, InternVLChatModel
 from internvl.model.internvl_chat.sequence_layout import SequenceLayout
 from internvl.model.loading import load_model
 from internvl.train import memory
@@ -81,3 +84,23 @@ def test_the_peak_is_forgotten_and_measured_anew():
     del block
     memory.reset_peak()
     assert memory.read_peak() < high - (30 << 20)
+
+
+@pytest.mark.parametrize(("dropout", "kilobytes"), [(0.05, 148.7), (0.0, 132.3)])
+def test_the_plan_for_a_gpu_counts_what_cuda_keeps(shared, monkeypatch, dropout, kilobytes):
+    """Against the saved tensors of a layer of the 2B model, counted with fake CUDA tensors: bf16, one COCO group."""
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 80 << 30)
+    config = InternVLChatConfig.from_dict(json.loads((shared / "internvl2_2b" / "config.json").read_text()))
+    with torch.device("meta"):
+        model = InternVLChatModel(config).to(torch.bfloat16)
+    frozen = {"freeze_llm": True, "freeze_backbone": True, "freeze_mlp": True}
+    trained = choose_trainable(model, **frozen, use_llm_lora=128, lora_dropout=dropout)
+    tokens = 1850 + 180
+    plan = plan_memory(
+        trained,
+        MicroBatch(tokens, 7),
+        dtype=torch.bfloat16,
+        lora_dropout=dropout,
+        device=torch.device("cuda"),
+    )
+    assert plan.per_layer / tokens / 1000 == pytest.approx(kilobytes, rel=0.05)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from internvl.errors import UserError
+from internvl.train import setup
 from internvl.train.arguments import parse_arguments
 from internvl.train.setup import load_for_training
 
@@ -69,7 +70,22 @@ def test_an_adapter_is_no_start(trained_adapter, tmp_path):
         load(trained_adapter, tmp_path)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_four_bits_are_refused_without_a_gpu(tiny_base, tmp_path):
-    with pytest.raises(UserError, match="--load_in_4bit: needs a CUDA GPU"):
+def test_four_bits_without_bitsandbytes_are_refused_with_the_package(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(UserError, match="--load_in_4bit: needs the package bitsandbytes. Run: pip install"):
         load(tiny_base, tmp_path, "--load_in_4bit", "True", "--freeze_llm", "True", "--use_llm_lora", "4")
+
+
+@pytest.mark.parametrize("llm", ["internlm2", "qwen3"])
+def test_four_bits_hold_the_language_models_blocks_and_nothing_else(tiny_member, tmp_path, llm):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    flags = ("--freeze_llm", "True", "--freeze_backbone", "True", "--freeze_mlp", "True", "--use_llm_lora", "4")
+    model = load(tiny_member(llm), tmp_path, "--load_in_4bit", "True", *flags)
+    small = {name for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
+    assert small and all(".layers." in name and "language_model" in name for name in small)
+    linear = {
+        name
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Linear and ".layers." in name and "language_model" in name and "lora_" not in name
+    }
+    assert not linear
