@@ -168,8 +168,8 @@ def original_config(content: dict, file: Path) -> dict:
         raise UserError(f"{file}: describes no model ({one_line(err)}). Restore the file.") from err
     original = deepcopy(kept["config"])
     before = parse_config(original, file)
-    theirs = hf_language_model(before.llm_config)
-    if (found := whole.text_config.model_type) != (expected := theirs.config_class.model_type):
+    language = hf_language_model(before.llm_config)
+    if (found := whole.text_config.model_type) != (expected := language.config_class.model_type):
         raise UserError(
             f"{file}: text_config has model_type {found!r}, not {expected!r}. Name a folder that "
             "tools/convert_to_hf.py wrote."
@@ -179,7 +179,7 @@ def original_config(content: dict, file: Path) -> dict:
     llm, vision = original.setdefault("llm_config", {}), original.setdefault("vision_config", {})
     levels = (
         (original, before, whole, CHAT_FIELDS),
-        (llm, before.llm_config, whole.text_config, theirs.fields),
+        (llm, before.llm_config, whole.text_config, language.fields),
         (vision, before.vision_config, whole.vision_config, VISION_FIELDS),
     )
     for part, old, new, fields in levels:
