@@ -268,7 +268,7 @@ def make_trainer(task: Task, folder: str) -> tuple[Trainer, MadeUpRows]:
             output=None,  # nothing is saved
             plan=EpochPlan(
                 groups,
-                choose_strategy(groups.groups, task.per_device * max(rows.lengths) if way.packed else None),
+                choose_strategy(groups.groups, task.per_device * int(max(rows.lengths)) if way.packed else None),
                 rows.lengths,
                 max_tiles=task.rows.tiles,
                 packed=collator.packed,

@@ -35,6 +35,8 @@ from internvl.model.internvl_chat.conversation import (
 # Boxes and references are written by people (`<ref>chair</ref><box>…</box>`); all others are ours to place.
 RESERVED_TOKENS = [IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN, "<s>", "</s>", *RENAMED_SPECIAL_TOKENS]
 assert set(RESERVED_TOKENS[:3]) < set(ADDED_SPECIAL_TOKENS)
+WHITE_SPACE = b" \t\r\v\f"  # what bytes.strip() takes away, but for the newline
+BLOCK_BYTES = 1 << 24
 KINDS = ("text", "image", "images", "video")
 
 
@@ -80,18 +82,25 @@ class AnnotationFile:
             raise UserError(f"{self.path}: cannot be read: {err.strerror}. Check the path.") from err
         head = self._bytes[:4096].tobytes()
         self._check_form(head)
-        ends = np.flatnonzero(self._bytes == ord("\n"))
+        ends = self._find_newlines()
         if len(self._bytes) and (len(ends) == 0 or ends[-1] != len(self._bytes) - 1):
             ends = np.append(ends, len(self._bytes))
         starts = np.append(0, ends[:-1] + 1) if len(ends) else ends
         if head.startswith(UTF8_MARK):  # some editors put it there; it is not part of the first row
             starts[0] = len(UTF8_MARK)
-        filled = np.array(
-            [bool(self._bytes[start:end].tobytes().strip()) for start, end in zip(starts, ends, strict=True)],
-            dtype=bool,
-        )
+        filled = ends > starts
+        # Only a line that starts with white space may be blank and yet hold something.
+        odd = np.flatnonzero(filled)
+        odd = odd[np.isin(self._bytes[starts[odd]], np.frombuffer(WHITE_SPACE, np.uint8))]
+        filled[odd] = [bool(self._bytes[starts[line] : ends[line]].tobytes().strip()) for line in odd]
         self._starts, self._ends = starts[filled], ends[filled]
         self._line_numbers = np.flatnonzero(filled) + 1
+
+    def _find_newlines(self) -> np.ndarray:
+        """Return where the newlines are, int64, block by block: a comparison of the whole takes as much memory."""
+        blocks = range(0, len(self._bytes), BLOCK_BYTES)
+        found = [np.flatnonzero(self._bytes[start : start + BLOCK_BYTES] == ord("\n")) + start for start in blocks]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
 
     def _check_form(self, head: bytes) -> None:
         check_form(self.path, head)

@@ -106,10 +106,10 @@ class DatasetCheck:
         starts = np.cumsum([0] + [len(file.row_stats) for file in self.files])
         return np.concatenate([file.row_stats for file in self.files])[starts[index[:, 0]] + index[:, 1]]
 
-    def lengths(self, index: np.ndarray) -> list[int]:
-        """Return the number of tokens of items as they train."""
+    def lengths(self, index: np.ndarray) -> np.ndarray:
+        """Return the number of tokens of items as they train, int64 (items,)."""
         row_stats = self.row_stats(index)
-        return np.minimum(row_stats["text_tokens"] + row_stats["image_tokens"], self.max_seq_length).tolist()
+        return np.minimum(row_stats["text_tokens"] + row_stats["image_tokens"], self.max_seq_length).astype(np.int64)
 
     def raise_errors(self, advice: str) -> None:
         """Raise one :class:`UserError` that shows the first errors of each kind and counts all; ``advice`` ends it."""

@@ -73,9 +73,10 @@ class ConversationDataset(Dataset):
         items = []
         for spec in self.specs:
             numbers = self.file_numbers(spec)
-            rows = np.array(
-                [(number, row) for number in numbers for row in range(len(self.files[number][1]))], dtype=np.int64
-            ).reshape(-1, 2)
+            counts = [len(self.files[number][1]) for number in numbers]
+            rows = np.stack(
+                [np.repeat(numbers, counts), np.concatenate([np.arange(count) for count in counts])], axis=1
+            )
             if len(rows) == 0:
                 raise UserError(f"{spec.annotations[0]}: holds no rows (data set {spec.name}). Add rows or remove it.")
             if spec.length is not None and spec.length != len(rows):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -55,23 +56,57 @@ def share_prefix(rows: Sequence[RenderedRow]) -> SharedRows:
     return SharedRows(input_ids, labels, prefix, tuple(len(row.input_ids) - prefix for row in rows))
 
 
+class Groups(Sequence[tuple[int, ...]]):
+    """Groups of items, as two arrays that millions of them fit into and that processes share.
+
+    ``items`` are the numbers of the items of all groups, int64 (items,), and group n has those from ``offsets[n]`` to
+    ``offsets[n + 1]``, int64 (groups + 1,).
+    """
+
+    def __init__(self, offsets: np.ndarray, items: np.ndarray):
+        self.offsets = offsets
+        self.items = items
+
+    @classmethod
+    def of(cls, groups: Sequence[tuple[int, ...]]) -> "Groups":
+        """Return the groups of a list."""
+        if isinstance(groups, cls):
+            return groups
+        sizes = np.fromiter(map(len, groups), np.int64, len(groups))
+        items = np.fromiter(chain.from_iterable(groups), np.int64, int(sizes.sum()))
+        return cls(np.append(0, sizes.cumsum()), items)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of items of each group, int64 (groups,)."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[index] for index in range(*number.indices(len(self)))]
+        return tuple(self.items[self.offsets[number] : self.offsets[number + 1]].tolist())
+
+
 @dataclass(frozen=True)
 class EpochGroups:
-    """What an epoch consists of: groups of items, each a tuple of item numbers, and the tokens of each group."""
+    """What an epoch consists of: groups of items, and the tokens of each group, int64 (groups,)."""
 
-    groups: list[tuple[int, ...]]
-    num_tokens: list[int]
+    groups: Groups
+    num_tokens: np.ndarray
 
 
-def single_rows(lengths: Sequence[int]) -> EpochGroups:
+def single_rows(lengths: Sequence[int] | np.ndarray) -> EpochGroups:
     """Return every item as a group of its own; ``lengths`` are their tokens."""
-    return EpochGroups([(item,) for item in range(len(lengths))], list(lengths))
+    return EpochGroups(Groups(np.arange(len(lengths) + 1), np.arange(len(lengths))), np.asarray(lengths))
 
 
 def group_rows(
-    keys: np.ndarray, lengths: Sequence[int], image_tokens: np.ndarray, *, max_rows: int, max_tokens: int
+    keys: np.ndarray, lengths: Sequence[int] | np.ndarray, image_tokens: np.ndarray, *, max_rows: int, max_tokens: int
 ) -> EpochGroups:
-    """Put items that may share into groups.
+    """Put items that may share into groups, which are numbered in the order of their first items.
 
     Args:
         keys: (items,), equal for items that may share; 0 for one that may not.
@@ -81,20 +116,23 @@ def group_rows(
         max_rows: most items of a group.
         max_tokens: most tokens of a group of several.
     """
-    groups: list[list[int]] = []
+    sizes: list[int] = []
     num_tokens: list[int] = []
+    owners = np.empty(len(keys), np.int64)  # the group of each item
     latest: dict[int, int] = {}  # key → number of its group that still takes items
-    for item, (key, length, shared) in enumerate(zip(keys.tolist(), lengths, image_tokens.tolist(), strict=True)):
+    columns = zip(keys.tolist(), np.asarray(lengths).tolist(), image_tokens.tolist(), strict=True)
+    for item, (key, length, shared) in enumerate(columns):
         number = latest.get(key) if key else None
-        joins = number is not None and len(groups[number]) < max_rows
-        if number is not None and joins and num_tokens[number] + length - shared <= max_tokens:
-            groups[number].append(item)
+        if number is not None and sizes[number] < max_rows and num_tokens[number] + length - shared <= max_tokens:
+            sizes[number] += 1
             num_tokens[number] += length - shared
         else:
-            latest[key] = len(groups)
-            groups.append([item])
+            number = latest[key] = len(sizes)
+            sizes.append(1)
             num_tokens.append(length)
-    return EpochGroups([tuple(group) for group in groups], num_tokens)
+        owners[item] = number
+    offsets = np.append(0, np.cumsum(np.array(sizes, np.int64)))
+    return EpochGroups(Groups(offsets, np.argsort(owners, kind="stable")), np.array(num_tokens, np.int64))
 
 
 def sharing_keys(index: np.ndarray, row_stats: np.ndarray, sets: np.ndarray, may_share: np.ndarray) -> np.ndarray:
@@ -107,13 +145,22 @@ def sharing_keys(index: np.ndarray, row_stats: np.ndarray, sets: np.ndarray, may
         sets: (items,), the number of each item's data set.
         may_share: bool (items,), False where an item must stay alone.
     """
-    _, first, item = np.unique(index, axis=0, return_index=True, return_inverse=True)
-    occurrence = np.zeros(len(index), np.int64)
-    if len(first) < len(index):
-        seen = np.zeros(len(first), np.int64)
-        for number, own in enumerate(item.ravel().tolist()):
-            occurrence[number] = seen[own]
-            seen[own] += 1
-    columns = np.stack([row_stats["shared"].astype(np.int64), row_stats["tiles"], sets, occurrence], axis=1)
-    _, keys = np.unique(columns, axis=0, return_inverse=True)
-    return np.where(may_share & (row_stats["shared"] != 0), keys.ravel() + 1, 0)
+    columns = (row_stats["shared"].astype(np.int64), row_stats["tiles"].astype(np.int64), sets, _occurrences(index))
+    order = np.lexsort(columns)
+    changes = np.zeros(len(index), bool)
+    for column in columns:
+        changes[1:] |= column[order[1:]] != column[order[:-1]]
+    keys = np.empty(len(index), np.int64)
+    keys[order] = changes.cumsum() + 1
+    return np.where(may_share & (row_stats["shared"] != 0), keys, 0)
+
+
+def _occurrences(index: np.ndarray) -> np.ndarray:
+    """Return how often each item's row has come before in the epoch, int64 (items,)."""
+    rows = index[:, 0] * (index[:, 1].max(initial=0) + 1) + index[:, 1]
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) if len(rows) else np.empty(0, np.int64)
+    occurrence = np.empty(len(rows), np.int64)
+    occurrence[order] = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
+    return occurrence

@@ -3,13 +3,20 @@
 A group is what is never divided: a row, or rows that share an image's tokens (``internvl.data.grouping``).
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
+
+from internvl.data.grouping import Groups
+
+# Tokens of each group, by its number; of a step's groups only, where the epoch's are millions.
+Tokens = Sequence[int] | Mapping[int, int]
 
 
 class SampleGroup(NamedTuple):
@@ -22,14 +29,12 @@ class SampleGroup(NamedTuple):
 class BatchingStrategy(Protocol):
     """How the groups of an optimizer step are split into micro-batches."""
 
-    def assign(
-        self, groups: list[int], num_tokens: Sequence[int], num_batches: int, world_size: int
-    ) -> list[list[int]]:
+    def assign(self, groups: list[int], num_tokens: Tokens, num_batches: int, world_size: int) -> list[list[int]]:
         """Return the groups of each micro-batch: at most ``num_batches``, in a multiple of ``world_size``.
 
         Args:
             groups: numbers of the step's groups, the longest first.
-            num_tokens: tokens of each group of the epoch.
+            num_tokens: tokens of each of them.
             num_batches: micro-batches of a step, over all ranks.
             world_size: number of ranks.
         """
@@ -38,18 +43,14 @@ class BatchingStrategy(Protocol):
 class LengthBalanced:
     """As many rows in every micro-batch, and about as many tokens."""
 
-    def assign(
-        self, groups: list[int], num_tokens: Sequence[int], num_batches: int, world_size: int
-    ) -> list[list[int]]:
+    def assign(self, groups: list[int], num_tokens: Tokens, num_batches: int, world_size: int) -> list[list[int]]:
         return _assign_evenly(groups, num_tokens, num_batches)
 
 
 class GroupBalanced:
     """About as many tokens in every micro-batch, and one group at least."""
 
-    def assign(
-        self, groups: list[int], num_tokens: Sequence[int], num_batches: int, world_size: int
-    ) -> list[list[int]]:
+    def assign(self, groups: list[int], num_tokens: Tokens, num_batches: int, world_size: int) -> list[list[int]]:
         return balance(groups, num_tokens, -(-min(len(groups), num_batches) // world_size) * world_size)
 
 
@@ -59,9 +60,7 @@ class TokenBudget:
 
     max_tokens_per_batch: int
 
-    def assign(
-        self, groups: list[int], num_tokens: Sequence[int], num_batches: int, world_size: int
-    ) -> list[list[int]]:
+    def assign(self, groups: list[int], num_tokens: Tokens, num_batches: int, world_size: int) -> list[list[int]]:
         bins = _split_to_multiple(best_fit(groups, num_tokens, self.max_tokens_per_batch), world_size)
         return (
             bins if len(bins) <= num_batches else GroupBalanced().assign(groups, num_tokens, num_batches, world_size)
@@ -71,8 +70,8 @@ class TokenBudget:
 def choose_strategy(groups: Sequence[tuple[int, ...]], max_tokens_per_batch: int | None) -> BatchingStrategy:
     """Return how an epoch's groups are split: by ``max_tokens_per_batch`` if it is given (``--packing``)."""
     if max_tokens_per_batch is not None:
-        return TokenBudget(max_tokens_per_batch)
-    return LengthBalanced() if all(len(group) == 1 for group in groups) else GroupBalanced()
+        return TokenBudget(int(max_tokens_per_batch))
+    return LengthBalanced() if (Groups.of(groups).sizes == 1).all() else GroupBalanced()
 
 
 class MicroBatchSampler(Sampler[list[SampleGroup]]):
@@ -90,7 +89,7 @@ class MicroBatchSampler(Sampler[list[SampleGroup]]):
     def __init__(
         self,
         groups: Sequence[tuple[int, ...]],
-        num_tokens: Sequence[int],
+        num_tokens: Sequence[int] | np.ndarray,
         *,
         batch_size: int,
         num_batches: int,
@@ -99,14 +98,14 @@ class MicroBatchSampler(Sampler[list[SampleGroup]]):
         strategy: BatchingStrategy | None = None,
         seed: int = 0,
     ):
-        self.groups = groups
-        self.num_tokens = num_tokens
+        self.groups = Groups.of(groups)
+        self.num_tokens = np.asarray(num_tokens)
         self.rows_per_step = batch_size * num_batches
         self.num_batches = num_batches
         self.rank = rank
         self.world_size = world_size
         self.strategy = strategy or choose_strategy(groups, None)
-        self.num_rows = sum(len(group) for group in groups)
+        self.num_rows = len(self.groups.items)
         self.seed = seed
         self.epoch = 0
 
@@ -130,24 +129,27 @@ class MicroBatchSampler(Sampler[list[SampleGroup]]):
                 else:
                     yield [SampleGroup(self.groups[number], self.epoch) for number in batches[self.rank]]
 
-    def steps(self) -> list[list[int]]:
-        """Return the groups of each optimizer step of the epoch, shuffled."""
+    def steps(self) -> Iterator[np.ndarray]:
+        """Yield the groups of each optimizer step of the epoch, shuffled, int64 (groups,)."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        steps: list[list[int]] = [[] for _ in range(self.num_steps)]
-        start = 0
-        for number in torch.randperm(len(self.groups), generator=generator).tolist():
-            steps[start // self.rows_per_step].append(number)
-            start += len(self.groups[number])
+        order = torch.randperm(len(self.groups), generator=generator).numpy()
+        sizes = self.groups.sizes[order]
+        step_of = (sizes.cumsum() - sizes) // self.rows_per_step
+        bounds = np.searchsorted(step_of, np.arange(self.num_steps + 1))
         # A group that reaches into the last step may leave nothing that starts there.
         for last in range(self.num_steps - 1, 0, -1):
-            if not steps[last]:
-                steps[last].append(steps[last - 1].pop())
-        return steps
+            if bounds[last] < bounds[last + 1]:
+                break
+            bounds[last] -= 1
+        for start, end in itertools.pairwise(bounds.tolist()):
+            yield order[start:end]
 
-    def assign(self, step: list[int]) -> list[list[int]]:
+    def assign(self, step: np.ndarray) -> list[list[int]]:
         """Return a step's micro-batches over all ranks; a rank's follow each other ``world_size`` apart."""
-        longest_first = sorted(step, key=lambda number: self.num_tokens[number], reverse=True)
-        return self.strategy.assign(longest_first, self.num_tokens, self.num_batches, self.world_size)
+        step = np.asarray(step)
+        longest_first = step[np.argsort(-self.num_tokens[step], kind="stable")].tolist()
+        own_tokens = dict(zip(longest_first, self.num_tokens[longest_first].tolist(), strict=True))
+        return self.strategy.assign(longest_first, own_tokens, self.num_batches, self.world_size)
 
 
 def _in_rounds(batches: list[list[int]], num_batches: int, world_size: int) -> Iterator[list[list[int]]]:
@@ -174,7 +176,7 @@ def group_by_length(
     return grouped
 
 
-def _assign_evenly(indices: list[int], lengths: Sequence[int], num_batches: int) -> list[list[int]]:
+def _assign_evenly(indices: list[int], lengths: Tokens, num_batches: int) -> list[list[int]]:
     """Assign indices, longest first, each to the batch with the fewest tokens that is not full.
 
     A number of indices that does not divide evenly (the end of an epoch) is cut into strides instead.
@@ -184,9 +186,7 @@ def _assign_evenly(indices: list[int], lengths: Sequence[int], num_batches: int)
     return balance(indices, lengths, num_batches, most=len(indices) // num_batches)
 
 
-def balance(
-    indices: list[int], num_tokens: Sequence[int], num_batches: int, *, most: int | None = None
-) -> list[list[int]]:
+def balance(indices: list[int], num_tokens: Tokens, num_batches: int, *, most: int | None = None) -> list[list[int]]:
     """Assign indices, the longest first, each to the batch of fewer than ``most`` that has the fewest tokens."""
     batches: list[list[int]] = [[] for _ in range(num_batches)]
     emptiest = [(0, number) for number in range(num_batches)]
@@ -198,7 +198,7 @@ def balance(
     return batches
 
 
-def best_fit(indices: list[int], num_tokens: Sequence[int], max_tokens: int) -> list[list[int]]:
+def best_fit(indices: list[int], num_tokens: Tokens, max_tokens: int) -> list[list[int]]:
     """Assign indices, the longest first, each to the fullest batch it fits into, or to a new one."""
     batches: list[list[int]] = []
     rooms: list[int] = []

@@ -1,5 +1,6 @@
 """The plan of an epoch: which rows train, in which groups and micro-batches, and what is reported of them."""
 
+import itertools
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class EpochPlan:
 
     groups: EpochGroups
     strategy: BatchingStrategy
-    lengths: list[int]
+    lengths: np.ndarray
     max_tiles: int
     packed: bool
 
@@ -49,11 +50,13 @@ class EpochPlan:
 
     def largest_micro_batch(self, args: TrainingArguments) -> MicroBatch:
         """Return the largest micro-batch that comes up in the first steps, or may at worst."""
-        tokens = args.train_batch_size * max(self.lengths)
+        tokens = args.train_batch_size * int(self.lengths.max())
         if self.packed:
             sampler, num_tokens = self.sampler(args), self.groups.num_tokens
-            planned = (batch for step in sampler.steps()[:PLANNED_STEPS] for batch in sampler.assign(step))
-            tokens = max(max(sum(num_tokens[group] for group in batch) for batch in planned), max(num_tokens))
+            planned = (
+                batch for step in itertools.islice(sampler.steps(), PLANNED_STEPS) for batch in sampler.assign(step)
+            )
+            tokens = int(max(max(num_tokens[batch].sum() for batch in planned if batch), num_tokens.max()))
         return MicroBatch(tokens=tokens, tiles=self.max_tiles * args.train_batch_size)
 
 
@@ -79,7 +82,7 @@ def plan_epoch(
     lengths = _choose_rows(dataset, check, data_args, model_args)
     groups = _choose_groups(dataset, check, lengths, data_args, training_args)
     # Packing fills what the longest rows would, so that it takes no more memory.
-    budget = training_args.train_batch_size * max(lengths) if data_args.packing else None
+    budget = training_args.train_batch_size * int(lengths.max()) if data_args.packing else None
     return EpochPlan(
         groups=groups,
         strategy=choose_strategy(groups.groups, budget),
@@ -91,7 +94,7 @@ def plan_epoch(
 
 def _choose_rows(
     dataset: ConversationDataset, check: DatasetCheck, data_args: DataArguments, model_args: ModelArguments
-) -> list[int]:
+) -> np.ndarray:
     """Leave out the rows that are to be left out, say what is in the data, and return each item's length in tokens.
 
     Raises:
@@ -112,8 +115,8 @@ def _choose_rows(
     logger.info(
         "Data: %s rows of %d to %d tokens (median %d), %d of them cut to max_seq_length, %d left out for their length",
         f"{len(lengths):,}",
-        min(lengths),
-        max(lengths),
+        lengths.min(),
+        lengths.max(),
         np.median(lengths),
         (status == CUT).sum(),
         (status == LONG).sum(),
@@ -127,14 +130,14 @@ def _choose_rows(
 def _choose_groups(
     dataset: ConversationDataset,
     check: DatasetCheck,
-    lengths: list[int],
+    lengths: np.ndarray,
     data_args: DataArguments,
     training_args: FinetuneArguments,
 ) -> EpochGroups:
     """Return the rows of an epoch, in groups that share images if --share_image_prefix says so."""
     if not data_args.share_image_prefix:
         if not (data_args.group_by_length or data_args.packing):
-            lengths = [1] * len(lengths)  # equal lengths leave the shuffled order of each step alone
+            lengths = np.ones_like(lengths)  # equal lengths leave the shuffled order of each step alone
         return single_rows(lengths)
     row_stats = check.row_stats(dataset.index)
     owners = [dataset.files[number][0] for number in range(len(dataset.files))]
@@ -151,17 +154,17 @@ def _choose_groups(
         "Shared images: %s rows in %s groups, %.1f times fewer tokens",
         f"{len(lengths):,}",
         f"{len(groups.groups):,}",
-        sum(lengths) / sum(groups.num_tokens),
+        lengths.sum() / groups.num_tokens.sum(),
     )
     return groups
 
 
-def data_report(specs: list[DatasetSpec], check: DatasetCheck, lengths: list[int]) -> dict:
+def data_report(specs: list[DatasetSpec], check: DatasetCheck, lengths: np.ndarray) -> dict:
     """Return what data_report.json says of the data: what was trained on, and what was left out."""
     p50, p95 = np.percentile(lengths, [50, 95])
     return {
         "datasets": {spec.name: [str(path) for path in spec.annotations] for spec in specs},
         "rows": len(lengths),
-        "tokens": {"p50": float(p50), "p95": float(p95), "max": max(lengths), "total": sum(lengths)},
+        "tokens": {"p50": float(p50), "p95": float(p95), "max": int(lengths.max()), "total": int(lengths.sum())},
         "left_out": [problem.message for problem in check.left_out],
     }

@@ -174,7 +174,7 @@ def test_every_kind_of_image_is_read_upright_and_its_header_tells_its_tiles(root
     saved.save(root / name, **options)
     (root / "rows.jsonl").write_text(json.dumps(row("<image>\nWhat?", image=name)) + "\n")
     data = open_rows(root, tiny_model.tokenizer)
-    assert check_dataset(data).lengths(data.index) == [len(data[0].input_ids)]
+    assert check_dataset(data).lengths(data.index).tolist() == [len(data[0].input_ids)]
     read = open_image(root / name)
     assert read.mode == "RGB"
     # Pillow's own turning is the oracle; colours other than those of the first frame would show in the mean.

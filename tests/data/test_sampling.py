@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,3 +90,22 @@ def test_order_equals_the_originals(shared):
         generator = torch.Generator().manual_seed(case["torch_generator_seed"])
         order = group_by_length(case["lengths"], case["batch_size"], case["world_size"], generator)
         assert order == case["indices"]
+
+
+@pytest.mark.parametrize("num_groups", [1, 7, 64, 501])
+@pytest.mark.parametrize("rows_per_step", [1, 4, 9])
+def test_steps_are_those_of_a_plain_loop(num_groups, rows_per_step):
+    rng = np.random.default_rng(num_groups)
+    sizes = rng.integers(1, rows_per_step + 1, num_groups)  # a group is never larger than a step
+    ends = sizes.cumsum()
+    groups = [tuple(range(end - size, end)) for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]
+    sampler = MicroBatchSampler(groups, [10] * num_groups, batch_size=1, num_batches=rows_per_step, seed=3)
+    expected: list[list[int]] = [[] for _ in range(sampler.num_steps)]
+    start = 0
+    for number in torch.randperm(num_groups, generator=torch.Generator().manual_seed(3)).tolist():
+        expected[start // rows_per_step].append(number)
+        start += len(groups[number])
+    for last in range(sampler.num_steps - 1, 0, -1):
+        if not expected[last]:
+            expected[last].append(expected[last - 1].pop())
+    assert [step.tolist() for step in sampler.steps()] == expected
