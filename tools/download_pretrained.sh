@@ -2,7 +2,8 @@
 # Downloads a published checkpoint and makes it work on transformers 5.
 #
 #   bash tools/download_pretrained.sh                          # OpenGVLab/InternVL2-2B, 4.4 GB
-#   bash tools/download_pretrained.sh OpenGVLab/InternVL2-2B pretrained/InternVL2-2B
+#   bash tools/download_pretrained.sh OpenGVLab/InternVL3_5-1B # another member, into pretrained/InternVL3_5-1B
+#   bash tools/download_pretrained.sh OpenGVLab/InternVL2-2B pretrained/mine
 #
 # Needs the network and 5 GB of disk. HF_ENDPOINT names a mirror, HF_TOKEN an account.
 set -euo pipefail

@@ -26,8 +26,11 @@ def check_model_and_meta(settings: Settings) -> None:
     """
     model, meta, deepspeed = settings.model, settings.meta_path, settings.deepspeed
     if not Path(model).is_dir():
+        name = Path(model).name
+        member = f" OpenGVLab/{name}" if name.startswith("InternVL") and name != "InternVL2-2B" else ""
         raise UserError(
-            f'{model}: there is no such folder. Download the checkpoint with "bash tools/download_pretrained.sh", or '
+            f'{model}: there is no such folder. Download the checkpoint with "bash '
+            f'tools/download_pretrained.sh{member}", or '
             "try the shipped tiny base with MODEL=pretrained/InternVL2-Tiny."
         )
     if not (Path(model) / "config.json").is_file():

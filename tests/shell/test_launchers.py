@@ -14,7 +14,7 @@ import pytest
 from internvl.train.arguments import FinetuneArguments, parse_arguments
 
 REPO = Path(__file__).resolve().parents[2]
-LAUNCHERS = sorted(path.relative_to(REPO) for path in REPO.glob("shell/internvl2.0/**/*.sh"))
+LAUNCHERS = sorted(path.relative_to(REPO) for path in REPO.glob("shell/internvl*/**/*.sh"))
 LORA = "shell/internvl2.0/habitat_2b_finetune/lora.sh"
 COCO = "shell/internvl2.0/2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_lora_coco.sh"
 
@@ -59,6 +59,28 @@ RECIPES = {
         {**LORA_RECIPE, "share_image_prefix": True}, 4, 16,
     ),
 }  # fmt: skip
+# Of other members: rank 16 for own data, upstream's lengths of rows, and fewer rows at once of larger models.
+MEMBERS = {
+    "internvl2_1b_qwen2_0_5b": 4, "internvl2_8b_internlm2_7b": 1,
+    "internvl2_5_1b": 4, "internvl2_5_2b": 4, "internvl2_5_4b": 2, "internvl2_5_8b": 1,
+    "internvl3_1b": 4, "internvl3_2b": 4, "internvl3_8b": 1,
+    "internvl3_5_1b": 4, "internvl3_5_2b": 4, "internvl3_5_4b": 2, "internvl3_5_8b": 1,
+}  # fmt: skip
+FULL_RATES = {"internvl3_1b": 1e-5, "internvl3_2b": 2e-5, "internvl3_8b": 2e-5}
+for member, per_device in MEMBERS.items():
+    longer = {} if member.startswith(("internvl2_1b", "internvl2_8b")) else {"max_seq_length": 8192}
+    full = {**FULL_RECIPE, "learning_rate": FULL_RATES.get(member, 4e-5), **longer}
+    if member.startswith("internvl3_"):
+        full |= {"max_dynamic_patch": 12, "max_seq_length": 16384}
+    if member.startswith("internvl3_5"):
+        full |= {"packing": True, "learning_rate": 8e-5}
+        del full["freeze_backbone"]
+    stem = f"2nd_finetune/{member}_dynamic_res_2nd_finetune"
+    RECIPES |= {
+        f"{stem}_lora": ({**LORA_RECIPE, "use_llm_lora": 16, **longer}, per_device, 64 // per_device),
+        f"{stem}_lora_coco": ({**LORA_RECIPE, "share_image_prefix": True}, per_device, 64 // per_device),
+        f"{stem}_full": (full, 1, 16),
+    }
 # Follow from the machine and the name of the launcher.
 OF_THE_RUN = {
     "model_name_or_path", "meta_path", "output_dir", "use_cpu", "bf16", "fp16", "deepspeed", "mixed_precision",

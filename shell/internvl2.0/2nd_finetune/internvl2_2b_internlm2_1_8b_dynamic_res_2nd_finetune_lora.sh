@@ -24,7 +24,7 @@ output_path OUTPUT_DIR work_dirs/internvl_chat_v2_0/internvl2_2b_internlm2_1_8b_
 # What differs from the trainer's defaults (internvl/train/arguments.py).
 RECIPE=(
     --freeze_llm True --freeze_mlp True --freeze_backbone True
-    --use_llm_lora 128 # alpha is always twice the rank
+    --use_llm_lora 128 # with alpha of twice the rank (--lora_alpha)
     --num_train_epochs 1
     --learning_rate 4e-5 --weight_decay 0.01 --lr_scheduler_type cosine --warmup_ratio 0.03
     --save_steps 200 --save_total_limit 1

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Finetunes all of InternVL3-2B but its vision tower on your own data. Writes a whole model.
+#
+#   GPUS=8 PER_DEVICE_BATCH_SIZE=1 bash shell/internvl3.0/2nd_finetune/internvl3_2b_dynamic_res_2nd_finetune_full.sh
+#
+# shell/data/internvl_1_2_finetune_custom.json names your images and conversations: edit it first.
+# Settings, and flags after the script's name, as explained in shell/lib/launch.sh.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=../../lib/launch.sh
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../../lib/launch.sh"
+
+setting GPUS 8
+setting BATCH_SIZE 128
+setting PER_DEVICE_BATCH_SIZE 1
+GRADIENT_ACC=auto # BATCH_SIZE / (PER_DEVICE_BATCH_SIZE x GPUS x NNODES), which has to be whole
+input_path MODEL pretrained/InternVL3-2B
+input_path META_PATH shell/data/internvl_1_2_finetune_custom.json
+output_path OUTPUT_DIR work_dirs/internvl_chat_v3/internvl3_2b_dynamic_res_2nd_finetune_full
+
+# What differs from the trainer's defaults (internvl/train/arguments.py).
+RECIPE=(
+    --freeze_backbone True # the language model and the projector train
+    --save_full_model True
+    --max_dynamic_patch 12
+    --max_seq_length 16384
+    --num_train_epochs 1
+    --learning_rate 2e-5 --weight_decay 0.01 --lr_scheduler_type cosine --warmup_ratio 0.03
+    --save_steps 200 --save_total_limit 1
+)
+
+launch torchrun --nproc_per_node="$GPUS" internvl/train/internvl_chat_finetune.py \
+    --model_name_or_path "$MODEL" --meta_path "$META_PATH" --output_dir "$OUTPUT_DIR" \
+    --per_device_train_batch_size "$PER_DEVICE_BATCH_SIZE" --gradient_accumulation_steps "$GRADIENT_ACC" \
+    "${RECIPE[@]}" -- "$@"
