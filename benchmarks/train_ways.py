@@ -29,6 +29,7 @@ from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import choose_attention
+from internvl.model.lora_recipe import LoraRecipe
 from internvl.model.vision_cache import VisionCache, image_features
 from internvl.train.epoch_plan import EpochPlan
 from internvl.train.memory import read_peak, recompute_activations, reset_peak
@@ -193,7 +194,7 @@ def load_ours(folder: str, dtype: torch.dtype, rank: int) -> InternVLChatModel:
     model = InternVLChatModel.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
     model.img_context_token_id = image_token_id(model.config)
     choose_trainable(
-        model, freeze_llm=True, freeze_backbone=True, freeze_mlp=True, use_llm_lora=rank, lora_dropout=0.0
+        model, freeze_llm=True, freeze_backbone=True, freeze_mlp=True, use_llm_lora=rank, lora=LoraRecipe(dropout=0.0)
     )
     for parameter in model.parameters():
         if parameter.requires_grad:

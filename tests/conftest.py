@@ -207,6 +207,6 @@ def trained_adapter(tiny_base, tmp_path):
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     folder = tmp_path / "adapter"
-    save_adapter(model, folder, base=tiny_base, base_sha256=Checkpoint(tiny_base).sha256(), lora_dropout=0.05)
+    save_adapter(model, folder, base=tiny_base, base_sha256=Checkpoint(tiny_base).sha256())
     tokenizer.save_pretrained(folder)
     return folder

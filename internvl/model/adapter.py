@@ -1,5 +1,6 @@
 """What trains, and how it is stored: freezing, LoRA, and the adapter folder in PEFT's format."""
 
+import copy
 import logging
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from internvl.errors import UserError, shorten
 from internvl.model.adapter_names import PEFT_PREFIX
 from internvl.model.checkpoint import ADAPTER_WEIGHTS, EMBEDDED_PREFIX, Checkpoint
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
-from internvl.model.internvl_chat.language_models import language_model_of
-from internvl.model.internvl_chat.modeling_internvl_chat import BACKBONE_LORA_TARGETS, InternVLChatModel
+from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
+from internvl.model.lora_recipe import LoraRecipe
 
 logger = logging.getLogger(__name__)
+DEFAULT_RECIPE = LoraRecipe()
+MAGNITUDE = "lora_magnitude_vector"
 
 
 def choose_trainable(
@@ -28,7 +31,7 @@ def choose_trainable(
     freeze_mlp: bool = False,
     use_llm_lora: int = 0,
     use_backbone_lora: int = 0,
-    lora_dropout: float = 0.05,
+    lora: LoraRecipe = DEFAULT_RECIPE,
     unfreeze_vit_layers: int = 0,
     unfreeze_lm_head: bool = False,
 ) -> InternVLChatModel | PeftModel:
@@ -42,9 +45,9 @@ def choose_trainable(
         freeze_llm: freeze the language model.
         freeze_backbone: freeze the vision encoder.
         freeze_mlp: freeze the projector.
-        use_llm_lora: rank of LoRA on the language model, 0 for none; alpha is twice the rank.
+        use_llm_lora: rank of LoRA on the language model, 0 for none.
         use_backbone_lora: the same of the vision encoder.
-        lora_dropout: on the input of LoRA.
+        lora: its other settings.
         unfreeze_vit_layers: -n frees the last n layers of the vision encoder.
         unfreeze_lm_head: free the output layer.
 
@@ -55,7 +58,8 @@ def choose_trainable(
     if use_llm_lora or use_backbone_lora:
         present = _take_out_lora(model)
         model.config.use_llm_lora, model.config.use_backbone_lora = use_llm_lora, use_backbone_lora
-        whole = get_peft_model(model, _lora_config(model.config, lora_dropout))  # which freezes all but LoRA
+        # Which freezes all but LoRA.
+        whole = get_peft_model(model, lora.peft_config(model.config, lora.llm_targets(model)))
         whole.load_state_dict(present, strict=False)
     if not use_llm_lora:
         model.language_model.requires_grad_(not freeze_llm)
@@ -80,25 +84,9 @@ def choose_trainable(
     return whole
 
 
-def _lora_config(config: InternVLChatConfig, dropout: float, **more) -> LoraConfig:
-    """Return PEFT's settings for the LoRA that a model's config names; ``more`` goes into them, too.
-
-    ``modules_to_save`` is for what is written only: PEFT would keep a second, frozen copy of each such module.
-    """
-    ranks = {"llm": config.use_llm_lora, "backbone": config.use_backbone_lora}
-    ranks = {part: rank for part, rank in ranks.items() if rank}
-    targets = {"llm": language_model_of(config.llm_config).lora_targets, "backbone": BACKBONE_LORA_TARGETS}
-    first = next(iter(ranks.values()))
-    pattern = {target: rank for part, rank in ranks.items() for target in targets[part] if rank != first}
-    return LoraConfig(
-        r=first,
-        lora_alpha=2 * first,
-        lora_dropout=dropout,
-        target_modules=[target for part in ranks for target in targets[part]],
-        rank_pattern=pattern,
-        alpha_pattern={target: 2 * rank for target, rank in pattern.items()},
-        **more,
-    )
+def lora_config_of(model: InternVLChatModel | PeftModel) -> LoraConfig | None:
+    """Return PEFT's settings of the LoRA in a model; None where it has none."""
+    return getattr(unwrapped(model), "peft_config", {}).get("default")
 
 
 def _take_out_lora(model: InternVLChatModel) -> dict[str, torch.Tensor]:
@@ -125,7 +113,8 @@ def base_name(name: str) -> str:
 
 def stored_name(name: str) -> str:
     """Return the name PEFT gives a parameter of a model with LoRA in an adapter file."""
-    return PEFT_PREFIX + name.removeprefix(PEFT_PREFIX).replace(".default.weight", ".weight")
+    name = PEFT_PREFIX + name.removeprefix(PEFT_PREFIX)
+    return name.replace(f"{MAGNITUDE}.default.weight", MAGNITUDE).replace(".default.weight", ".weight")
 
 
 def embedded_name(name: str, config: InternVLChatConfig) -> str:
@@ -136,7 +125,8 @@ def embedded_name(name: str, config: InternVLChatConfig) -> str:
 
 
 def is_lora(name: str) -> bool:
-    return ".lora_A." in name or ".lora_B." in name
+    """Return whether a parameter's name is that of LoRA's or DoRA's."""
+    return any(f".{part}." in name for part in ("lora_A", "lora_B", MAGNITUDE))
 
 
 def _fully_trained_modules(model: nn.Module) -> list[str]:
@@ -178,25 +168,29 @@ def save_adapter(
     *,
     base: str | Path,
     base_sha256: str,
-    lora_dropout: float,
     state: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``, readable by ``PeftModel.from_pretrained``.
 
-    Modules trained in full are in it, as PEFT's ``modules_to_save``. ``base`` and its hash are recorded.
+    Modules trained in full are in it, as PEFT's ``modules_to_save``; it would keep a second, frozen copy of each such
+    module if they were named while training.
+
+    Args:
+        model: with LoRA.
+        folder: where to.
+        base: the base's folder, recorded.
+        base_sha256: the base's hash, recorded: it lets a merge refuse another base.
+        state: values of the parameters when they are not in ``model`` itself (gathered from several ranks).
     """
-    config = _lora_config(
-        model.config,
-        lora_dropout,
-        modules_to_save=_fully_trained_modules(model) or None,
-        base_model_name_or_path=str(base),
-        # PEFT keeps this dictionary as it is; the hash lets a merge refuse another base.
-        auto_mapping={"base_model_class": InternVLChatModel.__name__, "base_model_sha256": base_sha256},
-        inference_mode=True,
-    )
-    config.target_modules = sorted(
-        config.target_modules
-    )  # PEFT makes a set of it, written in another order every time
+    found = lora_config_of(model)
+    assert found is not None, "an adapter is what a model with LoRA is written as"
+    config = copy.copy(found)
+    config.modules_to_save = _fully_trained_modules(model) or None
+    config.base_model_name_or_path = str(base)
+    config.auto_mapping = {"base_model_class": InternVLChatModel.__name__, "base_model_sha256": base_sha256}
+    config.inference_mode = True
+    # PEFT makes a set of them, written in another order every time.
+    config.target_modules = sorted(found.target_modules)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_adapter_state(model, state), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})

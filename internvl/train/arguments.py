@@ -15,6 +15,7 @@ from internvl.model.vision_cache import VISION_CACHE_GB
 # What the original's users type → what transformers 5 calls it. A ratio below 1 is what v5's warmup_steps takes.
 RENAMED_FLAGS = {"--evaluation_strategy": "--eval_strategy", "--warmup_ratio": "--warmup_steps"}
 PUBLISHED_IMAGE_SIZE = 448
+LORA_FLAGS = ("lora_alpha", "use_rslora", "use_dora", "lora_target_modules")
 RECOMPUTE = ("auto", "true", "false")
 
 
@@ -35,6 +36,20 @@ class ModelArguments:
     use_llm_lora: int = field(default=0, metadata={"help": "Rank of LoRA on the language model, 0 for none."})
     use_backbone_lora: int = field(default=0, metadata={"help": "Rank of LoRA on the vision encoder, 0 for none."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of LoRA."})
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "What LoRA is scaled by, over its rank; by default twice the rank."}
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "Scale LoRA by alpha over the root of the rank."})
+    use_dora: bool = field(
+        default=False, metadata={"help": "DoRA: train the lengths of the rows apart from their directions, slower."}
+    )
+    lora_target_modules: str | None = field(
+        default=None,
+        metadata={
+            "help": "Linear layers of the language model's blocks that get LoRA, by the ends of their names, with "
+            "commas between them (q_proj,v_proj or attention.wqkv), or all-linear; by default all of them."
+        },
+    )
     grad_checkpoint: str = field(
         default="auto",
         metadata={
@@ -281,6 +296,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Finetu
             raise UserError(f"--{name}: is {getattr(model, name)}. Give a rank such as 128, or 0 for no LoRA.")
     if not 0 <= model.lora_dropout < 1:
         raise UserError(f"--lora_dropout: is {model.lora_dropout}. Give a probability from 0 to below 1.")
+    _check_lora(model, training)
     if model.use_llm_lora and not model.freeze_llm:
         raise UserError(
             "--use_llm_lora: LoRA trains beside frozen weights. Add --freeze_llm True, or remove the flag."
@@ -303,6 +319,27 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Finetu
     _check_evaluation(training)
     if model.unfreeze_lm_head and model.use_llm_lora == 0 and not model.freeze_llm:
         raise UserError("--unfreeze_lm_head: the whole language model trains already. Remove the flag.")
+
+
+def _check_lora(model: ModelArguments, training: FinetuneArguments) -> None:
+    """Check the flags that say what LoRA is like; errors as above."""
+    given = [name for name in LORA_FLAGS if getattr(model, name)]
+    if model.lora_alpha is not None and model.lora_alpha < 1:
+        raise UserError(f"--lora_alpha: is {model.lora_alpha}. Give a number above 0; twice the rank is usual.")
+    if not given:
+        return
+    if not (model.use_llm_lora or model.use_backbone_lora):
+        raise UserError(f"--{given[0]}: there is no LoRA. Add --use_llm_lora 128, or remove the flag.")
+    if model.lora_target_modules and not model.use_llm_lora:
+        raise UserError(
+            "--lora_target_modules: names layers of the language model, which has no LoRA. Add --use_llm_lora 128, or "
+            "remove the flag."
+        )
+    if training.save_full_model:
+        raise UserError(
+            f"--{given[0]}: LoRA inside a whole checkpoint has alpha of twice the rank on all layers, and no other "
+            "settings. Remove --save_full_model, and merge the adapter afterwards (python tools/merge_lora.py)."
+        )
 
 
 def _check_evaluation(training: FinetuneArguments) -> None:

@@ -15,7 +15,7 @@ from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, TrainerCallback
 
-from internvl.model.adapter import count_elements, unwrapped
+from internvl.model.adapter import count_elements, lora_config_of, unwrapped
 from internvl.model.internvl_chat.causal_lm import LOSS_CHUNK
 from internvl.model.internvl_chat.language_models import language_model_of
 from internvl.model.internvl_chat.modeling_intern_vit import InternVisionEncoderLayer
@@ -102,18 +102,24 @@ def _layer_bytes(
     layer: nn.Module,
     targets: list[str],
     rank: int,
-    dropout: float,
+    lora: LoraConfig | None,
     trains: bool,
     *runs: Callable[[nn.Module], torch.Tensor],
 ) -> list[int]:
-    """Return the bytes that a layer with LoRA of ``rank`` (0: none) keeps for its backward pass in each of ``runs``.
+    """Return the bytes that a layer keeps for its backward pass in each of ``runs``.
 
-    ``layer`` is on the meta device; its values do not matter.
+    Args:
+        layer: on the meta device; its values do not matter.
+        targets: ends of the names of its layers with LoRA.
+        rank: of LoRA, 0 for none.
+        lora: its other settings.
+        trains: whether the layer's own weights train, without LoRA.
+        runs: forward passes of the layer.
     """
     holder = nn.ModuleDict({"layer": layer}).requires_grad_(trains and not rank)
-    if rank:
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets)
-        inject_adapter_in_model(config, holder)
+    if rank and lora is not None:
+        own = {"r": rank, "target_modules": targets, "rank_pattern": {}, "alpha_pattern": {}}
+        inject_adapter_in_model(LoraConfig(lora_dropout=lora.lora_dropout, use_dora=lora.use_dora, **own), holder)
     holder.to_empty(device="cpu")
     if rank:
         for name, parameter in holder.named_parameters():
@@ -128,7 +134,6 @@ def plan_memory(
     largest: MicroBatch,
     *,
     dtype: torch.dtype,
-    lora_dropout: float,
     device: torch.device,
     shards: int = 1,
     shard_weights: bool = False,
@@ -141,14 +146,13 @@ def plan_memory(
         model: the model that trains, with its frozen parts chosen.
         largest: the largest micro-batch.
         dtype: what is computed in.
-        lora_dropout: of the LoRA layers, which keep their masks.
         device: where it trains.
         shards: among how many ranks the optimizer's state is sharded (ZeRO).
         shard_weights: whether weights and gradients are, too.
         bucket_elements: of the buffers in which DeepSpeed exchanges gradients and weights.
         recompute: auto, true or false.
     """
-    model = unwrapped(model)
+    model, lora = unwrapped(model), lora_config_of(model)
     config, llm, vit = model.config, model.config.llm_config, model.config.vision_config
     member, size = language_model_of(llm), dtype.itemsize
     amp = partial(torch.autocast, "cpu", dtype=dtype, enabled=dtype != torch.float32)
@@ -170,17 +174,16 @@ def plan_memory(
     with torch.device("meta"):
         llm_layer = member.layer_class(llm, 0).to(dtype)
         vit_layer = InternVisionEncoderLayer(vit, 0.0).to(dtype)
-    has_dropout = bool(config.use_llm_lora and lora_dropout)
-    correction = (
-        cuda_correction(llm_layer, member.lora_targets, llm, size, has_dropout) if device.type == "cuda" else 0
-    )
-    arguments = (list(member.lora_targets), config.use_llm_lora, lora_dropout, parts["language_model"])
+    targets = [name for name in lora.target_modules if name not in BACKBONE_LORA_TARGETS] if lora else []
+    has_dropout = bool(config.use_llm_lora and lora and lora.lora_dropout)
+    correction = cuda_correction(llm_layer, targets, llm, size, has_dropout) if device.type == "cuda" else 0
+    arguments = (targets, config.use_llm_lora, lora, parts["language_model"])
     few, many = _layer_bytes(llm_layer, *arguments, *(partial(run_llm, tokens=tokens) for tokens in MEASURED_TOKENS))
     per_token = (many - few) / (MEASURED_TOKENS[1] - MEASURED_TOKENS[0])
     per_token += correction
     per_layer = round(few + per_token * (largest.tokens - MEASURED_TOKENS[0]))
     if parts["vision_model"]:
-        arguments = (BACKBONE_LORA_TARGETS, config.use_backbone_lora, lora_dropout, True)
+        arguments = (BACKBONE_LORA_TARGETS, config.use_backbone_lora, lora, True)
         (per_tile,) = _layer_bytes(vit_layer, *arguments, run_vit)
         vision = largest.tiles * vit.num_hidden_layers * per_tile
     else:

@@ -34,13 +34,11 @@ class OutputFolder:
         *,
         base: Checkpoint,
         tokenizer: PreTrainedTokenizerFast,
-        lora_dropout: float,
         save_full_model: bool,
     ):
         self.folder = Path(folder)
         self.base = base
         self.tokenizer = tokenizer
-        self.lora_dropout = lora_dropout
         self.save_full_model = save_full_model
         self._base_sha256: str | None = None
 
@@ -58,7 +56,6 @@ class OutputFolder:
                 folder,
                 base=self.base.folder,
                 base_sha256=self._base_sha256,
-                lora_dropout=self.lora_dropout,
                 state=state,
             )
             # The base's config, which describes no LoRA, with the tiles of this training.

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 from dataclasses import fields
 
 import torch
@@ -16,6 +17,7 @@ from internvl.model.internvl_chat.configuration_internvl_chat import InternVLCha
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.internvl_chat.language_models import language_model_of
 from internvl.model.loading import LoadedModel, load_config, load_model
+from internvl.model.lora_recipe import LoraRecipe
 from internvl.train.arguments import PUBLISHED_IMAGE_SIZE, DataArguments, FinetuneArguments, ModelArguments
 from internvl.train.sharding import zero3_init_disabled
 
@@ -67,7 +69,7 @@ def load_for_training(
         freeze_mlp=model_args.freeze_mlp,
         use_llm_lora=model_args.use_llm_lora,
         use_backbone_lora=model_args.use_backbone_lora,
-        lora_dropout=model_args.lora_dropout,
+        lora=lora_recipe(model_args),
         unfreeze_vit_layers=model_args.unfreeze_vit_layers,
         unfreeze_lm_head=model_args.unfreeze_lm_head,
     )
@@ -76,6 +78,19 @@ def load_for_training(
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     return loaded._replace(model=trained)
+
+
+def lora_recipe(model_args: ModelArguments) -> LoraRecipe:
+    """Return the settings of LoRA that the flags name."""
+    return LoraRecipe(
+        dropout=model_args.lora_dropout,
+        alpha=model_args.lora_alpha,
+        use_rslora=model_args.use_rslora,
+        use_dora=model_args.use_dora,
+        targets=tuple(re.split(r"[\s,]+", model_args.lora_target_modules.strip(" ,")))
+        if model_args.lora_target_modules
+        else None,
+    )
 
 
 def _four_bit_config(dtype: torch.dtype, config: InternVLChatConfig) -> BitsAndBytesConfig:
@@ -115,6 +130,12 @@ def _check_embedded_lora(model_args: ModelArguments, config: InternVLChatConfig)
                 f"--{flag}: is {given}, but {folder} has LoRA weights of rank {present} inside. Pass --{flag} "
                 f"{present} to train them on, or merge them first (python tools/merge_lora.py {folder} OUT) and start "
                 "from the result."
+            )
+        if present and not lora_recipe(model_args).fits_whole_checkpoints:
+            raise UserError(
+                f"{folder}: has LoRA weights inside, which were trained with alpha of twice the rank on all layers. "
+                "Remove --lora_alpha, --use_rslora, --use_dora and --lora_target_modules, or merge them first (python "
+                f"tools/merge_lora.py {folder} OUT) and start from the result."
             )
 
 

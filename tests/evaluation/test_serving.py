@@ -175,7 +175,7 @@ def lora_only(tiny_base, tmp_path):
 
     model, tokenizer = load_model(tiny_base)
     choose_trainable(model, freeze_llm=True, freeze_backbone=True, freeze_mlp=True, use_llm_lora=8)
-    save_adapter(model, tmp_path / "lora", base=tiny_base, base_sha256="", lora_dropout=0.0)
+    save_adapter(model, tmp_path / "lora", base=tiny_base, base_sha256="")
     tokenizer.save_pretrained(tmp_path / "lora")
     return tmp_path / "lora"
 

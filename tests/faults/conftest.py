@@ -76,7 +76,7 @@ def adapter_folder(tiny_base, tmp_path_factory) -> Path:
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     folder = tmp_path_factory.mktemp("trained") / "adapter"
-    save_adapter(model, folder, base=tiny_base, base_sha256=Checkpoint(tiny_base).sha256(), lora_dropout=0.0)
+    save_adapter(model, folder, base=tiny_base, base_sha256=Checkpoint(tiny_base).sha256())
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -120,7 +120,7 @@ def test_a_base_layer_that_trains_beside_its_lora_is_saved_loaded_and_merged_wit
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     folder, merged = tmp_path / "adapter", tmp_path / "merged"
-    save_adapter(model, folder, base=tiny_base, base_sha256=Checkpoint(tiny_base).sha256(), lora_dropout=0.0)
+    save_adapter(model, folder, base=tiny_base, base_sha256=Checkpoint(tiny_base).sha256())
     tokenizer.save_pretrained(folder)
     saved = json.loads((folder / "adapter_config.json").read_text())["modules_to_save"]
     assert "vision_model.encoder.layers.2.norm1" in saved and "vision_model.encoder.layers.2" not in saved

@@ -70,7 +70,7 @@ def test_the_adapter_trained_on_from_it_loads_and_merges_as_the_live_model(embed
     choose_trainable(model, **{"freeze_backbone": True, "freeze_mlp": True, "use_llm_lora": 4, **flags})
     move_trained(model, seed=2)
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
-    save_adapter(model, adapter, base=embedded, base_sha256=Checkpoint(embedded).sha256(), lora_dropout=0.0)
+    save_adapter(model, adapter, base=embedded, base_sha256=Checkpoint(embedded).sha256())
     tokenizer.save_pretrained(adapter)
     assert torch.equal(logits(load_model(adapter).model), logits(model))
     merge_checkpoint(Checkpoint(adapter), merged)

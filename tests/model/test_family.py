@@ -76,7 +76,7 @@ def test_an_adapter_merges_and_the_merged_folder_answers_alike(member, tmp_path,
     assert {name.split(".")[-4] for name in trained if "language_model" in name} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     }  # fmt: skip
-    save_adapter(whole, tmp_path / "adapter", base=member, base_sha256=Checkpoint(member).sha256(), lora_dropout=0.0)
+    save_adapter(whole, tmp_path / "adapter", base=member, base_sha256=Checkpoint(member).sha256())
     write_chat_tokenizer(tmp_path / "adapter", tokenizer, model.config.template)
     merge_lora([str(tmp_path / "adapter"), str(tmp_path / "merged")])
 

@@ -104,7 +104,7 @@ def test_an_adapter_goes_there_and_back(member, converted, tmp_path):
     whole = choose_trainable(model, **FROZEN, use_llm_lora=4, use_backbone_lora=2)
     randomize_lora(whole)
     base = {"base": member, "base_sha256": Checkpoint(member).sha256()}
-    save_adapter(whole, tmp_path / "adapter", **base, lora_dropout=0.0)
+    save_adapter(whole, tmp_path / "adapter", **base)
     write_chat_tokenizer(tmp_path / "adapter", tokenizer, model.config.template)
     convert([str(tmp_path / "adapter"), str(tmp_path / "hf_adapter")])
     theirs = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(converted), tmp_path / "hf_adapter")

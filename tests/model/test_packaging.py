@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from internvl.commands.prepare_pretrained import check, prepare
+from internvl.model.adapter import choose_trainable
 from internvl.model.chat_template import chat_template
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.hf_conversion import convert_from_hf, convert_to_hf
@@ -70,7 +71,6 @@ def folders(tiny_base, trained_adapter, tmp_path):
         tmp_path / "adapter",
         base=Checkpoint(tiny_base),
         tokenizer=loaded.tokenizer,
-        lora_dropout=0.0,
         save_full_model=False,
     )
     output.save_model(loaded.model)
@@ -120,12 +120,9 @@ def test_the_tiles_of_a_training_travel_to_adapter_merged_and_hf_folder(tiny_bas
     model, tokenizer = load_model(tiny_base)
     assert model.config.max_dynamic_patch == 12
     model.config.max_dynamic_patch, model.config.use_thumbnail = 3, True
-    model.wrap_llm_lora(4, 8)
-    model.config.use_llm_lora = 4
-    output = OutputFolder(
-        tmp_path / "adapter", base=Checkpoint(tiny_base), tokenizer=tokenizer, lora_dropout=0.0, save_full_model=False
-    )
-    output.save_model(model)
+    trained = choose_trainable(model, freeze_llm=True, freeze_backbone=True, freeze_mlp=True, use_llm_lora=4)
+    output = OutputFolder(tmp_path / "adapter", base=Checkpoint(tiny_base), tokenizer=tokenizer, save_full_model=False)
+    output.save_model(trained)
     assert load_config(Checkpoint(tmp_path / "adapter")).max_dynamic_patch == 3
     merge_checkpoint(Checkpoint(tmp_path / "adapter"), tmp_path / "merged")
     convert_to_hf(Checkpoint(tmp_path / "merged"), tmp_path / "hf")

@@ -19,6 +19,7 @@ from internvl.model.internvl_chat import causal_lm
 from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.loading import load_model
+from internvl.model.lora_recipe import LoraRecipe
 from internvl.model.vision_cache import VisionCache, image_features
 from internvl.train.memory import recompute_activations
 from tests.conftest import make_image
@@ -78,7 +79,7 @@ def model_and_data(tiny_member, captions):
             freeze_mlp=True,
             use_llm_lora=llm,
             use_backbone_lora=vit,
-            lora_dropout=0.0,
+            lora=LoraRecipe(dropout=0.0),
         )
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -10,6 +10,7 @@ from internvl.model.adapter import choose_trainable
 from internvl.model.internvl_chat import InternVLChatConfig, InternVLChatModel
 from internvl.model.internvl_chat.sequence_layout import SequenceLayout
 from internvl.model.loading import load_model
+from internvl.model.lora_recipe import LoraRecipe
 from internvl.train import memory
 from internvl.train.memory import MicroBatch, plan_memory, recompute_activations, saved_bytes
 
@@ -18,7 +19,7 @@ TOKENS = 200
 
 def make_model(tiny_base, dropout=0.05, **lora):
     model = load_model(tiny_base).model
-    choose_trainable(model, freeze_llm=True, freeze_backbone=True, freeze_mlp=True, lora_dropout=dropout, **lora)
+    choose_trainable(model, freeze_llm=True, freeze_backbone=True, freeze_mlp=True, lora=LoraRecipe(dropout), **lora)
     return model.train()
 
 
@@ -27,7 +28,6 @@ def plan(model, recompute="auto", dropout=0.05, **options):
         model,
         MicroBatch(tokens=TOKENS, tiles=4),
         dtype=torch.float32,
-        lora_dropout=dropout,
         device=torch.device("cpu"),
         recompute=recompute,
         **options,
@@ -94,13 +94,12 @@ def test_the_plan_for_a_gpu_counts_what_cuda_keeps(shared, monkeypatch, dropout,
     with torch.device("meta"):
         model = InternVLChatModel(config).to(torch.bfloat16)
     frozen = {"freeze_llm": True, "freeze_backbone": True, "freeze_mlp": True}
-    trained = choose_trainable(model, **frozen, use_llm_lora=128, lora_dropout=dropout)
+    trained = choose_trainable(model, **frozen, use_llm_lora=128, lora=LoraRecipe(dropout))
     tokens = 1850 + 180
     plan = plan_memory(
         trained,
         MicroBatch(tokens, 7),
         dtype=torch.bfloat16,
-        lora_dropout=dropout,
         device=torch.device("cuda"),
     )
     assert plan.per_layer / tokens / 1000 == pytest.approx(kilobytes, rel=0.05)

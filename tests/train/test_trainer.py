@@ -69,9 +69,7 @@ def equal(one, two) -> bool:
 @pytest.mark.parametrize("flags", [{}, {"freeze_mlp": False}, {"use_backbone_lora": 2}], ids=str)
 def test_what_is_saved_of_a_training_is_put_back_into_it(full, flags, tiny_base, tmp_path):
     whole, tokenizer = moved(tiny_base, 1, **flags)
-    output = OutputFolder(
-        tmp_path, base=Checkpoint(tiny_base), tokenizer=tokenizer, lora_dropout=0.05, save_full_model=full
-    )
+    output = OutputFolder(tmp_path, base=Checkpoint(tiny_base), tokenizer=tokenizer, save_full_model=full)
     output.save_model(whole)
     saved = Checkpoint(tmp_path)
     assert saved.is_adapter is not full and saved.has_embedded_lora is full
@@ -86,7 +84,7 @@ def test_what_is_saved_of_a_training_is_put_back_into_it(full, flags, tiny_base,
 
 def test_what_another_training_saved_is_not_put_into_this_one(tiny_base, tmp_path):
     whole, _ = moved(tiny_base, 1, use_backbone_lora=2)
-    save_adapter(whole, tmp_path, base=tiny_base, base_sha256="0" * 64, lora_dropout=0.0)
+    save_adapter(whole, tmp_path, base=tiny_base, base_sha256="0" * 64)
     with pytest.raises(UserError, match=r"vision_model.* has no place in the model that trains\. Pass --over"):
         load_trained(moved(tiny_base, 1)[0], Checkpoint(tmp_path))
     other = choose_trainable(load_model(tiny_base).model, **FROZEN, use_llm_lora=8, use_backbone_lora=2)
