@@ -268,7 +268,11 @@ def _check_video_mark(turns: list[Turn], where: str) -> None:
 
 
 def parse_turns(conversations: object, where: str) -> list[Turn]:
-    """Check a ``conversations`` list: an optional system turn, then human and gpt in turn, gpt last."""
+    """Check a ``conversations`` list: an optional system turn, then human and gpt in turn, gpt last.
+
+    Raises:
+        RowError: it is not such a list; names the turn and what is wrong with it.
+    """
     if not isinstance(conversations, list) or not conversations:
         what = f"conversations is {shorten(conversations)}"
         raise RowError(where, "conversations", what, "Give a list of turns with 'from' and 'value'")

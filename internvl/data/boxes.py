@@ -26,11 +26,17 @@ class Mention(NamedTuple):
 def format_boxes(
     label: str | None, boxes: list[tuple[float, float, float, float]], width: float, height: float
 ) -> str:
-    """Return the model's text for boxes given in px of a ``width`` × ``height`` image.
+    """Return the model's text for the boxes of one thing in an image.
 
     Coordinates are rounded to thousandths, and those outside the image moved to its edge.
 
     Example: ``format_boxes("cup", [(0, 0, 320, 240)], 640, 480)`` is ``<ref>cup</ref><box>[[0, 0, 500, 500]]</box>``.
+
+    Args:
+        label: the thing's name; None for boxes without one.
+        boxes: (x1, y1, x2, y2) of each in px, the upper left and the lower right corner.
+        width: of the image, in px.
+        height: of the image, in px.
 
     Raises:
         ValueError: the text would not be of the model's form (no boxes, corners the wrong way round, tags in the

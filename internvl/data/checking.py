@@ -112,7 +112,11 @@ class DatasetCheck:
         return np.minimum(row_stats["text_tokens"] + row_stats["image_tokens"], self.max_seq_length).astype(np.int64)
 
     def raise_errors(self, advice: str) -> None:
-        """Raise one :class:`UserError` that shows the first errors of each kind and counts all; ``advice`` ends it."""
+        """Raise one error that shows the first errors of each kind, counts all and ends with ``advice``.
+
+        Raises:
+            UserError: there are errors.
+        """
         errors = self.errors
         if errors:
             counts = Counter(problem.reason for problem in errors)
@@ -141,9 +145,13 @@ def first_of_each(problems: Sequence[Problem], limit: int = 10) -> list[Problem]
 def check_dataset(
     dataset: ConversationDataset, *, deep: bool = False, processes: int | None = None, numbers: Sequence[int] = ()
 ) -> DatasetCheck:
-    """Check all rows of all files (or of those numbered); ``deep`` decodes every image and video, too.
+    """Check the rows of a data set. Bad rows raise nothing: they are in the result.
 
-    Raises nothing for bad rows: they are in the result. ``processes`` is by default one per core.
+    Args:
+        dataset: the training set.
+        deep: decode every image and video, too, instead of reading headers alone.
+        processes: how many check at once; None for one per core.
+        numbers: which of ``dataset.files`` to check; empty for all.
     """
     tasks, checks = [], [FileCheck(np.empty(0, ROW_STATS)) for _ in dataset.files]
     numbers = numbers or range(len(dataset.files))
@@ -168,7 +176,14 @@ def check_dataset(
 def run(
     dataset: ConversationDataset, tasks: list[tuple[int, int, int]], deep: bool, processes: int | None
 ) -> Iterator[FileCheck]:
-    """Yield each task's result in order, from several processes when there is enough to do."""
+    """Yield each task's result in order, from several processes when there is enough to do.
+
+    Args:
+        dataset: the training set.
+        tasks: (file number, start, stop) each; the row ``stop`` is not part of the task.
+        deep: decode every image and video, too.
+        processes: how many check at once; None for one per core.
+    """
     processes = processes or count_cores()
     rows = sum(stop - start for _, start, stop in tasks)
     # Forked processes share the annotation files; where there is no fork, one process does it.
@@ -194,6 +209,7 @@ def _start_worker(dataset: ConversationDataset, deep: bool) -> None:
 
 
 def work(task: tuple[int, int, int]) -> FileCheck:
+    """Return the check of a task's rows, in a worker process of :func:`run`."""
     return _worker(task)
 
 
@@ -256,7 +272,18 @@ class Checker:
         return Look(image.size, is_plain, count_frames(path) > 1)
 
     def look_up(self, path: Path, name: str, where: str, check: FileCheck, reader):
-        """Return what ``reader`` says of a file, asked once; note the file's size and time."""
+        """Return what ``reader`` says of a file, which is asked once, however many rows name the file.
+
+        Args:
+            path: of the file.
+            name: what the row calls it.
+            where: the row's file and line, for messages.
+            check: gets the file's size and modification time, by ``name``.
+            reader: takes ``path`` and ``where``, and returns what is to be known.
+
+        Raises:
+            RowError: the file cannot be read; for each row that names it, with that row's place.
+        """
         if path not in self.known:
             try:
                 self.known[path] = reader(path, where), media_state(path)
@@ -290,6 +317,7 @@ class Checker:
 
     @staticmethod
     def note(check: FileCheck, offset: int, err: RowError) -> None:
+        """Record a row that does not train: its status, and the error as a problem."""
         left_out = isinstance(err, LongRowError)
         check.row_stats["status"][offset] = LONG if left_out else BAD
         check.problems.append(Problem(err.where, err.reason, str(err), left_out))

@@ -10,13 +10,22 @@ from internvl.model.atomic_folder import atomic_folder
 
 
 def write_clean(dataset: ConversationDataset, check: DatasetCheck, meta: Path, folder: Path) -> tuple[int, int]:
-    """Write ``<set>_<n>.jsonl``, ``<set>_<n>.rejected.jsonl`` and ``meta.json`` to a new folder.
+    """Write ``set<n>_<file>_<n>.jsonl``, ``set<n>_<file>_<n>.rejected.jsonl`` and ``meta.json`` to a new folder.
 
     Lines are copied byte for byte; the original files are not touched. The meta file has the same entries with the
-    good rows and their true number. Returns how many rows were good and how many were rejected.
+    good rows and their true number.
+
+    Args:
+        dataset: the training set whose rows are split.
+        check: what is known of its rows.
+        meta: its meta file, for messages.
+        folder: where to; created.
+
+    Returns:
+        How many rows were good and how many were rejected.
 
     Raises:
-        UserError: the folder holds something already, or a data set has no good row left.
+        UserError: the folder is there already, or a data set has no good row left.
     """
     if folder.exists():
         raise UserError(f"{folder}: is there already. Name a new folder.")

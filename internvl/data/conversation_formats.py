@@ -35,6 +35,7 @@ def check_shape(record: dict, name: str, where: str) -> None:
 
 
 def kept_fields(record: dict) -> dict:
+    """Return the fields of a row that conversion keeps as they are."""
     return {key: value for key, value in record.items() if key not in CONVERTED_FIELDS}
 
 
@@ -53,6 +54,13 @@ def finish(record: dict, turns: list[dict], images: list, videos: list, where: s
     """Return a row of these turns and media, with what else the record has; missing marks are put in.
 
     A video given as a list of its frames becomes images, in the words in which frames of a video are told.
+
+    Args:
+        record: the row as the other tool has it.
+        turns: ``{"from": …, "value": …}`` each, in our roles; changed in place.
+        images: paths of the images, in the order of their marks.
+        videos: the same of the videos; instead of a path, one may be the list of its frames.
+        where: the row's file and line, for messages.
 
     Raises:
         RowError: it has two different system messages.
@@ -111,7 +119,12 @@ def _from_llava(record: dict, where: str) -> dict:
 
 
 def from_messages(record: dict, where: str) -> dict:
-    """ms-swift and OpenAI: ``messages`` of role and content (text or parts), ``system``, ``images``, ``videos``."""
+    """ms-swift and OpenAI: ``messages`` of role and content (text or parts), ``system``, ``images``, ``videos``.
+
+    Raises:
+        RowError: a message is not an object, or has a part of an unknown type; media are listed twice, and differ; the
+            row has fields of another format, or two different system messages.
+    """
     _refuse_other_fields(record, CONVERTED_FIELDS - {"conversations"}, where)
     in_parts = {IMAGE_PLACEHOLDER: [], VIDEO_PLACEHOLDER: []}
     turns = []
@@ -129,7 +142,12 @@ def from_messages(record: dict, where: str) -> dict:
 
 
 def from_sharegpt(record: dict, where: str) -> dict:
-    """LLaMA-Factory: ``conversations`` of from and value, or role and content; ``system``, ``images``, ``videos``."""
+    """LLaMA-Factory: ``conversations`` of from and value, or role and content; ``system``, ``images``, ``videos``.
+
+    Raises:
+        RowError: a turn is not an object; media are listed twice, and differ; the row has fields of another format, or
+            two different system messages.
+    """
     conversations = record["conversations"]
     if not all(isinstance(turn, dict) for turn in conversations):
         what = f"conversations is {shorten(conversations, 100)}"

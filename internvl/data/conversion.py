@@ -128,7 +128,14 @@ def read_captions(path: Path, options: Options) -> Iterator[tuple[str, dict | Ro
 
 
 def ask(image: str, question: str, answer: str, **fields) -> dict:
-    """Return a row with one image, one question and one answer."""
+    """Return a row with one image, one question and one answer.
+
+    Args:
+        image: its path.
+        question: without the mark of the image, which is put in front.
+        answer: what is supervised.
+        **fields: what else the row has.
+    """
     turns = [
         {"from": "human", "value": f"{IMAGE_PLACEHOLDER}\n{question}"},
         {"from": "gpt", "value": answer},

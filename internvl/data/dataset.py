@@ -106,6 +106,9 @@ class ConversationDataset(Dataset):
 
         Their number is drawn between min_num_frame and max_num_frame, as in the original. Draws depend on the seed and
         the row alone, so that a row's length is known before it is read, and is the same in every process.
+
+        Raises:
+            RowError: the row's clip starts behind the video's end, or the video is too short for the sampling method.
         """
         settings, random_state = self.settings, np.random.RandomState([self.seed, *item])
         start, length = choose_clip(row.clip, info, row.video or "", row.where)
@@ -141,7 +144,11 @@ class ConversationDataset(Dataset):
     ) -> int:
         """Return the most tiles an image of this row gets: fewer than usual if "fewer_tiles" makes a long row fit.
 
-        ``sizes`` are its images' in px; ``text_tokens`` its length without image tokens, if known.
+        Args:
+            spec: the row's data set.
+            row: as read from its file.
+            sizes: (width, height) of its images in px; used with "fewer_tiles" alone.
+            text_tokens: the row's length without image tokens; None to count them.
         """
         limit = self.tile_limit(spec, row)
         if self.settings.on_long_sample != "fewer_tiles" or limit == 1:

@@ -30,6 +30,7 @@ class ShallowStream:
         self.held = b""  # a backslash at the end of the last block, which belongs to what follows
 
     def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, at most ``size``; all that are left if it is negative."""
         block = self.stream.read(size)
         if not self.begun and block:
             self.begun = True

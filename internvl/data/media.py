@@ -24,6 +24,12 @@ TOO_LONG = "Give a path; an image in base64 is to be written to a file first"
 def media_path(root: Path, name: str, where: str, *, allow_outside_root: bool = False) -> Path:
     """Return the path of an image or video.
 
+    Args:
+        root: the folder that the data set's paths start from.
+        name: the path in the row.
+        where: the row's file and line, for messages.
+        allow_outside_root: accept what leads out of ``root``.
+
     Raises:
         RowError: ``name`` is an address or no file name, or leads out of ``root`` (unless allowed), be it through
             ``..`` or through a link; of a folder of frames, none of them may.
@@ -151,7 +157,13 @@ def read_info(path: Path, where: str) -> VideoInfo:
 
 
 def choose_clip(clip: tuple[float, float] | None, info: VideoInfo, video: str | Path, where: str) -> tuple[int, int]:
-    """Return the first frame and the number of frames of a clip, (start, end) in seconds; None takes all.
+    """Return the first frame and the number of frames of a clip.
+
+    Args:
+        clip: (start, end) in seconds; None takes the whole video.
+        info: when the video's frames are shown.
+        video: its name, for messages.
+        where: the row's file and line, for messages.
 
     Raises:
         RowError: the clip starts behind the video's end.
@@ -174,7 +186,17 @@ def read_video(path: Path, choose: Callable[[VideoInfo], Sequence[int]], where: 
 
 
 def read(reader: Callable[[Path], Result], path: Path, noun: str, where: str) -> Result:
-    """Call ``reader`` and turn whatever a file can do wrong into an error with its place."""
+    """Call ``reader`` and turn whatever a file can do wrong into an error with its place.
+
+    Args:
+        reader: takes ``path`` and returns what is read.
+        path: of a file, or of a folder of frames.
+        noun: "image" or "video", for messages.
+        where: the row's file and line, for messages.
+
+    Raises:
+        RowError: the file is missing, is not a file, is too large or cannot be read.
+    """
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would be waited for, a device never ends

@@ -73,7 +73,11 @@ def read_meta(path: str | Path) -> list[DatasetSpec]:
 
 
 def read_entry(path: Path, name: str, content: object) -> DatasetSpec:
-    """Check one entry of the meta file ``path``."""
+    """Check one entry of the meta file ``path``.
+
+    Raises:
+        UserError: its name, a key or a value is wrong, or it names a file or folder that does not exist.
+    """
     if printable(name) != name or not name.strip():
         raise UserError(
             f"{path}:{name}: the name {name!r} is blank, or has characters that cannot be shown. Choose another name."

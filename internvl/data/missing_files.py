@@ -77,6 +77,7 @@ def _match_parts(root: Path, parts: tuple[str, ...]) -> str | None:
 
 
 def folded(name: str) -> str:
+    """Return a name without the differences of case and of Unicode form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 

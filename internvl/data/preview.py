@@ -118,7 +118,14 @@ def _describe_row(row: PreviewRow, tokenizer, image_token_id: int) -> dict:
 
 
 def write_preview(file: Path, rows: Iterable[PreviewRow], tokenizer, *, image_token_id: int) -> None:
-    """Write the page: one file that needs nothing else."""
+    """Write the page: one HTML file that needs nothing else.
+
+    Args:
+        file: where to.
+        rows: what to show, in this order.
+        tokenizer: that of the samples.
+        image_token_id: id of ``<IMG_CONTEXT>``; runs of it are shown as one span.
+    """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     described = [_describe_row(row, tokenizer, image_token_id) for row in rows]
     page = environment.get_template("preview.html.jinja").render(rows=described)

@@ -21,7 +21,11 @@ class LongRowError(RowError):
 
 
 def raise_first(problems: list[str], shown: int = 5) -> None:
-    """Raise one error with the first few of these messages and the number of the others, if there are any."""
+    """Raise one error with the first few of these messages and the number of the others.
+
+    Raises:
+        UserError: there are messages.
+    """
     if problems:
         more = f"\n… and {len(problems) - shown} more." if len(problems) > shown else ""
         raise UserError("\n".join(problems[:shown]) + more)

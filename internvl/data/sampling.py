@@ -44,6 +44,7 @@ class LengthBalanced:
     """As many rows in every micro-batch, and about as many tokens."""
 
     def assign(self, groups: list[int], num_tokens: Tokens, num_batches: int, world_size: int) -> list[list[int]]:
+        """Return the groups of each micro-batch; arguments as of :class:`BatchingStrategy`."""
         return _assign_evenly(groups, num_tokens, num_batches)
 
 
@@ -51,6 +52,7 @@ class GroupBalanced:
     """About as many tokens in every micro-batch, and one group at least."""
 
     def assign(self, groups: list[int], num_tokens: Tokens, num_batches: int, world_size: int) -> list[list[int]]:
+        """Return the groups of each micro-batch; arguments as of :class:`BatchingStrategy`."""
         return balance(groups, num_tokens, -(-min(len(groups), num_batches) // world_size) * world_size)
 
 
@@ -61,6 +63,7 @@ class TokenBudget:
     max_tokens_per_batch: int
 
     def assign(self, groups: list[int], num_tokens: Tokens, num_batches: int, world_size: int) -> list[list[int]]:
+        """Return the groups of each micro-batch; arguments as of :class:`BatchingStrategy`."""
         bins = _split_to_multiple(best_fit(groups, num_tokens, self.max_tokens_per_batch), world_size)
         return (
             bins if len(bins) <= num_batches else GroupBalanced().assign(groups, num_tokens, num_batches, world_size)
@@ -187,7 +190,14 @@ def _assign_evenly(indices: list[int], lengths: Tokens, num_batches: int) -> lis
 
 
 def balance(indices: list[int], num_tokens: Tokens, num_batches: int, *, most: int | None = None) -> list[list[int]]:
-    """Assign indices, the longest first, each to the batch of fewer than ``most`` that has the fewest tokens."""
+    """Assign indices, each to the batch that is not full and has the fewest tokens.
+
+    Args:
+        indices: the longest first.
+        num_tokens: tokens of each.
+        num_batches: number of batches.
+        most: indices of a full batch; None for no limit.
+    """
     batches: list[list[int]] = [[] for _ in range(num_batches)]
     emptiest = [(0, number) for number in range(num_batches)]
     for index in indices:

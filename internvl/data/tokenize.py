@@ -68,12 +68,19 @@ def render_row(
     template: ConversationTemplate,
     num_image_token: int,
 ) -> RenderedRow:
-    """Tokenize a conversation whose images have ``num_tiles`` tiles each.
+    """Tokenize a conversation, with the image tokens of its images.
 
     Each segment of the prompt is tokenized alone, so the ids in front of an answer are exactly those of the prompt at
     inference. Supervised are the answers and their end marks.
 
     Example: with 2 tiles of 256 tokens, ``<image>`` becomes ``<img>``, 512 × ``<IMG_CONTEXT>``, ``</img>``.
+
+    Args:
+        turns: the whole conversation, with a ``<image>`` for each image.
+        num_tiles: tiles of each image, in order.
+        tokenizer: the model's.
+        template: the conversation template of the prompt.
+        num_image_token: image tokens of a tile.
     """
     placed = place_images(turns, [tiles * num_image_token for tiles in num_tiles])
     input_ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]  # Qwen has none
@@ -109,7 +116,13 @@ def count_text_tokens(conversations: list[list[Turn]], *, tokenizer, template: C
 
 
 def truncate_row(row: RenderedRow, max_length: int, *, image_token_id: int, where: str) -> RenderedRow:
-    """Cut a row to ``max_length`` tokens from the end of the conversation.
+    """Cut a row that is too long from the end of the conversation.
+
+    Args:
+        row: ids and labels; returned as it is if it is short enough.
+        max_length: most tokens.
+        image_token_id: id of ``<IMG_CONTEXT>``.
+        where: the row's file and line, for messages.
 
     Raises:
         RowError: the cut would go through an image, or leave nothing to learn.

@@ -41,6 +41,7 @@ class VideoInfo:
 
     @property
     def num_frames(self) -> int:
+        """Return the number of frames."""
         return len(self.times)
 
     @cached_property
@@ -82,13 +83,22 @@ def choose_frames(
     rng=random,
     permutation=np.random.permutation,
 ) -> list[int]:
-    """Return the indices of the frames to use of a video of ``video_length`` frames, in order.
+    """Return the indices of the frames to use of a video, in order: those that the original's training code chooses.
 
-    The video is cut into ``num_frames`` equal parts; "rand" takes one frame at random of each, "middle" the one in the
-    middle, and with ``fix_start`` the one ``fix_start`` behind each part's first. A video of fewer frames has its last
-    one repeated. "fps1", "fps0.5", … take frames at that rate instead, at most ``max_num_frames`` if that is above 0:
-    by ``input_fps``, or where the rate varies by ``times``, (video_length,) seconds from the start of what is used.
-    ``rng`` and ``permutation`` draw the random numbers. The choice is that of the original's training code.
+    "rand" and "middle" cut the video into ``num_frames`` equal parts and take one frame of each. A video of fewer
+    frames has its last one repeated.
+
+    Args:
+        num_frames: how many to take with "rand" and "middle".
+        video_length: how many the video has.
+        sample: "rand" takes one frame at random of each part, "middle" the one in the middle; "fps1", "fps0.5", … take
+            frames at that rate instead.
+        fix_start: with "middle", take the frame this far behind each part's first.
+        input_fps: frames a second of the video.
+        times: with "fps…", where the rate varies: (video_length,) seconds from the start of what is used.
+        max_num_frames: with "fps…", most frames if it is above 0.
+        rng: draws a frame of a part.
+        permutation: draws from the whole video instead, where a part has one frame alone.
 
     Raises:
         ValueError: ``sample`` is none of these.
@@ -255,9 +265,12 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[Image.Image]:
 
 
 def read_chosen_frames(path: Path, choose: Callable[[VideoInfo], Sequence[int]]) -> list[Image.Image]:
-    """Read the frames that ``choose`` picks of a video; errors as above.
+    """Read the frames that ``choose`` picks of a video.
 
     Where decoding shows fewer than the packets promise, ``choose`` picks again of those that came.
+
+    Raises:
+        VideoError: as :func:`read_frames`, or none of the frames can be decoded.
     """
     try:
         return read_frames(path, choose(read_video_info(path)))
@@ -277,4 +290,5 @@ def _check_frame_size(path: Path, width: int, height: int) -> None:
 
 
 def describe(err: Exception) -> str:
+    """Return what an error of reading a video says, as part of a sentence."""
     return "it has no video stream" if isinstance(err, IndexError) else getattr(err, "strerror", None) or str(err)
