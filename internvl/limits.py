@@ -2,6 +2,7 @@
 
 # Annotation files. A conversation is some kilobytes; a longer line is another file's content, or lost its newlines.
 MAX_LINE_BYTES = 16 << 20
+MAX_TEXT_BYTES = 1 << 38  # of a compressed annotation file: more is not data but an attack on the disk
 # Annotations nest to a depth of about six. ijson keeps the whole path of each value, so that a megabyte of brackets
 # would take more memory than there is.
 MAX_DEPTH = 500

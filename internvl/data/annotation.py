@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from internvl.data.annotation_text import BLOCK_BYTES, map_text
 from internvl.data.boxes import check_boxes
 from internvl.data.problems import RowError
 from internvl.data.row_keys import (
@@ -36,7 +37,6 @@ from internvl.model.internvl_chat.conversation import (
 RESERVED_TOKENS = [IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN, "<s>", "</s>", *RENAMED_SPECIAL_TOKENS]
 assert set(RESERVED_TOKENS[:3]) < set(ADDED_SPECIAL_TOKENS)
 WHITE_SPACE = b" \t\r\v\f"  # what bytes.strip() takes away, but for the newline
-BLOCK_BYTES = 1 << 24
 KINDS = ("text", "image", "images", "video")
 
 
@@ -68,7 +68,9 @@ class Row:
 
 
 class AnnotationFile:
-    """Random access to the lines of a JSONL file without holding it in memory; blank lines do not count.
+    """Random access to the lines of a JSONL file, plain or compressed with gzip, without holding it in memory.
+
+    Blank lines do not count.
 
     Raises:
         UserError: the file cannot be read, or as a whole is of another form.
@@ -76,10 +78,7 @@ class AnnotationFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        try:
-            self._bytes = np.memmap(self.path, mode="r") if self.path.stat().st_size else np.empty(0, np.uint8)
-        except OSError as err:
-            raise UserError(f"{self.path}: cannot be read: {err.strerror}. Check the path.") from err
+        self._bytes = map_text(self.path)
         head = self._bytes[:4096].tobytes()
         self._check_form(head)
         ends = self._find_newlines()
@@ -118,7 +117,7 @@ class AnnotationFile:
         return f"{self.path}:{self._line_numbers[index]}"
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the file's content."""
+        """Return the SHA-256 of the file's text."""
         return hashlib.sha256(self._bytes.data).hexdigest()
 
     def line(self, index: int) -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 
 from internvl.data.checking import DatasetCheck, FileCheck, Problem, check_dataset, media_state
 from internvl.data.dataset import ConversationDataset
+from internvl.data.user_cache import user_cache
 from internvl.model import internvl_chat
 
 logger = logging.getLogger(__name__)
@@ -20,18 +21,8 @@ CODE_FOLDERS = (Path(__file__).parent, Path(internvl_chat.__file__).parent)
 
 
 def cache_folder() -> Path | None:
-    """Return where results are kept: ``$INTERNVL_CACHE``, or ``internvl`` in the user's cache folder.
-
-    None where neither is known: a container's user may have no home folder.
-    """
-    if os.environ.get("INTERNVL_CACHE"):
-        return Path(os.environ["INTERNVL_CACHE"]) / "checks"
-    try:
-        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        logger.warning("The result of the check is not kept: there is no home folder. INTERNVL_CACHE names another.")
-        return None
-    return user / "internvl" / "checks"
+    """Return where results are kept; None where there is no such place."""
+    return user_cache("checks", "The result of the check")
 
 
 def check_with_cache(data: ConversationDataset) -> DatasetCheck:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from internvl.data.patterns import expand_pattern
 from internvl.errors import UserError, printable
 from internvl.json_files import read_object
 from internvl.limits import MAX_REPEAT_TIME, MAX_TILES
@@ -23,7 +24,7 @@ class MetaEntry(BaseModel):
     root: Annotated[str, Field(description="the folder that the paths of images start from, in quotes")]
     annotation: Annotated[
         str | Annotated[list[str], Field(min_length=1, fail_fast=True)],
-        Field(description="the path of a JSONL file in quotes, or a list of them"),
+        Field(description="the path of a JSONL file or a pattern of several, in quotes, or a list of them"),
     ]
     data_augment: bool = False
     # A whole number stays one: it is part of the record that a continued training is compared with.
@@ -83,7 +84,15 @@ def read_entry(path: Path, name: str, content: object) -> DatasetSpec:
             f"{path}:{name}: the name {name!r} is blank, or has characters that cannot be shown. Choose another name."
         )
     entry = validate(ENTRY, content, path, name)
-    annotations = [entry.annotation] if isinstance(entry.annotation, str) else entry.annotation
+    names = [entry.annotation] if isinstance(entry.annotation, str) else entry.annotation
+    annotations = []
+    for pattern in names:
+        found = expand_pattern(pattern)
+        if not found:
+            raise UserError(
+                f"{path}:{name}.annotation: no file fits {pattern}. Put them there or correct the pattern."
+            )
+        annotations += found
     for file in annotations:
         if not os.path.isfile(file):
             raise UserError(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from internvl.data.patterns import expand_pattern
 from internvl.errors import UserError
 from internvl.json_files import read_json
 from internvl.launch.settings import Settings
@@ -65,7 +66,8 @@ def meta_inputs(meta_path: str) -> Iterator[Input]:
         annotations = annotations if isinstance(annotations, list) else [annotations]
         for what, path in [*(("annotation", path) for path in annotations), ("root", entry.get("root"))]:
             if isinstance(path, str) and path:
-                yield Input(what, path, dataset)
+                found = expand_pattern(path) if what == "annotation" else [path]
+                yield from (Input(what, each, dataset) for each in found or [path])
 
 
 def check_meta_inputs(meta_path: str) -> None:

@@ -88,15 +88,15 @@ def main(argv: list[str] | None = None) -> None:
         logger.info("Continuing from %s (--overwrite_output_dir True starts anew).", resume.checkpoint)
     loaded = load_for_training(model_args, data_args, training_args)
     cache = _open_vision_cache(loaded.model, data_args, training_args)
-    dataset = ConversationDataset(
-        specs,
-        loaded.tokenizer,
-        render_settings(data_args, loaded.model.config),
-        seed=training_args.seed,
-        on_bad_sample="skip",  # the trainer ends on it, or counts it, as --on_bad_sample says
-        vision_cache=cache,
-    )
-    with training_args.main_process_first(desc="checking the data"):  # the others find its result cached
+    with training_args.main_process_first(desc="checking the data"):  # the others find its results cached
+        dataset = ConversationDataset(
+            specs,
+            loaded.tokenizer,
+            render_settings(data_args, loaded.model.config),
+            seed=training_args.seed,
+            on_bad_sample="skip",  # the trainer ends on it, or counts it, as --on_bad_sample says
+            vision_cache=cache,
+        )
         check = check_with_cache(dataset)
     plan = plan_epoch(dataset, check, *arguments)
     logger.info("Model: %s", describe_trainable(loaded.model))
