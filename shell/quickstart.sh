@@ -3,6 +3,7 @@
 # the adapter, merge it, wrap it as the documentation says, load it with AutoModel outside the repository, and compare.
 #
 #   bash shell/quickstart.sh
+#   MODEL=pretrained/InternVL3_5-Tiny bash shell/quickstart.sh     # the shipped base with a Qwen3 language model
 #
 # Writes log/quickstart/summary.json and log/quickstart/report.html.
 set -euo pipefail
@@ -11,7 +12,8 @@ source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/lib/common.sh"
 # shellcheck source-path=SCRIPTDIR source=lib/install.sh
 source "$REPO_ROOT/shell/lib/install.sh"
 
-BASE=pretrained/InternVL2-Tiny
+input_path MODEL pretrained/InternVL2-Tiny
+BASE=$MODEL
 OUT=log/quickstart
 MERGED=log_merged/quickstart
 STAGES=() # name=seconds, in order

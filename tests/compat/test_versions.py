@@ -11,11 +11,11 @@ from internvl.model.internvl_chat import compat
 from tests.compat.versions import NEWEST, OLDEST, VERSIONS, differences, make_parser, use
 
 
-@pytest.fixture(scope="module")
-def folder(repository, tmp_path_factory):
-    """The shipped base as a user has it: files, not links into the repository."""
+@pytest.fixture(scope="module", params=["InternVL2-Tiny", "InternVL3_5-Tiny"])
+def folder(request, repository, tmp_path_factory):
+    """A shipped base as a user has it: files, not links into the repository."""
     folder = tmp_path_factory.mktemp("base") / "tiny"
-    shutil.copytree(repository / "pretrained" / "InternVL2-Tiny", folder)
+    shutil.copytree(repository / "pretrained" / request.param, folder)
     return folder
 
 

@@ -82,9 +82,10 @@ def test_an_adapter_whose_base_is_gone_says_so(trained_adapter):
         load_model(trained_adapter)
 
 
-def test_the_shipped_base_carries_exactly_the_current_model_files(repository):
+@pytest.mark.parametrize("name", ["InternVL2-Tiny", "InternVL3_5-Tiny"])
+def test_the_shipped_bases_carry_exactly_the_current_model_files(repository, name):
     from internvl.model.packaging import model_code_files
 
-    shipped = repository / "pretrained" / "InternVL2-Tiny"
+    shipped = repository / "pretrained" / name
     for file in model_code_files():
         assert (shipped / file.name).read_bytes() == file.read_bytes(), f"run tools/prepare_pretrained.py {shipped}"

@@ -3,13 +3,14 @@
 #
 #   bash tests/serving/run.sh                                  # everything, about 25 minutes the first time
 #   bash tests/serving/run.sh --only 'vllm merged'             # one row of the table: "<engine> <layout>"
+#   MODEL=pretrained/InternVL3_5-Tiny bash tests/serving/run.sh # a member with Qwen3
 #
 # Trains the tiny base on the habitat mini set with 6 tiles, merges and converts it, and asks for greedy captions of the
 # 100 val images and, where ../shared/coco_mini (or INTERNVL_SERVING_PHOTOS) is, of its real photos, which have several
 # tiles. Prints a table and writes it to WORK/serving.json; status 1 when a caption differs.
 #
 # From the environment: INTERNVL_SERVING_ENV (the servers' environment, default tests/serving/.venv), INTERNVL_SERVING_WORK
-# (models and results, default tests/serving/work). The models are made anew when what they are made of has changed.
+# (models and results, default a folder below tests/serving/work). The models are made anew when what they are made of has changed.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../../shell/lib/common.sh
 source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../../shell/lib/common.sh"
@@ -18,12 +19,13 @@ source "$REPO_ROOT/shell/lib/install.sh"
 # shellcheck source-path=SCRIPTDIR source=environment.sh
 source "$REPO_ROOT/tests/serving/environment.sh"
 
-output_path INTERNVL_SERVING_WORK tests/serving/work
+input_path MODEL pretrained/InternVL2-Tiny
+BASE=$MODEL
+output_path INTERNVL_SERVING_WORK "tests/serving/work/${BASE##*/}"
 input_path INTERNVL_SERVING_PHOTOS ../shared/coco_mini
 cd -- "$REPO_ROOT"
 WORK=$INTERNVL_SERVING_WORK
 PHOTOS=$INTERNVL_SERVING_PHOTOS
-BASE=pretrained/InternVL2-Tiny
 
 # inputs_hash: prints a hash of all that the models depend on.
 inputs_hash() {

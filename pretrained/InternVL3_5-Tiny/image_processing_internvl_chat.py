@@ -1,0 +1,1 @@
+../../internvl/model/internvl_chat/image_processing_internvl_chat.py

@@ -1,0 +1,1 @@
+../../internvl/model/internvl_chat/modeling_internvl_chat.py

@@ -1,0 +1,1 @@
+../../internvl/model/internvl_chat/processing_internvl_chat.py

@@ -1,0 +1,1 @@
+../../internvl/model/internvl_chat/tokenization.py
