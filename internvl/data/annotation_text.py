@@ -10,8 +10,9 @@ import logging
 import os
 import time
 import zlib
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def map_text(path: Path) -> np.ndarray:
         raise UserError(f"{path}: cannot be read: {err.strerror or err}. Check the path.") from err
 
 
-def _decompressed(path: Path, stream: BinaryIO) -> np.ndarray:
+def _decompressed(path: Path, stream: BufferedReader) -> np.ndarray:
     """Return the text of a gzip file: mapped from the cache, or in memory where nothing can be kept."""
     folder = user_cache("annotations", f"The text of {path}")
     if folder is None:
@@ -62,7 +63,7 @@ def _decompressed(path: Path, stream: BinaryIO) -> np.ndarray:
     return np.memmap(kept, mode="r") if kept.stat().st_size else np.empty(0, np.uint8)
 
 
-def _keep(path: Path, stream: BinaryIO, kept: Path) -> None:
+def _keep(path: Path, stream: BufferedReader, kept: Path) -> None:
     """Write the text beside its place and rename it, so that a reader finds all of it or nothing."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     for other in kept.parent.glob("*.jsonl"):
@@ -78,7 +79,7 @@ def _keep(path: Path, stream: BinaryIO, kept: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _blocks(path: Path, stream: BinaryIO):
+def _blocks(path: Path, stream: BufferedReader) -> Iterator[bytes]:
     """Yield the text of a gzip file in blocks.
 
     Raises:

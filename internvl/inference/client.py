@@ -8,9 +8,10 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from PIL import Image
@@ -68,13 +69,9 @@ class ServerClient:
         handlers = [urllib.request.ProxyHandler({})] if _is_this_machine(parts.hostname) else []
         self._opener = urllib.request.build_opener(*handlers)
 
-    def call(self, path: str, body: dict | None = None, *, timeout: float = TIMEOUT_SECONDS) -> dict:
-        """Return the server's JSON answer to a GET, or with ``body`` to a POST.
-
-        Raises:
-            ServerError: the server refused.
-            UserError: it cannot be reached, or does not answer in JSON.
-        """
+    @contextmanager
+    def _opened(self, path: str, body: dict | None, timeout: float) -> Iterator[HTTPResponse]:
+        """Yield the server's answer, open; arguments and errors as of :meth:`call`."""
         headers = {"Content-Type": "application/json"}
         if os.environ.get(API_KEY):
             headers["Authorization"] = f"Bearer {os.environ[API_KEY]}"
@@ -82,7 +79,7 @@ class ServerClient:
         request = urllib.request.Request(self.url + path, data, headers)
         try:
             with self._opener.open(request, timeout=timeout) as stream:
-                content = stream.read()
+                yield stream
         except urllib.error.HTTPError as err:
             reason = _reason_of(err.read())
             raise ServerError(
@@ -95,6 +92,16 @@ class ServerClient:
             raise UserError(
                 f"{self.url}: no server answers there ({cause}). Start it, or correct the address."
             ) from err
+
+    def call(self, path: str, body: dict | None = None, *, timeout: float = TIMEOUT_SECONDS) -> dict:
+        """Return the server's JSON answer to a GET, or with ``body`` to a POST.
+
+        Raises:
+            ServerError: the server refused.
+            UserError: it cannot be reached, or does not answer in JSON.
+        """
+        with self._opened(path, body, timeout) as stream:
+            content = stream.read()
         try:
             answer = json.loads(content)
         except ValueError:
@@ -160,6 +167,30 @@ class ServerClient:
                 f"{self.url}: answers {shorten(answer)}, which lacks choices or usage. Use a server that follows "
                 "OpenAI's chat protocol."
             ) from err
+
+    def stream(self, model: str, messages: Sequence[dict], **settings) -> Iterator[str]:
+        """Yield the answer of ``model`` in pieces, as the server sends them (server-sent events); else as ``chat``.
+
+        Raises:
+            ServerError: the server refused.
+            UserError: it cannot be reached, or sends something else.
+        """
+        body = {"model": model, "messages": list(messages), "stream": True, **settings}
+        with self._opened("/v1/chat/completions", body, TIMEOUT_SECONDS) as stream:
+            for line in stream:
+                field, _, content = line.decode("utf-8", "replace").strip().partition(":")
+                if field != "data" or content.strip() == "[DONE]":
+                    continue
+                try:
+                    choices = json.loads(content)["choices"]
+                    text = choices[0]["delta"].get("content") if choices else None
+                except (LookupError, TypeError, ValueError, AttributeError) as err:
+                    raise UserError(
+                        f"{self.url}: sends {shorten(content)}, which is no piece of an answer. Use a server that "
+                        "follows OpenAI's chat protocol."
+                    ) from err
+                if text:
+                    yield text
 
 
 def _is_this_machine(host: str) -> bool:

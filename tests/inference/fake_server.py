@@ -144,6 +144,16 @@ def generate(engine, prompt, images, body, *, has_min_tokens) -> tuple[list[int]
     return answer, scores
 
 
+def server_sent_events(text: str, size: int = 3):
+    """An answer in pieces, as servers stream it."""
+    yield b": comment\n\n"
+    for start in range(0, len(text), size):
+        choice = {"index": 0, "delta": {"content": text[start : start + size]}, "finish_reason": None}
+        yield f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+    yield b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+    yield b'data: {"choices": [], "usage": {}}\n\ndata: [DONE]\n\n'
+
+
 @contextmanager
 def running(server: FakeServer):
     """Yield the address of a server that runs in threads."""
@@ -161,7 +171,10 @@ def running(server: FakeServer):
                 status, answer = 200, make()
             except RefusedError as err:
                 status, answer = err.status, {"error": {"message": str(err), "code": err.status}}
-            content = json.dumps(answer).encode()
+            if status == 200 and "choices" in answer and server.requests[-1].get("stream"):
+                content = b"".join(server_sent_events(answer["choices"][0]["message"]["content"]))
+            else:
+                content = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
