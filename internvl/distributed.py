@@ -7,6 +7,7 @@ rank need not wait for it.
 import logging
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 SET_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
+LONGEST_WAIT = timedelta(hours=12)
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -24,6 +26,21 @@ def rank_and_world_size() -> tuple[int, int]:
     if SET_BY_TORCHRUN not in os.environ:
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def join_ranks() -> bool:
+    """Join the other ranks if torchrun started several; return whether this is the first.
+
+    Only objects travel between them (gloo). They wait for the first one's scoring, which can take an hour (SPICE).
+    """
+    if rank_and_world_size()[1] > 1:
+        import torch
+        from torch import distributed
+
+        distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return is_main_process()
 
 
 def count_cores() -> int:

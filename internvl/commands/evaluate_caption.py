@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ from torch import distributed
 
 from internvl.cli import Parser
 from internvl.device import detect_device
-from internvl.distributed import barrier, broadcast_from_rank0, is_main_process, rank_and_world_size
+from internvl.distributed import barrier, broadcast_from_rank0, join_ranks, rank_and_world_size
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.compare import column_names, compare, print_differences
@@ -48,7 +47,6 @@ from internvl.model.tiling import most_tiles
 from internvl.model.vision_cache import VISION_CACHE_GB, VisionCache
 
 logger = logging.getLogger("internvl.evaluation")
-LONGEST_SCORING = timedelta(hours=12)
 PUBLISHED_TILES = 6  # of the original's evaluation with --dynamic
 
 
@@ -222,16 +220,6 @@ def _open_log(parent: Path, settings: dict) -> AnswerLog:
     return log
 
 
-def _start_processes() -> bool:
-    """Join the other ranks if torchrun started several; returns whether this is the first."""
-    if rank_and_world_size()[1] > 1:
-        # Only objects travel between them. Ranks wait for the first one's scoring, which can take an hour (SPICE).
-        distributed.init_process_group("gloo", timeout=LONGEST_SCORING)
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return is_main_process()
-
-
 @contextmanager
 def _open_engine(
     args: argparse.Namespace, checkpoint: Checkpoint, sets: list[CaptionSet], sizes: dict[Path, tuple[int, int]]
@@ -372,7 +360,7 @@ def main(argv: list[str] | None = None) -> None:
             "set and --limit."
         )
     check_scorers()
-    first = _start_processes()
+    first = join_ranks()
     torch.manual_seed(args.seed)
     if first and checkpoint.is_adapter:
         _warn_of_other_base(checkpoint)
