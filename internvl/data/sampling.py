@@ -167,7 +167,13 @@ def group_by_length(
 ) -> list[int]:
     """Return all indices in the order of the original's length-grouped sampler, for comparison with it.
 
-    Shuffled, cut into steps of ``batch_size`` × ``num_batches``, and each step split by :func:`_assign_evenly`.
+    Shuffled, cut into steps, and each step split by :func:`_assign_evenly`.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows of a micro-batch.
+        num_batches: micro-batches of a step.
+        generator: of the shuffle.
     """
     order = torch.randperm(len(lengths), generator=generator).tolist()
     step = batch_size * num_batches

@@ -202,6 +202,13 @@ def read_rows(
     Rows that ask the same about the same images are one question with several references. Ids count from 1 in the
     order of first appearance.
 
+    Args:
+        name: of the set.
+        files: JSONL.
+        root: where paths of images start.
+        max_tiles: the set's own limit on tiles of an image.
+        allow_outside_root: whether paths may lead out of the root.
+
     Raises:
         UserError: a file is missing or empty, or rows are not as they should be; names the first few.
     """

@@ -34,10 +34,20 @@ def generate_captions(
 ) -> list[dict]:
     """Return ``{"image_id", "caption"}`` of every question, in the order of the set.
 
-    ``sizes`` are those of the images, as ``check_media`` found them.
     Each process answers its share of those that are not in ``log`` yet; all return the whole list. A batch holds
     questions of like length, so that little is padded: up to ``batch_size``, and only so many that prompts and answers
     stay within ``batch_tokens``. The longest come first: what does not fit into memory shows at once.
+
+    Args:
+        engine: what answers.
+        data: the set.
+        sizes: (width, height) in px of each image, as ``check_media`` found them.
+        log: answers so far, and where new ones go.
+        batch_size: most questions at once.
+        batch_tokens: most tokens at once, prompts and answers of all beams.
+        num_frames: of a video.
+        quiet: show no progress.
+        generation: settings of transformers' ``generate``.
 
     Raises:
         UserError: an image or video cannot be read, or a single question does not fit into memory.

@@ -71,7 +71,14 @@ def check_media(questions: Sequence[Question]) -> dict[Path, tuple[int, int]]:
 def count_tokens(
     rules: PromptTiles, questions: Sequence[Question], sizes: dict[Path, tuple[int, int]], num_frames: int
 ) -> list[int]:
-    """Return the length of each question's prompt in tokens; ``sizes`` are the images'."""
+    """Return the length of each question's prompt in tokens.
+
+    Args:
+        rules: the checkpoint's template, tokenizer and tiles.
+        questions: what is asked.
+        sizes: (width, height) in px of each image.
+        num_frames: of a video.
+    """
     texts, tiles = [], []
     for question in questions:
         turns, limit = list(question.turns), rules.tiling.limit(len(question.images), question.max_tiles)

@@ -38,7 +38,12 @@ def write_results(
 ) -> None:
     """Write predictions.json, scores.json, per_image.jsonl and report.html; ground_truth.json if it is not a file yet.
 
-    ``predictions`` are in COCO results format; ``settings`` say what produced them and go into scores.json.
+    Args:
+        folder: where to; made if need be.
+        data: the set.
+        predictions: in COCO results format.
+        scores: of them.
+        settings: what produced them, for scores.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "predictions.json", predictions)

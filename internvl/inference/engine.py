@@ -61,10 +61,14 @@ class Engine(PromptRules):
         auto: bool = False,
         max_tiles: int = 1,
     ) -> "Engine":
-        """Load any checkpoint folder (see ``internvl.model.loading``).
+        """Load any checkpoint folder (see ``internvl.model.loading``); an adapter is merged while it is loaded.
 
-        ``precision`` is auto, fp32, bf16 or fp16; ``auto`` spreads a model that does not fit one
-        device over all of the machine. An adapter is merged while it is loaded.
+        Args:
+            checkpoint: the folder.
+            precision: auto, fp32, bf16 or fp16.
+            device: cuda or cpu; None for what the machine has.
+            auto: spread a model that does not fit one device over all of the machine.
+            max_tiles: most tiles of an image.
         """
         choose_kernels()
         own_device, own_precision, _ = detect_device()

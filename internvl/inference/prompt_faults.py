@@ -20,7 +20,15 @@ def published(rules: PromptRules, turns: Sequence[Turn]) -> list[int]:
 
 
 def rendered(rules: PromptRules, turns: Sequence[Turn], *, sep: str, system: bool = True, opens: bool = True) -> str:
-    """Return a prompt with another end of turns, without the checkpoint's system text, or without an open answer."""
+    """Return a prompt that differs from the checkpoint's in one thing.
+
+    Args:
+        rules: the checkpoint's template and tokenizer.
+        turns: the conversation.
+        sep: what ends a turn.
+        system: whether the checkpoint's system text is there.
+        opens: whether the head of an answer ends it.
+    """
     template = rules.template
     own = turns[0].value.strip() if turns[0].role == "system" else template.system_message if system else None
     parts = [] if own is None else [template.system_template.format(system_message=own) + sep]

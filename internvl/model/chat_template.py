@@ -15,9 +15,14 @@ def chat_template(
     """Return ``template`` in Jinja, as ``apply_chat_template`` takes it; it renders what ``render_turns`` does.
 
     A message's content is text, or a list of parts: ``{"type": "text", "text": …}``, ``{"type": "image"}``,
-    ``{"type": "video"}``, or the ``image_url`` and ``video_url`` of OpenAI's requests. ``image`` and ``video`` are
-    what such a part becomes; whoever reads the images puts the right number of tokens in place. ``<s>`` is part of
-    the text where the tokenizer ``has_bos``, because ``apply_chat_template`` adds none.
+    ``{"type": "video"}``, or the ``image_url`` and ``video_url`` of OpenAI's requests.
+
+    Args:
+        template: the model's.
+        image: what an image's part becomes; whoever reads the images puts the right number of tokens in place.
+        video: what a video's part becomes.
+        has_bos: whether the tokenizer has a first token: then it is part of the text, because
+            ``apply_chat_template`` adds none.
     """
     before_system, after_system = template.system_template.split("{system_message}")
     # An empty question has no end mark with some templates: each published model as it was trained.

@@ -139,7 +139,11 @@ def write_generation(
 ) -> None:
     """Write generation settings that end an answer at the template's end mark, where ``model.chat`` ends it.
 
-    Marks that ``settings`` name besides are kept: the published file also lists ``<|im_start|>``.
+    Args:
+        folder: where to.
+        settings: marks that they name besides are kept: the published file also lists ``<|im_start|>``.
+        tokenizer: the checkpoint's.
+        template_name: of the conversation template.
     """
     end_mark = tokenizer.convert_tokens_to_ids(TEMPLATES[template_name].sep.strip())
     known = settings.get("eos_token_id")

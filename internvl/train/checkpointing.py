@@ -100,7 +100,14 @@ def atomic_checkpoint(
 ) -> Iterator[Path]:
     """Yield the folder to write a checkpoint to; at the end it is there as checkpoint-``step``, whole.
 
-    All ranks take part; the main process writes the manifest and renames. ``limit`` and ``keep`` as in :func:`rotate`.
+    All ranks take part; the main process writes the manifest and renames.
+
+    Args:
+        output_dir: of the training.
+        step: optimizer steps so far.
+        is_main_process: whether this one does it.
+        limit: as in :func:`rotate`.
+        keep: as in :func:`rotate`.
 
     Raises:
         UserError: it cannot be written, a full disk being the usual cause; earlier checkpoints are untouched.

@@ -40,7 +40,13 @@ class CaptionSteps(TrainerCallback):
 
 
 def read_caption_sample(meta_path: str, size: int, seed: int, *, allow_outside_root: bool) -> CaptionSet:
-    """Return ``size`` questions drawn from the rows of a meta file, the same ones for the same seed.
+    """Return questions drawn from the rows of a meta file.
+
+    Args:
+        meta_path: the meta file.
+        size: number of questions.
+        seed: the same draws the same ones.
+        allow_outside_root: whether paths of images may lead out of their root.
 
     Raises:
         UserError: rows are not as they should be.

@@ -85,7 +85,16 @@ def sdpa_attention(
     mask: torch.Tensor | None,
     dropout: float = 0.0,
 ) -> tuple[torch.Tensor, None]:
-    """Compute attention with PyTorch's fused kernels; arguments as :func:`eager_attention`, no weights."""
+    """Compute attention with PyTorch's fused kernels, which give no weights.
+
+    Args:
+        module: as of :func:`eager_attention`, like all others.
+        query: (B, H, N, D).
+        key: (B, G, M, D).
+        value: as ``key``.
+        mask: bool or additive, or None.
+        dropout: probability of dropping a weight.
+    """
     grouped = mask is None  # no kernel takes a mask and grouped heads at once
     if not grouped:
         key, value = repeat_heads(key, query), repeat_heads(value, query)
@@ -111,7 +120,13 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Run the attention kernel that ``module.config`` names: eager, sdpa, or one of the flash attentions.
 
-    Arguments and result as :func:`eager_attention`; flash attention takes the (B, M) mask of padding instead.
+    Args:
+        module: the attention layer.
+        query: as of :func:`eager_attention`, like the others; so is the result.
+        key: (B, G, M, D).
+        value: as ``key``.
+        mask: for flash attention the (B, M) mask of padding instead.
+        dropout: probability of dropping a weight, in training.
     """
     dropout = dropout if module.training else 0.0
     name = module.config._attn_implementation or "sdpa"

@@ -34,11 +34,23 @@ class ChatMixin:
         IMG_CONTEXT_TOKEN: str = IMG_CONTEXT_TOKEN,
         verbose: bool = False,
     ) -> str | tuple[str, list[tuple[str, str]]]:
-        """Answer ``question`` about the images, with the earlier (question, answer) pairs of ``history``.
+        """Answer a question about images.
 
-        ``num_patches_list`` gives the tiles of each image; None takes all of ``pixel_values`` as one image. A
-        first question without ``<image>`` gets the marker put in front. Returns the answer, and with
-        ``return_history`` the history to pass to the next call.
+        Args:
+            tokenizer: the model's.
+            pixel_values: (T, 3, S, S), the tiles of all images of the conversation; None for text alone.
+            question: a first one without ``<image>`` gets the marker put in front.
+            generation_config: settings of transformers' ``generate``.
+            history: the (question, answer) pairs before.
+            return_history: also return the history to pass to the next call.
+            num_patches_list: tiles of each image; None takes all of ``pixel_values`` as one image.
+            IMG_START_TOKEN: for callers of the published model, like the next two.
+            IMG_END_TOKEN: as above.
+            IMG_CONTEXT_TOKEN: the token that stands for a feature of an image.
+            verbose: print the prompt.
+
+        Raises:
+            ValueError: ``num_patches_list`` does not add up to the tiles.
         """
         if num_patches_list is None:
             num_patches_list = [len(pixel_values)] if pixel_values is not None else []
@@ -68,7 +80,21 @@ class ChatMixin:
         return_history: bool = False,
         IMG_CONTEXT_TOKEN: str = IMG_CONTEXT_TOKEN,
     ) -> list[str]:
-        """Answer one question an image, all in one batch; ``num_patches_list[i]`` tiles belong to question i."""
+        """Answer one question an image, all in one batch.
+
+        Args:
+            tokenizer: the model's.
+            pixel_values: (T, 3, S, S), the tiles of all images; None for questions without images.
+            questions: those without ``<image>`` get the marker put in front.
+            generation_config: settings of transformers' ``generate``.
+            num_patches_list: tiles of the image of each question.
+            history: not kept here; leave it None.
+            return_history: not kept here; leave it False.
+            IMG_CONTEXT_TOKEN: the token that stands for a feature of an image.
+
+        Raises:
+            ValueError: a history is asked for, or ``num_patches_list`` does not fit questions and tiles.
+        """
         if history is not None or return_history:
             raise ValueError("batch_chat keeps no history. Use chat for a conversation.")
         if pixel_values is not None and (
@@ -117,9 +143,14 @@ class ChatMixin:
         generation_config: dict,
         visual_features: torch.Tensor | None = None,
     ) -> list[str]:
-        """Generate from rendered prompts in one batch; returns the answers up to the template's end mark, stripped.
+        """Generate from rendered prompts in one batch; return the answers up to the template's end mark, stripped.
 
-        ``pixel_values`` (T, 3, S, S) holds the tiles of all prompts in order, or ``visual_features`` what they become.
+        Args:
+            tokenizer: the model's.
+            pixel_values: (T, 3, S, S), the tiles of all prompts in order.
+            prompts: with the image tokens in place.
+            generation_config: settings of transformers' ``generate``.
+            visual_features: (T, P, C), instead of ``pixel_values``.
         """
         end_mark = get_conv_template(self.template).sep.strip()
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(self.device)

@@ -126,8 +126,14 @@ def render_turns(
 ) -> list[Segment]:
     """Render turns into segments whose texts, joined, are the prompt (without the tokenizer's leading ``<s>``).
 
-    A leading ``system`` turn replaces the system message. Values are stripped, as the published training did. The
-    target of a gpt turn is its answer and the end mark; a newline behind the end mark belongs to the prompt.
+    Values are stripped, as the published training did. The target of a gpt turn is its answer and the end mark; a
+    newline behind the end mark belongs to the prompt.
+
+    Args:
+        template: the model's.
+        turns: an optional system turn, which replaces the system message, then human and gpt in turn.
+        system_message: instead of the template's own.
+        add_generation_prompt: end with the open answer's head.
 
     Example: ``[Turn("human", "Hi"), Turn("gpt", "Hello")]`` gives, for internlm2-chat, ``<|im_start|>system\\n…``,
     ``<|im_start|>user\\nHi<|im_end|>``, ``<|im_start|>assistant\\n`` and the target ``Hello<|im_end|>``.

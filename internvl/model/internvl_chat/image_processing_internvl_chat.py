@@ -57,9 +57,17 @@ def candidate_grids(min_num: int, max_num: int) -> tuple[tuple[int, int], ...]:
 
 
 def choose_grid(width: int, height: int, min_num: int, max_num: int, image_size: int) -> tuple[int, int]:
-    """Return the (columns, rows) whose aspect ratio is nearest to the image's, ``width`` × ``height`` px.
+    """Return the (columns, rows) whose aspect ratio is nearest to the image's.
 
     Of grids equally near, a later one (with more tiles) wins if the image covers more than half of its pixels.
+
+    Args:
+        width: of the image, in px.
+        height: of the image, in px.
+        min_num: fewest tiles.
+        max_num: most tiles.
+        image_size: tile side in px.
+
     Example: 640 × 480 with at most 6 tiles gives (3, 2), 1.5 being nearer to 1.33 than 1 or 2 are.
     """
     best, best_distance = (1, 1), float("inf")
@@ -73,7 +81,16 @@ def choose_grid(width: int, height: int, min_num: int, max_num: int, image_size:
 
 
 def count_tiles(width: int, height: int, *, min_num: int, max_num: int, image_size: int, use_thumbnail: bool) -> int:
-    """Return how many tiles :func:`split_into_tiles` makes of a ``width`` × ``height`` image."""
+    """Return how many tiles :func:`split_into_tiles` makes of an image.
+
+    Args:
+        width: of the image, in px.
+        height: of the image, in px.
+        min_num: fewest tiles, without the thumbnail.
+        max_num: most tiles, without the thumbnail.
+        image_size: tile side in px.
+        use_thumbnail: whether a thumbnail of the whole is one more, beside several tiles.
+    """
     columns, rows = choose_grid(width, height, min_num, max_num, image_size)
     return columns * rows + (use_thumbnail and columns * rows > 1)
 
@@ -89,8 +106,13 @@ def split_into_tiles(
 ) -> list[Image.Image]:
     """Resize an image to its grid and cut it into S × S tiles, row by row; a thumbnail of the whole goes last.
 
-    One tile gets no thumbnail: it is one. ``size`` is the (width, height) in px that the grid is chosen by, where an
-    image was decoded smaller than it is.
+    Args:
+        image: RGB.
+        min_num: fewest tiles, without the thumbnail.
+        max_num: most tiles, without the thumbnail.
+        image_size: S, in px.
+        use_thumbnail: add the thumbnail; one tile gets none, since it is one.
+        size: the (width, height) in px that the grid is chosen by, where an image was decoded smaller than it is.
     """
     width, height = size or image.size
     columns, rows = choose_grid(width, height, min_num, max_num, image_size)
@@ -145,7 +167,14 @@ def to_pixel_values(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> torch.Tensor:
-    """Return tiles as one normalised float32 tensor (T, 3, S, S), resizing those of another size (bicubic)."""
+    """Return tiles as one normalised float32 tensor (T, 3, S, S).
+
+    Args:
+        tiles: RGB; those of another size are resized (bicubic).
+        image_size: S, in px.
+        mean: of each channel, for values from 0 to 1.
+        std: of each channel.
+    """
     return normalize_pixels(stack_tiles(tiles, image_size), mean, std)
 
 
@@ -229,7 +258,18 @@ def load_image(
     min_num: int = 1,
     use_thumbnail: bool = True,
 ) -> torch.Tensor:
-    """Return the tiles of one image as ``pixel_values``, float32 (T, 3, S, S), for ``model.chat``."""
+    """Return the tiles of one image as ``pixel_values``, float32 (T, 3, S, S), for ``model.chat``.
+
+    Args:
+        image_file: a path, an open file, or an image in memory.
+        input_size: S, in px.
+        max_num: most tiles, without the thumbnail.
+        min_num: fewest tiles.
+        use_thumbnail: whether several tiles get a thumbnail of the whole beside them.
+
+    Raises:
+        ValueError: it cannot be read as an image.
+    """
     tiles = split_into_tiles(
         open_image(image_file),
         min_num=min_num,

@@ -75,7 +75,15 @@ class InternLM2Attention(nn.Module):
         past_key_values: Cache | None = None,
         layout: SequenceLayout | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, N, C) → (B, N, C) and the attention weights, when the kernel gives them."""
+        """(B, N, C) → (B, N, C) and the attention weights, when the kernel gives them.
+
+        Args:
+            hidden_states: (B, N, C).
+            position_embeddings: cosines and sines, each (B, N, D).
+            mask: bool or additive, (B or 1, 1, N, M); None for plain causal attention.
+            past_key_values: keys and values of the positions before, to which these are added.
+            layout: the groups of a packed sequence, instead of a mask.
+        """
         query, key, value = split_wqkv(
             self.wqkv(hidden_states), self.config.num_attention_heads, self.config.num_key_value_heads
         )
@@ -168,11 +176,20 @@ class InternLM2Model(InternLM2PreTrainedModel):
         cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """Run the decoder on ``input_ids`` int64 (B, N) or ``inputs_embeds`` (B, N, C).
+        """Run the decoder.
 
-        ``attention_mask`` is (B, M), 1 where a token is, or a prepared (B, 1, N, M) mask. ``position_ids`` is
-        (B, N); without it positions count on from the cache: ``past_key_values``, or ``cache`` as transformers calls
-        it from 5.24 on. Packed rows are one sequence (B = 1) with a ``layout`` and neither attention_mask nor cache.
+        Args:
+            input_ids: int64 (B, N).
+            attention_mask: (B, M), 1 where a token is, or a prepared (B, 1, N, M) mask.
+            position_ids: int64 (B, N); without it positions count on from the cache.
+            past_key_values: the cache, up to transformers 5.23.
+            inputs_embeds: (B, N, C), instead of ``input_ids``.
+            use_cache: whether to keep one.
+            output_hidden_states: also return the states of all layers.
+            output_attentions: also return the attention weights.
+            layout: how packed rows lie in one sequence (B = 1), with neither attention_mask nor cache.
+            cache: the cache, from transformers 5.24 on.
+            kwargs: what transformers' versions pass besides, of which this needs nothing.
 
         Raises:
             ValueError: both or neither of ``input_ids`` and ``inputs_embeds`` are given.

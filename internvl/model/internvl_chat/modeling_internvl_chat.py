@@ -247,11 +247,15 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         generation_config: GenerationConfig | None = None,
         **generate_kwargs,
     ) -> torch.Tensor:
-        """Generate answers; returns the new tokens only, int64 (B, at most max_new_tokens).
+        """Generate answers; return the new tokens only, int64 (B, at most max_new_tokens).
 
-        ``input_ids`` and ``attention_mask`` are (B, N), padded on the left. Images come as ``pixel_values``
-        (T, 3, S, S) or, when already encoded, as ``visual_features`` (T, P, C). Other arguments are those of
-        transformers' ``generate``.
+        Args:
+            pixel_values: (T, 3, S, S), the tiles of the whole batch.
+            input_ids: int64 (B, N), padded on the left.
+            attention_mask: (B, N), 1 where a token is.
+            visual_features: (T, P, C), images that are encoded already, instead of ``pixel_values``.
+            generation_config: instead of the model's own.
+            generate_kwargs: other arguments of transformers' ``generate``.
         """
         if visual_features is None and pixel_values is not None:
             visual_features = self.extract_feature(pixel_values)

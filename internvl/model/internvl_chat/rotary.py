@@ -11,11 +11,17 @@ from .configuration_internlm2 import InternLM2Config
 def rotary_cos_sin(
     config: InternLM2Config, position_ids: torch.Tensor, total_length: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rotary cosines and sines at ``position_ids``, each (B, N, D).
+    """Return the rotary cosines and sines, each (B, N, D).
 
-    ``linear`` scaling divides positions by its factor. ``dynamic`` scaling (NTK-aware) enlarges the base once
-    ``total_length``, the tokens of this call with the cached ones, exceeds ``max_position_embeddings``. Nothing is
-    kept between calls: a result never depends on an earlier, longer one.
+    ``linear`` scaling divides positions by its factor. ``dynamic`` scaling (NTK-aware) enlarges the base once there
+    are more tokens than ``max_position_embeddings``. Nothing is kept between calls: a result never depends on an
+    earlier, longer one.
+
+    Args:
+        config: ``rope_parameters`` has the base and the scaling.
+        position_ids: int64 (B, N).
+        total_length: the tokens of this call with the cached ones.
+        dtype: of the result; angles are computed in float32.
     """
     rope = config.rope_parameters
     width = config.hidden_size // config.num_attention_heads
@@ -33,5 +39,6 @@ def rotary_cos_sin(
 
 
 def rotate_half(states: torch.Tensor) -> torch.Tensor:
+    """Return (…, D) with its halves a, b as -b, a: what the sines multiply."""
     first, second = states.chunk(2, dim=-1)
     return torch.cat([-second, first], dim=-1)

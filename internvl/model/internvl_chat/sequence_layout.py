@@ -59,11 +59,17 @@ def suffix_mask(prefix: int, suffixes: tuple[int, ...], device: torch.device) ->
 def attend_in_groups(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: SequenceLayout
 ) -> torch.Tensor:
-    """Compute attention inside each group of a sequence; returns (1, N, H, D).
+    """Compute attention inside each group of a sequence; return (1, N, H, D).
 
-    ``query`` is (1, H, N, D), ``key`` and ``value`` (1, G, N, D). Every prefix goes through the causal kernel and the
+    Every prefix goes through the causal kernel and the
     suffixes of a group through masked calls, so no N × N mask exists and no product between groups is computed.
     PyTorch chooses the kernel (flash attention for half precision on a GPU).
+
+    Args:
+        query: (1, H, N, D).
+        key: (1, G, N, D) with G dividing H.
+        value: as ``key``.
+        layout: the groups, N tokens together.
 
     Raises:
         ValueError: the layout is of another length than the sequence.
@@ -100,7 +106,14 @@ def split_suffixes(prefix: int, suffixes: tuple[int, ...]) -> list[tuple[int, ..
 
 
 def attend_with_mask(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Compute attention where ``mask`` (queries, keys) allows it; shapes as above."""
+    """Compute attention where a mask allows it; return (1, H, queries, D).
+
+    Args:
+        query: (1, H, queries, D).
+        key: (1, G, keys, D) with G dividing H.
+        value: as ``key``.
+        mask: bool (queries, keys).
+    """
     if query.is_cuda:
         # The kernel that takes masks there knows no grouped heads; without this, one would keep all scores.
         key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
