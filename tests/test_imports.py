@@ -20,7 +20,7 @@ ALLOWED = {
     "commands": {"model", "data", "inference", "evaluation", "train"},
 }
 SHARED = {
-    "cli", "device", "distributed", "errors", "json_files", "limits", "logging_utils", "progress", "repository",
+    "cli", "device", "distributed", "errors", "json_files", "limits", "logging_utils", "patterns", "progress", "repository",
     "schema",
 }  # fmt: skip
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from internvl.data.patterns import expand_pattern
 from internvl.errors import UserError, printable
 from internvl.json_files import read_object
 from internvl.limits import MAX_REPEAT_TIME, MAX_TILES
+from internvl.patterns import expand_pattern
 from internvl.schema import validate
 
 FORM = "See shell/data/habitat.json for the form"

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from internvl.data.patterns import expand_pattern
 from internvl.errors import UserError
 from internvl.json_files import read_json
 from internvl.launch.settings import Settings
+from internvl.patterns import expand_pattern
 from internvl.repository import REPOSITORY
 
 
