@@ -20,8 +20,8 @@ ALLOWED = {
     "commands": {"model", "data", "inference", "evaluation", "train"},
 }
 SHARED = {
-    "cli", "device", "distributed", "errors", "json_files", "limits", "logging_utils", "patterns", "progress", "repository",
-    "schema",
+    "cli", "device", "distributed", "errors", "json_files", "limits", "logging_utils", "patterns", "progress",
+    "repository", "schema",
 }  # fmt: skip
 
 
