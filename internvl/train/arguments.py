@@ -9,7 +9,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from internvl.data.video import is_frame_sampling
 from internvl.errors import UserError
-from internvl.limits import MAX_TILES
+from internvl.limits import MAX_ALPHA, MAX_TILES
 from internvl.model.vision_cache import VISION_CACHE_GB
 
 # What the original's users type → what transformers 5 calls it. A ratio below 1 is what v5's warmup_steps takes.
@@ -324,8 +324,10 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Finetu
 def _check_lora(model: ModelArguments, training: FinetuneArguments) -> None:
     """Check the flags that say what LoRA is like; errors as above."""
     given = [name for name in LORA_FLAGS if getattr(model, name)]
-    if model.lora_alpha is not None and model.lora_alpha < 1:
-        raise UserError(f"--lora_alpha: is {model.lora_alpha}. Give a number above 0; twice the rank is usual.")
+    if model.lora_alpha is not None and not 1 <= model.lora_alpha <= MAX_ALPHA:
+        raise UserError(
+            f"--lora_alpha: is {model.lora_alpha}. Give a number from 1 to {MAX_ALPHA:,.0f}; twice the rank is usual."
+        )
     if not given:
         return
     if not (model.use_llm_lora or model.use_backbone_lora):
