@@ -83,7 +83,7 @@ def copy(tmp_path: Path) -> Path:
     train = root / "internvl/train"
     train.mkdir(parents=True)
     shutil.copytree(REPO / "internvl/launch", root / "internvl/launch", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("__init__", "cli", "torchrun", "errors", "json_files", "repository", "distributed"):
+    for name in ("__init__", "cli", "torchrun", "errors", "json_files", "patterns", "repository", "distributed"):
         shutil.copy(REPO / f"internvl/{name}.py", root / "internvl")
     (root / "internvl/device.py").write_text("print('cuda bf16 2')")
     (train / "internvl_chat_finetune.py").write_text(STUB_FINETUNE)
