@@ -65,8 +65,7 @@ def detect_device() -> tuple[str, str, int]:
             raise UserError(
                 f"{torch.cuda.get_device_name(index)}: has compute capability {capability[0]}.{capability[1]}, and "
                 f"torch {torch.__version__} is built for {' '.join(torch.cuda.get_arch_list())}. Install a build for "
-                "CUDA 12.6 (pip install torch torchvision --index-url https://download.pytorch.org/whl/cu126), or "
-                "hide the GPU (CUDA_VISIBLE_DEVICES=)."
+                "CUDA 12.6 from https://download.pytorch.org/whl/cu126, or hide the GPU (CUDA_VISIBLE_DEVICES=)."
             )
     return "cuda", best_precision(capabilities), count
 

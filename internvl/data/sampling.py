@@ -83,7 +83,7 @@ class MicroBatchSampler(Sampler[list[SampleGroup]]):
     The shuffled groups are cut into optimizer steps of ``batch_size`` × ``num_batches`` rows, by the row each starts
     at, so an epoch has the same number of steps whatever shares. ``strategy`` splits a step into ``num_batches``
     micro-batches, of which ``rank`` takes every ``world_size``-th. Which rows share a step depends neither on how it
-    is split nor on the number of ranks.
+    is split nor on the number of ranks. No group is larger than a step, as ``group_rows`` makes them.
 
     Where fewer micro-batches are needed than there are, the first ones of a step are ``[SampleGroup((), epoch)]`` on
     every rank: idle. An empty list is a rank's own empty place beside others' rows: it must take part.

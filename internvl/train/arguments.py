@@ -36,9 +36,7 @@ class ModelArguments:
     use_llm_lora: int = field(default=0, metadata={"help": "Rank of LoRA on the language model, 0 for none."})
     use_backbone_lora: int = field(default=0, metadata={"help": "Rank of LoRA on the vision encoder, 0 for none."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of LoRA."})
-    lora_alpha: int | None = field(
-        default=None, metadata={"help": "What LoRA is scaled by, over its rank; by default twice the rank."}
-    )
+    lora_alpha: int | None = field(default=None, metadata={"help": "LoRA is scaled by alpha / rank; default: 2 rank."})
     use_rslora: bool = field(default=False, metadata={"help": "Scale LoRA by alpha over the root of the rank."})
     use_dora: bool = field(
         default=False, metadata={"help": "DoRA: train the lengths of the rows apart from their directions, slower."}

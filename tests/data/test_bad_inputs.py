@@ -197,13 +197,13 @@ def test_each_kind_of_bad_row_is_named_at_its_line_and_trains_nothing(line, mess
         (b"[\n" + GOOD + b"\n]\n", r"rows\.jsonl:1: starts with '\[', a JSON array .*convert_annotations\.py"),
         (b"\xef\xbb\xbf[" + GOOD + b"]", r"rows\.jsonl:1: starts with '\['"),
         (GOOD.decode().encode("utf-16"), r"rows\.jsonl:1: is UTF-16 text"),
-        (gzip.compress(GOOD), r"rows\.jsonl:1: is gzip-compressed\. Unpack it: gunzip < .*rows\.jsonl > UNPACKED\."),
+        (gzip.compress(gzip.compress(GOOD)), r"rows\.jsonl:1: is gzip-compressed\. Unpack it: gunzip < "),
         (b"PAR1" + bytes(40), r"rows\.jsonl:1: is a Parquet table\. Write its rows as JSONL"),
         (b"version https://git-lfs.github.com/spec/v1\n", r"rows\.jsonl:1: is a Git LFS pointer.*git lfs pull"),
         (b"", r"rows\.jsonl: holds no rows"),
         (b"\n \n\r\n", r"rows\.jsonl: holds no rows"),
     ],
-    ids=["array", "array behind a mark", "UTF-16", "gzip", "Parquet", "Git LFS", "empty", "blank lines"],
+    ids=["array", "array behind a mark", "UTF-16", "gzip twice", "Parquet", "Git LFS", "empty", "blank lines"],
 )
 def test_files_of_another_form_are_named(content, message, media, tiny_model, tmp_path):
     file = tmp_path / "rows.jsonl"

@@ -54,6 +54,16 @@ def test_it_computes_what_transformers_own_class_does(member):
     assert torch.equal(*generated)
 
 
+def test_what_is_saved_has_the_rotary_base_where_every_version_looks_for_it(member, tmp_path):
+    """transformers 4 reads rope_theta alone, and takes 10,000 in silence where it is missing."""
+    model, _ = load_model(member)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["llm_config"]
+    assert (saved["rope_theta"], saved["rope_scaling"]) == (1000000, None) and "rope_parameters" not in saved
+    again = InternVLChatConfig.from_pretrained(tmp_path).llm_config
+    assert again.rope_parameters == model.config.llm_config.rope_parameters
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_rows_that_share_a_prefix_do_not_see_each_other(member, attention):
     model, _ = load_model(member, attn_implementation=attention)

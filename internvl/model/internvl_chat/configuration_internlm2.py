@@ -63,13 +63,21 @@ class InternLM2Config(PretrainedConfig):
         self.rope_parameters = read_rope(rope_parameters or rope_scaling, rope_theta)
 
     def to_dict(self) -> dict:
-        """Return the published form: ``rope_theta`` and ``rope_scaling`` instead of ``rope_parameters``."""
-        values = super().to_dict()
-        rope = values.pop("rope_parameters", None) or {}
-        values["rope_theta"] = rope.get("rope_theta")
-        scaled = rope.get("rope_type", "default") != "default"
-        values["rope_scaling"] = {"type": rope["rope_type"], "factor": rope["factor"]} if scaled else None
-        return values
+        """Return the published form, see :func:`with_published_rope`."""
+        return with_published_rope(super().to_dict())
+
+
+def with_published_rope(values: dict) -> dict:
+    """Return a configuration with ``rope_theta`` and ``rope_scaling`` instead of ``rope_parameters``.
+
+    transformers 4 reads only these, and takes its own base of the angles where they are missing.
+    """
+    values = dict(values)
+    rope = values.pop("rope_parameters", None) or {}
+    values["rope_theta"] = rope.get("rope_theta")
+    scaled = rope.get("rope_type", "default") != "default"
+    values["rope_scaling"] = {"type": rope["rope_type"], "factor": rope["factor"]} if scaled else None
+    return values
 
 
 def read_rope(settings: dict | None, theta: float | None) -> dict:

@@ -5,7 +5,7 @@ import inspect
 from transformers import PretrainedConfig, Qwen2Config, Qwen3Config
 
 from .configuration_intern_vit import InternVisionConfig
-from .configuration_internlm2 import InternLM2Config
+from .configuration_internlm2 import InternLM2Config, with_published_rope
 
 # Architecture of the language model → the class of its configuration.
 LLM_CONFIGS = {
@@ -88,6 +88,8 @@ class InternVLChatConfig(PretrainedConfig):
                 for key, value in part.to_dict().items()
                 if key in fields or key not in library or value != library[key]
             }
+            if "rope_parameters" in values[name]:  # of the library's classes, from transformers 5 on
+                values[name] = with_published_rope(values[name])
         return values
 
     @property
