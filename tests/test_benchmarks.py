@@ -29,7 +29,7 @@ def test_tokenizer_benchmark_runs(run_benchmark, repository, tiny_base, tmp_path
 
 def test_full_size_rehearsal_runs_every_stage_on_a_small_shape(run_benchmark, repository, tiny_base, tmp_path):
     script = repository / "benchmarks" / "full_size.py"
-    figures = run_benchmark(script, tmp_path / "figures.json", "--published", tiny_base, "--steps", 2)
+    figures = run_benchmark(script, tmp_path / "figures.json", "--model", tiny_base, "--steps", 2)
     assert len(figures["stages"]) == 5 and len(figures["losses"]) == 2
     assert all(stage["seconds"] > 0 and stage["peak_gib"] > 0 for stage in figures["stages"])
     assert figures["gigabytes"]["merged"] == pytest.approx(figures["gigabytes"]["base"], rel=0.01)

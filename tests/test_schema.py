@@ -18,6 +18,7 @@ from tests.faults.harness import check_message
 ROPE = {"type": "linear", "rope_type": "linear", "factor": 2.0, "rope_theta": 10000}
 PART = {"dtype": "float32", "torch_dtype": "float32", "num_labels": 2, "quantization_config": None}
 LANGUAGE = PART | {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16, "use_sliding_window": False,
     "vocab_size": 500, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "hidden_act": "silu", "max_position_embeddings": 512, "initializer_range": 0.02,
     "rms_norm_eps": 1e-5, "use_cache": True, "tie_word_embeddings": False, "bias": False, "pad_token_id": 2,
@@ -61,7 +62,8 @@ WHOLE = {
 REQUIRED = {"root", "annotation", "image_id", "caption", "references", "images", "annotations", "id"}
 NULLABLE = {
     "dtype", "torch_dtype", "quantization_config", "vision_config", "llm_config", "force_image_size", "template",
-    "num_key_value_heads", "pad_token_id", "bos_token_id", "rope_scaling", "rope_parameters",
+    "num_key_value_heads", "pad_token_id", "bos_token_id", "rope_scaling", "rope_parameters", "architectures",
+    "head_dim", "use_sliding_window",
 }  # fmt: skip
 NULLABLE_IN = {("meta.json", "length"), ("meta.json", "max_dynamic_patch"), ("preprocessor_config.json", "image_size")}
 ANY_NUMBER, ANY_LARGE_NUMBER = {"id", "image_id"}, {"length", "min_new_tokens", "max_new_tokens"}

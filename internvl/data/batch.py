@@ -50,9 +50,10 @@ SampleResult = Sample | list[BadSample] | Idle
 class Batch:
     """A micro-batch: the model's inputs by name, and what the trainer needs beside them.
 
-    ``inputs`` are ``input_ids`` and ``labels``, int64 (B, N), padded on the right; of a packed batch, one sequence
-    (1, N) with a ``layout``. Images are ``pixel_values``, uint8 (T, 3, S, S), among the inputs, with ``image_flags``,
-    int64 (T,), where the one tile there is stands for none; or ``images``, for whoever looks up their features.
+    ``inputs`` are ``input_ids``, ``labels`` and ``attention_mask``, int64 (B, N), padded on the right; of a packed
+    batch, one sequence (1, N) with a ``layout`` in the mask's place. Images are ``pixel_values``, uint8 (T, 3, S, S),
+    among the inputs, with ``image_flags``, int64 (T,), where the one tile there is stands for none; or ``images``, for
+    whoever looks up their features.
 
     ``rows`` are the places of its rows, ``skipped`` those that could not be read. ``is_idle``: no rank has any row.
     Reads as a mapping of ``inputs``, which is how transformers' Trainer counts labels and tokens.
@@ -94,18 +95,23 @@ class Batch:
         return replace(self, inputs=inputs)
 
     def model_inputs(self, features: torch.Tensor | None = None) -> dict:
-        """Return the keyword arguments of the model's forward; ``features`` are those of ``images``, (T, P, C)."""
-        return dict(self.inputs) if self.images is None else {**self.inputs, "visual_features": features}
+        """Return the keyword arguments of the model's forward; ``features`` are those of ``images``, (T, P, C).
+
+        The mask is not among them: attention is causal, so no token sees the padding behind it, and the kernels
+        without a mask are the fast ones.
+        """
+        inputs = {name: value for name, value in self.inputs.items() if name != "attention_mask"}
+        return inputs if self.images is None else {**inputs, "visual_features": features}
 
 
 @dataclass(frozen=True)
 class Collator:
     """Makes batches of samples as ``ConversationDataset`` returns them.
 
-    Padded, or with ``packed`` one sequence, which samples of several rows need. There is no mask: attention is causal,
-    so no token sees the padding behind it, and kernels without a mask are the fast ones. With ``keep_images`` a batch
-    has ``images`` instead of pixels. A batch of pixels without any image gets one black tile flagged 0, so that every
-    rank runs the vision encoder and gradients can be averaged.
+    Padded, or with ``packed`` one sequence, which samples of several rows need. The mask is made from lengths, since
+    any token id may occur in a text. With ``keep_images`` a batch has ``images`` instead of pixels. A batch of pixels
+    without any image gets one black tile flagged 0, so that every rank runs the vision encoder and gradients can be
+    averaged.
 
     Rows that could not be read are left out and listed. A batch without rows keeps one of padding without labels,
     because all ranks must take the same number of steps.
@@ -140,6 +146,7 @@ class Collator:
         return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
         }
 
     def pack(self, samples: list[Sample]) -> dict[str, torch.Tensor | SequenceLayout]:

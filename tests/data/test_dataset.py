@@ -87,12 +87,13 @@ def test_the_check_names_and_counts_missing_images(rows_folder, tiny_model, tmp_
         check_dataset(dataset(tmp_path / "copy", tiny_model.tokenizer)).raise_errors("")
 
 
-def test_collating_pads_on_the_right_without_a_mask_and_flags_a_dummy_tile():
+def test_collating_masks_by_length_and_flags_a_dummy_tile():
     text = Sample(torch.tensor([1, 0, 2]), torch.tensor([-100, 0, 2]), prefix=3)
     longer = Sample(torch.arange(5), torch.arange(5), prefix=5)
     batch = Collator(pad_token_id=2, image_size=56)([text, longer])
-    # Attention is causal: no token sees the padding behind it. Token 0 and the pad id inside a text are not padding.
-    assert "attention_mask" not in batch and batch["input_ids"].tolist() == [[1, 0, 2, 2, 2], [0, 1, 2, 3, 4]]
+    # Token 0 and the pad id inside a text are not padding.
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert "attention_mask" not in batch.model_inputs()  # attention is causal, and the padding is on the right
     assert batch["labels"][0].tolist() == [-100, 0, 2, -100, -100]
     assert batch["pixel_values"].shape == (1, 3, 56, 56) and batch["image_flags"].tolist() == [0]
 

@@ -172,7 +172,7 @@ def test_the_plain_loss_is_that_of_a_slow_loop_over_tokens(model_and_data):
     for row in (data[index] for index in range(NUM_ROWS)):
         inputs = Collator(tokenizer.pad_token_id, 56)([row]).model_inputs()
         with torch.no_grad():
-            scores = model(**{**inputs, "labels": None, "attention_mask": None}).logits[0].log_softmax(-1)
+            scores = model(**{**inputs, "labels": None}).logits[0].log_softmax(-1)
         for position in range(1, len(row.labels)):
             if row.labels[position] != IGNORE_INDEX:
                 total -= scores[position - 1, row.labels[position]].item()
