@@ -26,7 +26,7 @@ from internvl.data.problems import RowError
 from internvl.distributed import barrier, join_ranks, rank_and_world_size
 from internvl.errors import UserError, ends_on_user_error, shorten
 from internvl.evaluation.answers import AnswerLog
-from internvl.evaluation.datasets import CaptionSet
+from internvl.evaluation.datasets import PROMPT, CaptionSet
 from internvl.evaluation.generation import BATCH_TOKENS, NUM_FRAMES, generate_captions
 from internvl.evaluation.questions import Question
 from internvl.evaluation.serving import start_vllm
@@ -35,10 +35,10 @@ from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Turn
 from internvl.model.loading import load_config
+from internvl.model.tiling import most_tiles
 from internvl.progress import Progress
 
 logger = logging.getLogger("internvl.caption")
-PROMPT = "Provide a one-sentence caption for the provided image."
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"})
 
 
@@ -171,8 +171,7 @@ def answer(args: argparse.Namespace, items: list[Item], sizes: dict[Path, tuple[
     ``sizes`` are the images' (width, height) in px.
     """
     checkpoint = Checkpoint(args.model)
-    config = load_config(checkpoint)
-    max_tiles = args.max_num or (config.max_dynamic_patch if config.dynamic_image_size else 1)
+    max_tiles = args.max_num or most_tiles(load_config(checkpoint))
     questions = [
         Question(
             number,

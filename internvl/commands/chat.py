@@ -69,6 +69,7 @@ def open_session(args: argparse.Namespace) -> "ChatSession":
     from internvl.logging_utils import setup_logging
     from internvl.model.checkpoint import Checkpoint
     from internvl.model.loading import load_config
+    from internvl.model.tiling import most_tiles
 
     setup_logging()
     logging.getLogger("internvl").setLevel(logging.WARNING)
@@ -78,8 +79,7 @@ def open_session(args: argparse.Namespace) -> "ChatSession":
         max_tiles = args.max_num
     else:
         checkpoint = Checkpoint(args.model)
-        config = load_config(checkpoint)
-        max_tiles = args.max_num or (config.max_dynamic_patch if config.dynamic_image_size else 1)
+        max_tiles = args.max_num or most_tiles(load_config(checkpoint))
         talker = LocalTalker(Engine.load(checkpoint, precision=args.precision, auto=True, max_tiles=max_tiles))
     settings = ChatSettings(args.max_new_tokens, args.temperature, max_tiles, args.num_frames)
     session = ChatSession(talker, settings, system=args.system)

@@ -36,6 +36,7 @@ from internvl.model.internvl_chat.image_processing_internvl_chat import IMAGENET
 from internvl.model.internvl_chat.tokenization import load_tokenizer
 from internvl.model.loading import one_line
 from internvl.model.packaging import read_generation, write_chat_tokenizer, write_model_files, write_tokenizer
+from internvl.model.tiling import most_tiles
 
 ORIGINAL = "internvl_chat"
 # transformers' processor looks its tokens up under these names, and "video_token". Its placeholder of a video never
@@ -218,7 +219,7 @@ def write_hf_surroundings(
         has_bos=tokenizer.bos_token is not None,
     )
     write_tokenizer(folder, tokenizer, template, named_tokens={**IMAGE_TOKENS, "video_token": video_token})
-    limit = config.max_dynamic_patch if config.dynamic_image_size else 1
+    limit = most_tiles(config)
     pixels = {
         "size": {"height": config.image_size, "width": config.image_size},
         "image_mean": list(IMAGENET_MEAN),
