@@ -43,6 +43,14 @@ def join_ranks() -> bool:
     return is_main_process()
 
 
+def leave_ranks() -> None:
+    """Part from the other ranks: or the threads of the group may outlive what they use, and abort the process."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def count_cores() -> int:
     """Return how many cores this process may use: fewer than the machine has in a container or a batch job."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

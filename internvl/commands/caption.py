@@ -23,7 +23,7 @@ from internvl.cli import Parser
 from internvl.data.image_files import image_suffixes
 from internvl.data.media import read_image, read_info
 from internvl.data.problems import RowError
-from internvl.distributed import barrier, join_ranks, rank_and_world_size
+from internvl.distributed import barrier, join_ranks, leave_ranks, rank_and_world_size
 from internvl.errors import UserError, ends_on_user_error, shorten
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import PROMPT, CaptionSet
@@ -248,3 +248,4 @@ def main(argv: list[str] | None = None) -> None:
     if first:
         root = write(args, items, answers)
         print(f"{len(items)} answers. In a meta file: root {root}, annotation {args.out}")
+    leave_ranks()

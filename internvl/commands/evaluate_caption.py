@@ -23,11 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import distributed
 
 from internvl.cli import Parser
 from internvl.device import detect_device
-from internvl.distributed import barrier, broadcast_from_rank0, join_ranks, rank_and_world_size
+from internvl.distributed import barrier, broadcast_from_rank0, join_ranks, leave_ranks, rank_and_world_size
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.compare import column_names, compare, print_differences
@@ -367,8 +366,7 @@ def main(argv: list[str] | None = None) -> None:
     with _open_engine(args, checkpoint, sets, sizes) as engine:
         sha256 = broadcast_from_rank0(checkpoint.sha256)
         folders = [_evaluate_set(args, engine, data, sizes, sha256, other, first) for data in sets]
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    leave_ranks()
     if first:
         for folder in folders:
             print(folder)

@@ -26,6 +26,7 @@ from internvl.data.checking import LONG
 from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import read_meta
 from internvl.device import choose_kernels
+from internvl.distributed import leave_ranks
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.java_scorers import check_scorers
 from internvl.json_files import write_json
@@ -132,8 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         logger.warning("Stopped at step %d. The same command continues from there.", trainer.state.global_step)
         sys.exit(128 + stop.caught)
     _save_result(trainer, result, data_report(specs, check, plan.lengths))
-    if distributed.is_initialized():
-        distributed.destroy_process_group()  # or its threads may outlive what they use, and abort the process
+    leave_ranks()
 
 
 def _prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> None:
