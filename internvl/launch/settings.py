@@ -1,6 +1,5 @@
 """The settings of a finetune: a launcher's torchrun call and the environment, overruled by what its user typed."""
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,9 +53,8 @@ class Settings:
     @property
     def trains_lora(self) -> bool:
         """Whether all that trains of the language model is LoRA."""
-        words = [*self.recipe, *self.flags]
-        ranks = [value for name, value in itertools.pairwise(words) if name == "--use_llm_lora"]
-        return bool(ranks) and ranks[-1] != "0"
+        found, _ = read_flags(make_parser(("use_llm_lora",)), [*self.recipe, *self.flags])
+        return found.get("use_llm_lora", "0") != "0"
 
 
 def read_settings(call: Sequence[str], typed: Sequence[str], environment: Mapping[str, str], paths: Paths) -> Settings:

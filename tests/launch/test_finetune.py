@@ -48,6 +48,11 @@ def test_lora_on_one_node_does_without_deepspeed():
     nodes = {"NNODES": "2", "MASTER_ADDR": "10.0.0.1"}
     assert "--deepspeed" not in flags(BF16, *lora)
     assert flags(BF16, "--use_llm_lora", "0")["--deepspeed"] == ZERO_1
+    for spelling in ("--use_llm_lora=8", "--use-llm-lora=8"):
+        assert (
+            "--deepspeed"
+            not in make_plan(read_settings(CALL, [spelling], {"BATCH_SIZE": "16"}, Paths()), BF16).command
+        )
     assert flags(BF16, *lora, **nodes)["--deepspeed"] == ZERO_1
     assert flags(BF16, *lora, DEEPSPEED=ZERO_1)["--deepspeed"] == ZERO_1
 
