@@ -11,7 +11,6 @@ earlier one was stopped. torchrun starts it on several devices.
 
 import argparse
 import csv
-import json
 import logging
 import os
 import sys
@@ -20,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from internvl.cli import Parser
+from internvl.data.annotation import parse_line
+from internvl.data.conversion import write_lines
 from internvl.data.image_files import image_suffixes
 from internvl.data.media import read_image, read_info
 from internvl.data.problems import RowError
@@ -31,6 +32,7 @@ from internvl.evaluation.generation import BATCH_TOKENS, NUM_FRAMES, generate_ca
 from internvl.evaluation.questions import Question
 from internvl.evaluation.serving import start_vllm
 from internvl.inference.engine import Engine
+from internvl.json_files import UTF8_MARK
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Turn
@@ -120,22 +122,20 @@ def _kind(path: Path) -> str:
 
 def _read_list(path: Path, prompt: str) -> Iterator[Item]:
     """Yield the items of a list; errors as of :func:`find_items`."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().removeprefix(UTF8_MARK).splitlines(), 1):
         where = f"{path}:{number}"
         if not line.strip():
             continue
         if path.suffix.lower() == ".txt":
-            file = path.parent / line.strip()
+            file = path.parent / os.fsdecode(line.strip())
             yield Item(file, prompt, _kind(file) == "video", where)
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as err:
-            raise UserError(f"{where}: is not JSON ({err}). Write one object a line.") from err
-        media = {key: row[key] for key in ("image", "video") if row.get(key)} if isinstance(row, dict) else {}
+        row = parse_line(line, where)
+        fields = row if isinstance(row, dict) else {}
+        media = {key: fields[key] for key in ("image", "video") if fields.get(key)}
         if len(media) != 1 or not all(isinstance(name, str) for name in media.values()):
             raise UserError(f"{where}: is {shorten(row)}, not an object with one image or video. Give its path.")
-        (key, name), own = *media.items(), row.get("prompt", prompt)
+        (key, name), own = *media.items(), fields.get("prompt", prompt)
         if not isinstance(own, str) or not own.strip():
             raise UserError(f"{where}: prompt is {shorten(own)}. Give a text, or leave it out.")
         yield Item(path.parent / name, own, key == "video", where)
@@ -165,10 +165,12 @@ def leave_out_unreadable(items: list[Item]) -> tuple[list[Item], dict[Path, tupl
     return good, sizes
 
 
-def answer(args: argparse.Namespace, items: list[Item], sizes: dict[Path, tuple[int, int]]) -> list[str]:
+def answer(
+    args: argparse.Namespace, items: list[Item], sizes: dict[Path, tuple[int, int]]
+) -> tuple[list[str], AnswerLog]:
     """Return the answers to all items, in their order; those of an earlier run that was stopped are taken over.
 
-    ``sizes`` are the images' (width, height) in px.
+    The log holds them until they are written elsewhere. ``sizes`` are the images' (width, height) in px.
     """
     checkpoint = Checkpoint(args.model)
     max_tiles = args.max_num or most_tiles(load_config(checkpoint))
@@ -204,22 +206,23 @@ def answer(args: argparse.Namespace, items: list[Item], sizes: dict[Path, tuple[
         captions = generate_captions(engine, data, sizes, log, batch_tokens=BATCH_TOKENS, **options)
     barrier()
     log.close()
-    if rank_and_world_size()[0] == 0:
-        log.remove()
-    return [entry["caption"] for entry in captions]
+    return [entry["caption"] for entry in captions], log
 
 
 def write(args: argparse.Namespace, items: list[Item], answers: list[str]) -> Path:
     """Write the rows, and the table if one is asked for; return the folder that the rows' paths start from."""
     root = Path(os.path.commonpath([item.path.absolute().parent for item in items]))
-    beside = args.out.with_name(f"{args.out.name}.tmp")
-    with open(beside, "w", encoding="utf-8") as stream:
-        for number, (item, text) in enumerate(zip(items, answers, strict=True)):
-            name = item.path.absolute().relative_to(root).as_posix()
-            turns = [{"from": "human", "value": item.text}, {"from": "gpt", "value": text}]
-            row = {"id": number, "video" if item.is_video else "image": name, "conversations": turns}
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    beside.replace(args.out)
+    write_lines(
+        args.out,
+        (
+            {
+                "id": number,
+                "video" if item.is_video else "image": item.path.absolute().relative_to(root).as_posix(),
+                "conversations": [{"from": "human", "value": item.text}, {"from": "gpt", "value": text}],
+            }
+            for number, (item, text) in enumerate(zip(items, answers, strict=True))
+        ),
+    )
     if args.save_table:
         with open(args.save_table, "w", encoding="utf-8", newline="") as stream:
             table = csv.writer(stream)
@@ -244,8 +247,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{args.out.absolute().parent}: there is no such folder. Create it, or name another file.")
     first = join_ranks()
     items, sizes = leave_out_unreadable(find_items(args.inputs, args.prompt))
-    answers = answer(args, items, sizes)
+    answers, log = answer(args, items, sizes)
     if first:
         root = write(args, items, answers)
+        log.remove()
         print(f"{len(items)} answers. In a meta file: root {root}, annotation {args.out}")
     leave_ranks()

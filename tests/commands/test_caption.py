@@ -1,6 +1,7 @@
 """Captioning files: answers are the engine's, bad files are listed, runs continue, and the output is training data."""
 
 import csv
+import errno
 import json
 
 import pytest
@@ -90,7 +91,7 @@ def test_a_stopped_run_goes_on(tiny_base, photos, tmp_path, monkeypatch, caplog)
             "list.jsonl:1: is .* not an object with one image or video",
         ),
         ("list.jsonl", "[1]", "list.jsonl:1: is "),
-        ("list.jsonl", "{", "list.jsonl:1: is not JSON"),
+        ("list.jsonl", "{", "list.jsonl:1: is not valid JSON"),
         ("list.jsonl", '{"image": "a.png", "prompt": 3}', "list.jsonl:1: prompt is 3"),
         ("notes.md", "x", "notes.md: is neither an image, a video, a folder, nor a list"),
     ],
@@ -99,6 +100,28 @@ def test_inputs_that_are_none_are_refused(photos, name, content, message):
     (photos / name).write_text(content)
     with pytest.raises(UserError, match=message):
         caption.find_items([photos / name], "What?")
+
+
+def test_a_list_of_another_encoding_is_named_by_its_line(photos):
+    (photos / "list.jsonl").write_bytes('{"image": "a.png"}\n{"image": "ä.png"}\n'.encode("latin-1"))
+    with pytest.raises(UserError, match="list.jsonl:2: is not UTF-8 text"):
+        caption.find_items([photos / "list.jsonl"], "What?")
+
+
+def test_answers_are_kept_until_they_are_written(tiny_base, photos, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    command = [str(tiny_base), str(photos), "--out", str(out), *FLAGS]
+
+    def fill_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(out))
+
+    with monkeypatch.context() as full:
+        full.setattr(caption, "write_lines", fill_disk)
+        with pytest.raises(SystemExit):
+            caption.main(command)
+    monkeypatch.setattr(AnswerLog, "add", lambda *_: pytest.fail("answered again"))
+    caption.main(command)
+    assert len(rows(out)) == 3
 
 
 def test_a_file_that_is_there_is_kept(photos, tmp_path, capsys):
