@@ -98,6 +98,14 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"has {name}, which is not a number")
 
 
+def encode_line(record: dict) -> bytes:
+    """Return a record as a JSON line, readable except where a lone surrogate (outside the texts) must be escaped."""
+    try:
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(record).encode() + b"\n"
+
+
 def write_json(file: Path, content: object) -> None:
     """Write JSON as checkpoints have it: two spaces, UTF-8, a newline at the end; beside, then renamed."""
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str)

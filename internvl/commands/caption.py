@@ -24,11 +24,12 @@ from internvl.data.conversion import write_lines
 from internvl.data.image_files import image_suffixes
 from internvl.data.media import read_image, read_info
 from internvl.data.problems import RowError
+from internvl.data.video import NUM_FRAMES
 from internvl.distributed import barrier, join_ranks, leave_ranks, rank_and_world_size
 from internvl.errors import UserError, ends_on_user_error, shorten
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import PROMPT, CaptionSet
-from internvl.evaluation.generation import BATCH_TOKENS, NUM_FRAMES, generate_captions
+from internvl.evaluation.generation import BATCH_TOKENS, generate_captions
 from internvl.evaluation.questions import Question
 from internvl.evaluation.serving import start_vllm
 from internvl.inference.engine import Engine

@@ -25,13 +25,14 @@ from pathlib import Path
 import torch
 
 from internvl.cli import Parser
+from internvl.data.video import NUM_FRAMES
 from internvl.device import detect_device
 from internvl.distributed import barrier, broadcast_from_rank0, join_ranks, leave_ranks, rank_and_world_size
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.compare import column_names, compare, print_differences
 from internvl.evaluation.datasets import CaptionSet, present_sets, read_caption_set, read_custom_set, read_train_sets
-from internvl.evaluation.generation import BATCH_TOKENS, NUM_FRAMES, generate_captions
+from internvl.evaluation.generation import BATCH_TOKENS, generate_captions
 from internvl.evaluation.questions import check_media
 from internvl.evaluation.results import Result, read_result, write_results
 from internvl.evaluation.score import check_scorers, print_scores, score_captions

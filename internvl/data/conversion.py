@@ -1,7 +1,6 @@
 """Annotations of other tools → rows of ours, and back to messages: one at a time, however many there are."""
 
 import csv
-import json
 import logging
 import os
 from collections import Counter
@@ -18,7 +17,7 @@ from internvl.data.image_files import image_suffixes
 from internvl.data.json_stream import BrokenJsonError, stream_json
 from internvl.data.problems import RowError
 from internvl.errors import UserError, shorten
-from internvl.json_files import UTF8_MARK, check_form
+from internvl.json_files import UTF8_MARK, check_form, encode_line
 from internvl.limits import MAX_LINE_BYTES
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER
 
@@ -334,11 +333,3 @@ def write_lines(file: Path, records: Iterable[dict]) -> int:
     finally:
         beside.unlink(missing_ok=True)
     return count
-
-
-def encode_line(record: dict) -> bytes:
-    """Return a record as a JSON line, readable except where a lone surrogate (outside the texts) must be escaped."""
-    try:
-        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(record).encode() + b"\n"

@@ -16,6 +16,7 @@ from internvl.limits import MAX_PIXELS
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Turn
 from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
 
+NUM_FRAMES = 8  # of a video that a model is asked about, as the model card's example takes
 TIME_TOLERANCE = 1e-6  # seconds; times come from whole numbers of a fraction of a second
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from internvl.data.video import NUM_FRAMES
 from internvl.distributed import gather_lists, rank_and_world_size, shard
 from internvl.errors import UserError
 from internvl.evaluation.answers import AnswerLog
@@ -14,8 +15,6 @@ from internvl.evaluation.questions import Question, count_tokens, read_request
 from internvl.inference.requests import AnsweringEngine, Request
 from internvl.progress import Progress
 
-# Frames of a video, as the model card's example takes.
-NUM_FRAMES = 8
 # Tokens of a batch, prompts and answers of all beams: 16 images of 7 tiles of the 2B model.
 BATCH_TOKENS = 32768
 

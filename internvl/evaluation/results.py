@@ -9,14 +9,13 @@ from typing import Annotated, Any, cast
 from pydantic import BaseModel, Field, TypeAdapter
 
 from internvl.data.annotation import parse_line
-from internvl.data.conversion import encode_line
 from internvl.data.problems import RowError
 from internvl.errors import UserError, printable
 from internvl.evaluation.datasets import REPOSITORY, CaptionSet
 from internvl.evaluation.report import ReportRow, write_report
 from internvl.evaluation.score import CaptionScores, CheckedId
 from internvl.evaluation.scorers import ImageId
-from internvl.json_files import read_object, write_json
+from internvl.json_files import encode_line, read_object, write_json
 from internvl.schema import validate
 
 RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "pillow", "pycocoevalcap")

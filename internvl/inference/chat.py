@@ -1,6 +1,5 @@
 """A conversation about images and videos that goes on: its turns and media, and answers that come piece by piece."""
 
-import json
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -8,18 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import TextIteratorStreamer
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from internvl.data.media import read_video
-from internvl.data.video import choose_frames, place_frames
+from internvl.data.video import NUM_FRAMES, choose_frames, place_frames
 from internvl.errors import UserError
 from internvl.inference.client import ServerClient, chat_messages, data_url
 from internvl.inference.engine import Engine
 from internvl.inference.requests import Request
+from internvl.json_files import encode_line
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Turn
 
 MARKS = re.compile(f"({re.escape(IMAGE_PLACEHOLDER)}|{re.escape(VIDEO_PLACEHOLDER)})")
-NUM_FRAMES = 8  # of a video, as the model card's example takes
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,17 @@ class Talker(Protocol):
         """Yield the answer to the last of ``turns`` in pieces; ``images`` are those of each ``<image>``, in order."""
 
 
+class StopOnEvent(StoppingCriteria):
+    """Ends generating after the token at which an event is set."""
+
+    def __init__(self, event: threading.Event):
+        self.event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Return for each row whether it ends, bool (B,)."""
+        return torch.full(input_ids.shape[:1], self.event.is_set(), device=input_ids.device)
+
+
 class LocalTalker:
     """Answers with a model that is loaded in this process."""
 
@@ -53,14 +64,21 @@ class LocalTalker:
         return self.engine.read(image, max_tiles)
 
     def stream(self, turns: Sequence[Turn], images: Sequence[Any], settings: ChatSettings) -> Iterator[str]:
-        """Yield the answer in pieces, while a thread generates it.
+        """Yield the answer in pieces, while a thread generates it; whoever closes the iterator ends that, too.
 
         Raises:
             UserError: the conversation does not fit into memory.
         """
         streamer = TextIteratorStreamer(self.engine.tokenizer, skip_special_tokens=True)
         sampling = {"do_sample": True, "temperature": settings.temperature} if settings.temperature > 0 else {}
-        options = {"do_sample": False, "max_new_tokens": settings.max_new_tokens, **sampling, "streamer": streamer}
+        stopped = threading.Event()
+        options = {
+            "do_sample": False,
+            "max_new_tokens": settings.max_new_tokens,
+            **sampling,
+            "streamer": streamer,
+            "stopping_criteria": StoppingCriteriaList([StopOnEvent(stopped)]),
+        }
         failures: list[BaseException] = []
 
         def generate() -> None:
@@ -72,8 +90,11 @@ class LocalTalker:
 
         thread = threading.Thread(target=generate, name="generate", daemon=True)
         thread.start()
-        yield from streamer
-        thread.join()
+        try:
+            yield from streamer
+        finally:
+            stopped.set()
+            thread.join()
         if failures:
             raise failures[0]
 
@@ -201,11 +222,17 @@ class ChatSession:
         """
         if not self.turns:
             raise UserError("/retry: nothing has been asked yet. Ask something first.")
+        return self._ask_again()
+
+    def _ask_again(self) -> Iterator[str]:
         *self.turns, question, _ = self.turns
-        count = question.value.count(IMAGE_PLACEHOLDER) + question.value.count(VIDEO_PLACEHOLDER)
-        start = len(self.attachments) - count
-        self.waiting, self.attachments = self.attachments[start:] + self.waiting, self.attachments[:start]
-        return self.ask(question.value)
+        start = len(self.attachments) - len(MARKS.findall(question.value))
+        later, self.waiting = self.waiting, self.attachments[start:]
+        self.attachments = self.attachments[:start]
+        try:
+            yield from self.ask(question.value)
+        finally:
+            self.waiting += later  # of the question after it
 
     def clear(self) -> None:
         """Forget the conversation and its images; the system message stays."""
@@ -224,13 +251,15 @@ class ChatSession:
         images = [str(one.path.resolve()) for one in self.attachments if not one.is_video]
         if len(videos) > 1 or (videos and images):
             raise UserError("/save: a row has images or one video, and this conversation more. It is not saved.")
-        media = (
-            {"video": videos[0]} if videos else {"image": images[0] if len(images) == 1 else images} if images else {}
-        )
+        media: dict[str, str | list[str]] = {}
+        if videos:
+            media["video"] = videos[0]
+        elif images:
+            media["image"] = images[0] if len(images) == 1 else images
         turns = [Turn("system", self.system)] if self.system else []
         conversation = [{"from": turn.role, "value": turn.value} for turn in [*turns, *self.turns]]
         try:
-            with open(Path(path).expanduser(), "a", encoding="utf-8") as stream:
-                stream.write(json.dumps({**media, "conversations": conversation}, ensure_ascii=False) + "\n")
+            with open(Path(path).expanduser(), "ab") as stream:
+                stream.write(encode_line({**media, "conversations": conversation}))
         except OSError as err:
             raise UserError(f"{path}: cannot be written ({err.strerror}). Name another file.") from err

@@ -1,6 +1,7 @@
 """Conversations: answers are those of the engine, media stay with their turns, and a saved row can be trained on."""
 
 import json
+import threading
 
 import pytest
 
@@ -95,7 +96,19 @@ def test_an_answer_that_is_cut_off_leaves_the_conversation_as_it_was(session, im
     next(pieces)
     pieces.close()
     assert not session.turns and len(session.waiting) == 1
+    assert not any(thread.name == "generate" for thread in threading.enumerate())
     assert answer(session, "What?")
+
+
+def test_what_is_added_after_an_answer_is_not_part_of_its_second_try(session, images):
+    session.attach_images(images[:1])
+    first = answer(session, "What?")
+    session.attach_images(images[1:2])
+    assert "".join(session.retry()).strip() == first
+    assert [one.path for one in session.attachments] == images[:1] and [one.path for one in session.waiting] == images[
+        1:2
+    ]
+    assert answer(session, "And this?")
 
 
 @pytest.mark.parametrize(("text", "message"), [("<image> <image>", "marks 2 images and 0 videos, and 1 and 0")])
