@@ -8,6 +8,8 @@ from dataclasses import fields
 
 import torch
 import transformers
+from transformers import PretrainedConfig
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 OLDEST, NEWEST = (4, 57), (5, 24)  # tests/compat/run.sh runs every operation on these and between
@@ -28,6 +30,23 @@ def warn_if_untested(version: str = transformers.__version__) -> None:
             *NEWEST,
             version,
         )
+
+
+def open_cache(
+    config: PretrainedConfig, cache: Cache | None, use_cache: bool | None, training: bool
+) -> tuple[Cache | None, bool, int]:
+    """Return the cache of a decoder's call, a new one if there is to be one, whether there is, and the tokens in it.
+
+    Args:
+        config: of the decoder.
+        cache: what the caller hands on, under either of its names.
+        use_cache: whether there is to be one; None for what ``config`` says, and never in training.
+        training: whether the decoder trains.
+    """
+    use_cache = config.use_cache and not training if use_cache is None else use_cache
+    if use_cache and cache is None:
+        cache = DynamicCache(config=config)
+    return cache, use_cache, cache.get_seq_length() if cache is not None else 0
 
 
 def fill_unless_loaded(parameter: torch.Tensor, mean: float = 0.0, std: float = 0.0) -> None:

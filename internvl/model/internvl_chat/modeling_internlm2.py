@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .attention import attend, causal_mask
 from .causal_lm import SupervisedCausalLM
-from .compat import CACHE_NAME
+from .compat import CACHE_NAME, open_cache
 from .configuration_internlm2 import InternLM2Config
 from .rotary import rotary_cos_sin, rotate_half
 from .sequence_layout import SequenceLayout, attend_in_groups
@@ -198,11 +198,8 @@ class InternLM2Model(InternLM2PreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.tok_embeddings(input_ids)
-        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
-        past_key_values = past_key_values if past_key_values is not None else cache
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cache = past_key_values if past_key_values is not None else cache
+        past_key_values, use_cache, num_cached = open_cache(self.config, cache, use_cache, self.training)
         num_new = inputs_embeds.shape[1]
         device, total_length = inputs_embeds.device, num_cached + num_new
         if layout is not None:

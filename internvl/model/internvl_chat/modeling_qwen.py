@@ -10,13 +10,13 @@ width.
 import torch
 from torch import nn
 from transformers import Qwen2ForCausalLM, Qwen3ForCausalLM
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import causal_mask, eager_attention, sdpa_attention
 from .causal_lm import SupervisedCausalLM
-from .compat import CACHE_NAME
+from .compat import CACHE_NAME, open_cache
 from .sequence_layout import SequenceLayout, attend_in_groups
 
 KERNELS = {"eager": eager_attention, "sdpa": sdpa_attention}
@@ -98,11 +98,8 @@ class LibraryCausalLM(SupervisedCausalLM):
             kernel = self.config._attn_implementation = PREFIX + kernel
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         cache = past_key_values if past_key_values is not None else cache
-        if use_cache and cache is None:
-            cache = DynamicCache(config=self.config)
-        num_cached = cache.get_seq_length() if cache is not None else 0
+        cache, use_cache, num_cached = open_cache(self.config, cache, use_cache, self.training)
         num_new, device = inputs_embeds.shape[1], inputs_embeds.device
         if not kernel.startswith(PREFIX):
             if layout is not None:
