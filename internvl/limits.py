@@ -19,6 +19,9 @@ MAX_SIDE_RATIO = 200
 MAX_REPEAT_TIME = 1000
 MAX_TILES = 128
 
+# Annotations: what a row may count more than another. Beyond it, float32 sums of a step lose the others.
+MAX_WEIGHT = 1_000_000
+
 # config.json. The largest published InternVL has 80 layers of 8,192 channels: many times that is a mistake, not a
 # model, and would fill the memory or never be built.
 MAX_LAYERS = 512

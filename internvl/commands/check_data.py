@@ -24,7 +24,7 @@ from rich.table import Table
 from internvl.cli import Parser
 from internvl.data.annotation import KINDS
 from internvl.data.batch import Sample
-from internvl.data.checking import BAD, LONG, DatasetCheck, Problem, check_dataset, first_of_each
+from internvl.data.checking import BAD, DatasetCheck, Problem, check_dataset, first_of_each
 from internvl.data.cleaning import write_clean
 from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import read_meta
@@ -98,6 +98,9 @@ def print_summary(console: Console, report: dict) -> None:
         ("cannot be trained on", lambda one: f"{one['errors']:,}"),
     ):
         table.add_row(title, *map(value, sets))
+    if any(one["weighted"] for one in sets):
+        table.add_row("with weights other than 1", *(f"{one['weighted']:,}" for one in sets))
+        table.add_row("left out for a weight of 0", *(f"{one['of_weight_0']:,}" for one in sets))
     for note in dict.fromkeys(note for one in sets for note in one["notes"]):
         table.add_row(escape(note), *(f"{one['notes'].get(note, 0):,}" for one in sets))
     console.print(table)
@@ -125,10 +128,11 @@ def _print_problems(problems: list[Problem], title: str) -> None:
 def preview_rows(dataset: ConversationDataset, check: DatasetCheck, per_kind: int) -> Iterator[PreviewRow]:
     """Yield rows of each data set and kind as training gets them, spread evenly over those that can be read."""
     row_stats = check.row_stats(dataset.index)
+    readable = check.trains(dataset.index) & (row_stats["status"] != BAD)
     for spec in dataset.specs:
         own = np.isin(dataset.index[:, 0], dataset.file_numbers(spec))
         for number, kind in enumerate(KINDS):
-            items = np.flatnonzero(own & (row_stats["kind"] == number) & ~np.isin(row_stats["status"], (BAD, LONG)))
+            items = np.flatnonzero(own & (row_stats["kind"] == number) & readable)
             for item in items[np.linspace(0, len(items) - 1, min(per_kind, len(items)), dtype=int)]:
                 file_number, row = dataset.index[item]
                 sample = dataset[item]

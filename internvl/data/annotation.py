@@ -19,6 +19,7 @@ from internvl.data.row_keys import (
     system_message,
     unread_keys,
 )
+from internvl.data.weights import answer_weights
 from internvl.errors import UserError, shorten
 from internvl.json_files import UTF8_MARK, DuplicateKeyError, check_form, unique_keys
 from internvl.limits import MAX_LINE_BYTES
@@ -48,7 +49,7 @@ class Row:
     data set's root, one per ``<image>`` in the human turns, and ``sizes`` their declared (width, height) in px or
     None. A row with a ``video`` has one ``<video>`` instead; ``clip`` is the part of it to use, (start, end) in
     seconds. ``where`` is ``file:line`` for messages. ``notes`` name what of the row is not used, for the check to
-    count.
+    count. ``weights`` are what its answers count in the loss, () where each counts 1.
     """
 
     turns: tuple[Turn, ...]
@@ -58,6 +59,7 @@ class Row:
     video: str | None = None
     clip: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -212,6 +214,7 @@ def parse_row(record: object, where: str) -> Row:
         video=video,
         clip=_parse_clip(record, where) if video else None,
         notes=tuple(unread_keys(record)),
+        weights=answer_weights(record, where),
     )
 
 

@@ -21,7 +21,8 @@ class Sample:
 
     ``input_ids`` and ``labels`` are int64 (N,). ``prefix`` is the number of tokens that the rows have in common and
     ``suffixes`` those of each row behind it, as ``SequenceLayout`` describes them; a single row is all prefix.
-    ``rows`` are their places, as file:line.
+    ``rows`` are their places, as file:line. ``weights``, float32 (N,), are what each token's loss counts, 0 where it
+    is not supervised; None where each supervised one counts 1.
     """
 
     input_ids: torch.Tensor
@@ -30,6 +31,7 @@ class Sample:
     suffixes: tuple[int, ...] = ()
     images: list[TiledImage] = field(default_factory=list)
     rows: list[str] = field(default_factory=list)
+    weights: torch.Tensor | None = None
 
 
 class BadSample(NamedTuple):
@@ -51,9 +53,10 @@ class Batch:
     """A micro-batch: the model's inputs by name, and what the trainer needs beside them.
 
     ``inputs`` are ``input_ids``, ``labels`` and ``attention_mask``, int64 (B, N), padded on the right; of a packed
-    batch, one sequence (1, N) with a ``layout`` in the mask's place. Images are ``pixel_values``, uint8 (T, 3, S, S),
-    among the inputs, with ``image_flags``, int64 (T,), where the one tile there is stands for none; or ``images``, for
-    whoever looks up their features.
+    batch, one sequence (1, N) with a ``layout`` in the mask's place. ``loss_weight``, float32 (B, N), is among them
+    where an answer counts more or less than 1. Images are ``pixel_values``, uint8 (T, 3, S, S), among the
+    inputs, with ``image_flags``, int64 (T,), where the one tile there is stands for none; or ``images``, for whoever
+    looks up their features.
 
     ``rows`` are the places of its rows, ``skipped`` those that could not be read. ``is_idle``: no rank has any row.
     Reads as a mapping of ``inputs``, which is how transformers' Trainer counts labels and tokens.
@@ -75,6 +78,13 @@ class Batch:
     def num_supervised(self) -> torch.Tensor:
         """Number of labels that count, an int64 scalar; the first of a row predicts nothing."""
         return (self.inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
+
+    @property
+    def supervised_weight(self) -> torch.Tensor:
+        """What the labels that count weigh together, a float32 scalar: their number, where each counts 1."""
+        if "loss_weight" not in self.inputs:
+            return self.num_supervised.float()
+        return self.inputs["loss_weight"][:, 1:].sum()
 
     def keys(self) -> KeysView[str]:
         """Return the names of the inputs."""
@@ -104,6 +114,11 @@ class Batch:
         return inputs if self.images is None else {**inputs, "visual_features": features}
 
 
+def sample_weights(sample: Sample) -> torch.Tensor:
+    """Return what each token's loss of a sample counts, float32 (N,)."""
+    return sample.weights if sample.weights is not None else (sample.labels != IGNORE_INDEX).float()
+
+
 @dataclass(frozen=True)
 class Collator:
     """Makes batches of samples as ``ConversationDataset`` returns them.
@@ -126,6 +141,8 @@ class Collator:
         good = [sample for sample in samples if isinstance(sample, Sample)] or [self.dummy_sample()]
         images = [image for sample in good for image in sample.images]
         inputs = self.pack(good) if self.packed else self.pad(good)
+        if any(sample.weights is not None for sample in good):
+            inputs["loss_weight"] = self.join([sample_weights(sample) for sample in good], padding=0.0)
         return Batch(
             inputs=inputs if self.keep_images else inputs | self.pixels(images),
             images=images if self.keep_images else None,
@@ -138,6 +155,10 @@ class Collator:
         """Return the sample of no row: padding, of which nothing is supervised."""
         padding = torch.tensor([self.pad_token_id] * 2)
         return Sample(padding, torch.full_like(padding, IGNORE_INDEX), prefix=2)
+
+    def join(self, parts: list[torch.Tensor], padding: float) -> torch.Tensor:
+        """Return one tensor of each sample, (N,), as the batch has its samples: padded (B, N), or packed (1, N)."""
+        return torch.cat(parts)[None] if self.packed else pad_sequence(parts, batch_first=True, padding_value=padding)
 
     def pad(self, samples: list[Sample]) -> dict[str, torch.Tensor | SequenceLayout]:
         """Return the rows as (B, N), padded on the right."""

@@ -15,15 +15,16 @@ from internvl.data.annotation import KINDS, Row
 from internvl.data.dataset import ConversationDataset
 from internvl.data.grouping import shared_part
 from internvl.data.media import count_frames, read_image, read_image_size, read_info, read_video
-from internvl.data.problems import LongRowError, RowError
+from internvl.data.problems import LeftOutError, LongRowError, RowError, ZeroWeightError
 from internvl.data.video import place_frames
 from internvl.distributed import count_cores
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import Turn
 from internvl.progress import Progress
 
-# What became of a row: it trains; it trains, cut to max_seq_length; it is left out for its length; it is an error.
-GOOD, CUT, LONG, BAD = range(4)
+# What became of a row: it trains; it trains, cut to max_seq_length; it is left out for its length; it is an error; it
+# is left out because no answer of it counts.
+GOOD, CUT, LONG, BAD, UNWEIGHTED = range(5)
 ROW_STATS = np.dtype(
     [
         ("kind", "u1"),  # index into KINDS
@@ -33,6 +34,7 @@ ROW_STATS = np.dtype(
         ("image_tokens", "i4"),
         ("tiles", "i4"),
         ("content", "u8"),  # hash of turns and media, to find rows that are there twice
+        ("weighted", "?"),  # whether an answer counts more or less than 1
         ("shared", "u8"),  # hash of what rows with the same image must have in common to share its tokens; 0: none
     ]
 )
@@ -98,13 +100,17 @@ class DatasetCheck:
 
     @property
     def left_out(self) -> list[Problem]:
-        """The rows that on_long_sample leaves out."""
+        """The rows that are left out for their length or for a weight of 0."""
         return [problem for file in self.files for problem in file.problems if problem.left_out]
 
     def row_stats(self, index: np.ndarray) -> np.ndarray:
         """Return the facts of items; ``index`` is int64 (items, 2), file number and row."""
         starts = np.cumsum([0] + [len(file.row_stats) for file in self.files])
         return np.concatenate([file.row_stats for file in self.files])[starts[index[:, 0]] + index[:, 1]]
+
+    def trains(self, index: np.ndarray) -> np.ndarray:
+        """Return which items are not left out, bool (items,)."""
+        return ~np.isin(self.row_stats(index)["status"], (LONG, UNWEIGHTED))
 
     def lengths(self, index: np.ndarray) -> np.ndarray:
         """Return the number of tokens of items as they train, int64 (items,)."""
@@ -233,8 +239,11 @@ class Checker:
             try:
                 row = file.row(position)
                 check.notes.update(row.notes)
-                hashes = _stable_hash(row.turns, row.images, row.video, row.clip), _stable_hash(*shared_part(row))
-                row_stats[position - start] = (KINDS.index(row.kind), GOOD, len(row.turns), 0, 0, 0, *hashes)
+                content = _stable_hash(row.turns, row.images, row.video, row.clip)
+                kind, shared, weighted = KINDS.index(row.kind), _stable_hash(*shared_part(row)), bool(row.weights)
+                row_stats[position - start] = (kind, GOOD, len(row.turns), 0, 0, 0, content, weighted, shared)
+                if row.weights and not any(row.weights):
+                    raise ZeroWeightError(row.where)
                 readable.append((position - start, row, *self.read_headers(row, (number, position), check)))
             except RowError as err:
                 self.note(check, position - start, err)
@@ -318,9 +327,9 @@ class Checker:
     @staticmethod
     def note(check: FileCheck, offset: int, err: RowError) -> None:
         """Record a row that does not train: its status, and the error as a problem."""
-        left_out = isinstance(err, LongRowError)
-        check.row_stats["status"][offset] = LONG if left_out else BAD
-        check.problems.append(Problem(err.where, err.reason, str(err), left_out))
+        status = LONG if isinstance(err, LongRowError) else UNWEIGHTED if isinstance(err, ZeroWeightError) else BAD
+        check.row_stats["status"][offset] = status
+        check.problems.append(Problem(err.where, err.reason, str(err), isinstance(err, LeftOutError)))
 
 
 def _stable_hash(*parts: object) -> int:

@@ -6,6 +6,7 @@ from internvl.data.annotation import path_of
 from internvl.data.problems import RowError
 from internvl.data.row_keys import MEANINGFUL_KEYS, SYSTEM_KEYS, nearest_format, system_message
 from internvl.data.video import place_frames
+from internvl.data.weights import WEIGHT_KEYS
 from internvl.errors import shorten
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Turn
 
@@ -79,7 +80,7 @@ def finish(record: dict, turns: list[dict], images: list, videos: list, where: s
 
 def _meaningful_keys(turn: dict) -> dict:
     """Return the keys of a turn that other tools learn by, for the reader of rows to judge."""
-    return {key: turn[key] for key in MEANINGFUL_KEYS if key in turn}
+    return {key: turn[key] for key in (*MEANINGFUL_KEYS, *WEIGHT_KEYS) if key in turn}
 
 
 def _one_list(where: str, noun: str, *places: object) -> list:

@@ -177,6 +177,7 @@ class ConversationDataset(Dataset):
             tokenizer=self.tokenizer,
             template=self.settings.template,
             num_image_token=self.settings.num_image_token,
+            answer_weights=row.weights,
         )
         length, limit = len(rendered.input_ids), self.settings.max_seq_length
         if length > limit and self.settings.on_long_sample in ("skip", "error"):
@@ -234,4 +235,5 @@ class ConversationDataset(Dataset):
             suffixes=shared.suffixes,
             images=images,
             rows=[row.where for row in rows],
+            weights=torch.tensor(shared.weights) if shared.weights else None,
         )

@@ -14,12 +14,16 @@ from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER
 
 
 class SharedRows(NamedTuple):
-    """Ids and labels of several rows in one sequence, and its group as ``SequenceLayout`` describes it."""
+    """Ids and labels of several rows in one sequence, and its group as ``SequenceLayout`` describes it.
+
+    ``weights`` are as :class:`RenderedRow` has them, () where no row has any.
+    """
 
     input_ids: list[int]
     labels: list[int]
     prefix: int
     suffixes: tuple[int, ...]
+    weights: Sequence[float] = ()
 
 
 def shared_part(row: Row) -> tuple:
@@ -43,17 +47,20 @@ def share_prefix(rows: Sequence[RenderedRow]) -> SharedRows:
     shifted by one inside it as in any row.
     """
     if len(rows) == 1:
-        return SharedRows(*rows[0], len(rows[0].input_ids), ())
+        row = rows[0]
+        return SharedRows(row.input_ids, row.labels, len(row.input_ids), (), row.weights)
     prompts = [next(n for n, label in enumerate(row.labels) if label != IGNORE_INDEX) for row in rows]
     shortest = min(prompts) - 1
     heads = np.array([row.input_ids[:shortest] for row in rows])
     differ = (heads != heads[0]).any(axis=0)
     prefix = int(differ.argmax()) if differ.any() else shortest
-    input_ids, labels = list(rows[0].input_ids[:prefix]), list(rows[0].labels[:prefix])
+    input_ids, labels, weights = list(rows[0].input_ids[:prefix]), list(rows[0].labels[:prefix]), [0.0] * prefix
     for row in rows:
         input_ids += row.input_ids[prefix:]
         labels += row.labels[prefix:]
-    return SharedRows(input_ids, labels, prefix, tuple(len(row.input_ids) - prefix for row in rows))
+        weights += row.weights[prefix:] or [float(label != IGNORE_INDEX) for label in row.labels[prefix:]]
+    suffixes = tuple(len(row.input_ids) - prefix for row in rows)
+    return SharedRows(input_ids, labels, prefix, suffixes, weights if any(row.weights for row in rows) else ())
 
 
 class Groups(Sequence[tuple[int, ...]]):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from internvl.data.batch import Sample
+from internvl.data.batch import Sample, sample_weights
 from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.vision_cache import TiledImage
 
@@ -32,30 +32,39 @@ class PreviewRow:
 
 
 class Span(NamedTuple):
-    """Tokens that are shown together: the fewest that spell whole characters, or a run of image tokens."""
+    """Tokens that are shown together: the fewest that spell whole characters, or a run of image tokens.
+
+    ``weight`` is what the loss of each counts; 0 where it is not supervised.
+    """
 
     text: str
     ids: list[int]
-    is_supervised: bool
+    weight: float
     kind: str  # "text", "special" or "image"
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether the model learns to write it."""
+        return self.weight > 0
 
 
 def make_spans(sample: Sample, tokenizer, image_token_id: int) -> Iterator[Span]:
     """Yield the tokens of a sample in their order, each of them once."""
     special = set(tokenizer.all_special_ids)
-    tokens = list(zip(sample.input_ids.tolist(), (sample.labels != IGNORE_INDEX).tolist(), strict=True))
-    for (is_image, is_special, is_supervised), group in itertools.groupby(
+    weights = [round(weight, 6) for weight in sample_weights(sample).tolist()]  # as written, not as float32 has it
+    tokens = list(zip(sample.input_ids.tolist(), weights, strict=True))
+    for (is_image, is_special, weight), group in itertools.groupby(
         tokens, key=lambda token: (token[0] == image_token_id, token[0] in special, token[1])
     ):
         ids = [index for index, _ in group]
         if is_image:
-            yield Span(f"{tokenizer.convert_ids_to_tokens(image_token_id)} × {len(ids)}", ids, is_supervised, "image")
+            yield Span(f"{tokenizer.convert_ids_to_tokens(image_token_id)} × {len(ids)}", ids, weight, "image")
         elif is_special:
             for index in ids:
-                yield Span(tokenizer.convert_ids_to_tokens(index), [index], is_supervised, "special")
+                yield Span(tokenizer.convert_ids_to_tokens(index), [index], weight, "special")
         else:
             for text, part in _whole_characters(ids, tokenizer):
-                yield Span(text, part, is_supervised, "text")
+                yield Span(text, part, weight, "text")
 
 
 def _whole_characters(ids: list[int], tokenizer) -> Iterator[tuple[str, list[int]]]:

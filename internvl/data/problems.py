@@ -16,8 +16,19 @@ class RowError(UserError):
         self.reason = reason
 
 
-class LongRowError(RowError):
+class LeftOutError(RowError):
+    """A row that is as it should be and, as the user asked, does not train."""
+
+
+class LongRowError(LeftOutError):
     """A row of more tokens than max_seq_length, where the user chose to leave such rows out."""
+
+
+class ZeroWeightError(LeftOutError):
+    """A row of whose answers none counts."""
+
+    def __init__(self, where: str):
+        super().__init__(where, "weight 0", "all its answers have the weight 0", "Nothing is learnt from it")
 
 
 def raise_first(problems: list[str], shown: int = 5) -> None:

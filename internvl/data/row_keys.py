@@ -7,11 +7,23 @@ honoured or refused.
 from collections.abc import Iterator
 
 from internvl.data.problems import RowError
+from internvl.data.weights import WEIGHT_KEYS
 from internvl.errors import shorten
 
-ROW_KEYS = {"id", "conversations", "image", "video", "clip", "width", "height", "width_list", "height_list"}
+ROW_KEYS = {
+    "id",
+    "conversations",
+    "image",
+    "video",
+    "clip",
+    "width",
+    "height",
+    "width_list",
+    "height_list",
+    *WEIGHT_KEYS,
+}
 SYSTEM_KEYS = ("system", "system_prompt")  # of LLaMA-Factory and ms-swift, and of lmms-finetune
-TURN_KEYS = {"from", "value"}
+TURN_KEYS = {"from", "value", *WEIGHT_KEYS}
 SOUND = ((None, "", []), "sound, which the model does not hear", "Remove the row, or the key if nothing needs it")
 # Key of another tool → the values that change nothing, what it means there, and what to do here.
 MEANINGFUL_KEYS = {
@@ -26,8 +38,10 @@ MEANINGFUL_KEYS = {
         "boxes for marks in the text",
         "Fill them in: python tools/convert_annotations.py FILE OUT.jsonl --from messages",
     ),
-    "loss": ((None, True, 1), "that some answers are not learnt", "Remove what is not to be learnt, or the key"),
-    "weight": ((None, 1, 1.0), "that an answer counts more or less", "Remove the key: all answers count alike"),
+    **dict.fromkeys(
+        ("loss_weight", "sample_weight", "loss_scale"),
+        ((None, 1, 1.0), "that an answer counts more or less", "Rename it to 'weight'"),
+    ),
     "audio": SOUND,
     "audios": SOUND,
     "channel": ((None,), "that losses are told apart by it", "Remove the key, or make a data set of each channel"),

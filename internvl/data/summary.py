@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from internvl.data.annotation import KINDS
-from internvl.data.checking import BAD, CUT, LONG, DatasetCheck
+from internvl.data.checking import BAD, CUT, LONG, UNWEIGHTED, DatasetCheck
 from internvl.data.dataset import ConversationDataset
 
 
@@ -39,6 +39,8 @@ def _summarize_facts(facts: np.ndarray) -> dict:
         **{name: describe(readable[name]) for name in ("turns", "text_tokens", "image_tokens", "tiles")},
         "cut": int((facts["status"] == CUT).sum()),
         "left_out": int((facts["status"] == LONG).sum()),
+        "weighted": int(readable["weighted"].sum()),
+        "of_weight_0": int((facts["status"] == UNWEIGHTED).sum()),
         "duplicates": len(readable) - len(np.unique(readable["content"])),
         "errors": int((facts["status"] == BAD).sum()),
     }

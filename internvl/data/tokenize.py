@@ -1,5 +1,6 @@
 """Rows to token ids and labels: what the model reads and which tokens are supervised."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,10 +55,14 @@ class RenderSettings:
 
 
 class RenderedRow(NamedTuple):
-    """Token ids of one conversation and, for each, the same id where it is supervised, -100 elsewhere."""
+    """Token ids of one conversation and, for each, the same id where it is supervised, -100 elsewhere.
+
+    ``weights`` are what each token's loss counts, 0 where it is not supervised; () where each supervised one counts 1.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    weights: Sequence[float] = ()
 
 
 def render_row(
@@ -67,6 +72,7 @@ def render_row(
     tokenizer,
     template: ConversationTemplate,
     num_image_token: int,
+    answer_weights: Sequence[float] = (),
 ) -> RenderedRow:
     """Tokenize a conversation, with the image tokens of its images.
 
@@ -81,16 +87,21 @@ def render_row(
         tokenizer: the model's.
         template: the conversation template of the prompt.
         num_image_token: image tokens of a tile.
+        answer_weights: what each answer counts; () for 1. One of weight 0 is not supervised.
     """
     placed = place_images(turns, [tiles * num_image_token for tiles in num_tiles])
     input_ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]  # Qwen has none
     labels = [IGNORE_INDEX] * len(input_ids)
     segments = render_turns(template, placed)
     encoded = tokenizer([segment.text for segment in segments], add_special_tokens=False)["input_ids"]
+    weights = [0.0] * len(input_ids)
+    by_answer = iter(answer_weights or [1.0] * len(segments))
     for segment, ids in zip(segments, encoded, strict=True):
+        weight = next(by_answer) if segment.is_target else 0.0
         input_ids += ids
-        labels += ids if segment.is_target else [IGNORE_INDEX] * len(ids)
-    return RenderedRow(input_ids, labels)
+        labels += ids if weight else [IGNORE_INDEX] * len(ids)
+        weights += [weight] * len(ids)
+    return RenderedRow(input_ids, labels, weights if answer_weights else ())
 
 
 def count_text_tokens(conversations: list[list[Turn]], *, tokenizer, template: ConversationTemplate) -> list[int]:
@@ -135,7 +146,7 @@ def truncate_row(row: RenderedRow, max_length: int, *, image_token_id: int, wher
             f"takes {length} tokens and max_seq_length {max_length} would cut through its {IMG_CONTEXT_TOKEN} tokens"
         )
         raise RowError(where, "images longer than max_seq_length", what, TOO_LONG_ADVICE)
-    cut = RenderedRow(row.input_ids[:max_length], row.labels[:max_length])
+    cut = RenderedRow(row.input_ids[:max_length], row.labels[:max_length], row.weights[:max_length])
     if all(label == IGNORE_INDEX for label in cut.labels):
         what = f"takes {length} tokens and max_seq_length {max_length} would cut every answer off"
         raise RowError(where, "answers longer than max_seq_length", what, TOO_LONG_ADVICE)

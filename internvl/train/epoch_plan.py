@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import TrainingArguments
 
-from internvl.data.checking import CUT, LONG, DatasetCheck
+from internvl.data.checking import CUT, LONG, UNWEIGHTED, DatasetCheck
 from internvl.data.dataset import ConversationDataset
 from internvl.data.grouping import EpochGroups, group_rows, sharing_keys, single_rows
 from internvl.data.meta import DatasetSpec
@@ -27,6 +27,7 @@ class EpochPlan:
 
     ``groups`` are the rows that train in one sequence and ``strategy`` splits a step of them into micro-batches,
     which are ``packed`` or padded. ``lengths`` are the tokens of each row alone, ``max_tiles`` the most tiles of one.
+    ``weighted``: some answers count more or less than others.
     """
 
     groups: EpochGroups
@@ -34,6 +35,7 @@ class EpochPlan:
     lengths: np.ndarray
     max_tiles: int
     packed: bool
+    weighted: bool = False
 
     def sampler(self, args: TrainingArguments) -> MicroBatchSampler:
         """Return the sampler of this rank's micro-batches."""
@@ -89,6 +91,7 @@ def plan_epoch(
         lengths=lengths,
         max_tiles=int(check.row_stats(dataset.index)["tiles"].max()),
         packed=data_args.packing or data_args.share_image_prefix,
+        weighted=bool(check.row_stats(dataset.index)["weighted"].any()),
     )
 
 
@@ -105,7 +108,12 @@ def _choose_rows(
         f"--model {model_args.model_name_or_path} --out report.json"
     )
     status = check.row_stats(dataset.index)["status"]
-    dataset.filter(status != LONG)
+    dataset.filter(check.trains(dataset.index))
+    if len(dataset) == 0 and (status == UNWEIGHTED).any():
+        raise UserError(
+            f"{data_args.meta_path}: no row is left to learn: {(status == UNWEIGHTED).sum():,} have the weight 0, "
+            f"{(status == LONG).sum():,} are longer than --max_seq_length. Give some a weight above 0."
+        )
     if len(dataset) == 0:
         raise UserError(
             f"{data_args.meta_path}: all rows are longer than --max_seq_length {data_args.max_seq_length}. Raise it, "
@@ -113,13 +121,15 @@ def _choose_rows(
         )
     lengths = check.lengths(dataset.index)
     logger.info(
-        "Data: %s rows of %d to %d tokens (median %d), %d of them cut to max_seq_length, %d left out for their length",
+        "Data: %s rows of %d to %d tokens (median %d), %d of them cut to max_seq_length, "
+        "%d left out for their length%s",
         f"{len(lengths):,}",
         lengths.min(),
         lengths.max(),
         np.median(lengths),
         (status == CUT).sum(),
         (status == LONG).sum(),
+        f", {(status == UNWEIGHTED).sum():,} for a weight of 0" if (status == UNWEIGHTED).any() else "",
     )
     notes = sum((file.all_notes() for file in check.files), Counter())
     if notes:

@@ -22,7 +22,6 @@ from transformers.trainer_utils import TrainOutput
 
 from internvl.data.batch import Collator
 from internvl.data.check_cache import check_with_cache
-from internvl.data.checking import LONG
 from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import read_meta
 from internvl.device import choose_kernels
@@ -270,9 +269,12 @@ def make_evaluator(
     with training_args.main_process_first(desc="checking the held-out data"):
         check = check_with_cache(dataset)
     check.raise_errors("Nothing was trained. These are rows of --eval_meta_path.")
-    dataset.filter(check.row_stats(dataset.index)["status"] != LONG)
+    dataset.filter(check.trains(dataset.index))
     if len(dataset) == 0:
-        raise UserError(f"{training_args.eval_meta_path}: all rows are longer than --max_seq_length. Raise it.")
+        raise UserError(
+            f"{training_args.eval_meta_path}: all rows are longer than --max_seq_length, or of weight 0. Raise it, or "
+            "the weights."
+        )
     captions = None
     if training_args.eval_caption_steps:
         if shards_parameters(training_args):

@@ -69,10 +69,10 @@ class EpochLoader(DataLoader):
 class FinetuneTrainer(Trainer):
     """Trains an InternVL-Chat model.
 
-    The loss of an optimizer step is the mean over all supervised tokens of all its rows, on every rank and
-    accumulation step together, so it does not depend on how BATCH_SIZE is split. ``plan`` says which rows share a
-    step and a micro-batch; ``output`` writes checkpoints and the result; ``evaluator`` measures loss and CIDEr on the
-    way; ``vision_cache`` keeps features of images.
+    The loss of an optimizer step is the mean over all supervised tokens of all its rows, by their weights, on every
+    rank and accumulation step together, so it does not depend on how BATCH_SIZE is split. ``plan`` says which rows
+    share a step and a micro-batch; ``output`` writes checkpoints and the result; ``evaluator`` measures loss and CIDEr
+    on the way; ``vision_cache`` keeps features of images.
 
     Ends with a :class:`UserError`: an unreadable row, or with ``on_bad_sample`` "skip" more of them than
     ``max_bad_fraction`` of an epoch's rows; a loss that is not finite, unless ``on_nan`` is "skip".
@@ -102,6 +102,8 @@ class FinetuneTrainer(Trainer):
         self.add_callback(self.skipped)
         self.on_nan = on_nan
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []  # of this step's micro-batches, with their rows
+        # Of this micro-batch. Not among the inputs: with DeepSpeed, transformers casts those to the model's precision.
+        self.loss_weight: torch.Tensor | None = None
         # Seconds spent waiting for data since the last log, and when that was.
         self.waited, self.logged_at = 0.0, time.monotonic()
 
@@ -137,6 +139,9 @@ class FinetuneTrainer(Trainer):
                 f"{self.skipped.rows[-1]['reason']} This is row {num_skipped} that had to be skipped, more than "
                 "--max_bad_fraction allows; the run stops. Put the rows right, or raise it."
             )
+        if self.plan.weighted and batches:
+            weight = torch.stack([batch.supervised_weight for batch in batches]).sum().to(device)
+            num_items = self.accelerator.gather(weight).sum()
         return batches, num_items
 
     def training_step(self, model, batch: Batch, num_items_in_batch=None):
@@ -148,7 +153,9 @@ class FinetuneTrainer(Trainer):
         if batch.images is not None:
             own = unwrapped(self.accelerator.unwrap_model(model))
             features = image_features(own, batch.images, self.vision_cache)
-        loss = super().training_step(model, batch.model_inputs(features), num_items_in_batch)
+        inputs = batch.model_inputs(features)
+        self.loss_weight = inputs.pop("loss_weight", None)
+        loss = super().training_step(model, inputs, num_items_in_batch)
         self.step_losses.append((loss, batch.rows))
         if self.accelerator.sync_gradients:
             self._check_finite_losses(model)
@@ -189,10 +196,12 @@ class FinetuneTrainer(Trainer):
         super().log(logs, start_time)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # A step whose rows were all skipped has no supervised token; its loss is 0 / 1.
+        # A step whose rows were all skipped has no supervised token; its loss is 0 / 1. Weights may sum up to less.
         if isinstance(num_items_in_batch, torch.Tensor):
-            num_items_in_batch = num_items_in_batch.clamp(min=1)
+            num_items_in_batch = num_items_in_batch.where(num_items_in_batch > 0, 1)
         inputs["return_logits"] = False
+        if self.loss_weight is not None:
+            inputs["loss_weight"] = self.loss_weight
         if shards_parameters(self.args):
             inputs |= equal_calls(inputs["labels"], inputs.get("pixel_values"))
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -130,7 +130,7 @@ class Evaluator:
 
     @torch.no_grad()
     def loss(self, model: torch.nn.Module, device: torch.device, *, sharded: bool = False) -> float:
-        """Return the mean loss over all supervised tokens of all rows, in nats.
+        """Return the mean loss over all supervised tokens of all rows, by their weights, in nats.
 
         Args:
             model: as training calls it.
@@ -145,7 +145,7 @@ class Evaluator:
             if sharded:
                 inputs |= equal_calls(inputs["labels"], inputs.get("pixel_values"))
             output = model(**inputs, num_items_in_batch=1, return_logits=False, use_cache=False)
-            sums += torch.stack([output.loss.double(), batch.num_supervised.double()])
+            sums += torch.stack([output.loss.double(), batch.supervised_weight.double()])
         if world_size > 1:
             distributed.all_reduce(sums)
         return (sums[0] / sums[1]).item()

@@ -47,7 +47,7 @@ def test_a_suffix_starts_with_the_last_token_before_the_answer():
 def test_a_prefix_ends_where_questions_part():
     samples = [RenderedRow([1, 7, 7, 3, 4, 50], [-100] * 5 + [50]), RenderedRow([1, 7, 7, 5, 50], [-100] * 4 + [50])]
     assert share_prefix(samples).prefix == 3
-    assert share_prefix(samples[:1]) == ([1, 7, 7, 3, 4, 50], [-100] * 5 + [50], 6, ())
+    assert share_prefix(samples[:1]) == ([1, 7, 7, 3, 4, 50], [-100] * 5 + [50], 6, (), ())
 
 
 def test_groups_are_bounded_in_rows_and_tokens():

@@ -49,8 +49,7 @@ def test_the_published_cases_of_system_keys_teach_the_message():
         ({"tools": [{"name": "search"}]}, "has the key 'tools' .*: tools that the prompt would list"),
         ({"history": [["a", "b"]]}, "has the key 'history'"),
         ({"objects": {"bbox": [[1, 2, 3, 4]]}}, "has the key 'objects' .* --from messages"),
-        ({"loss": False}, "has the key 'loss' .False."),
-        ({"weight": 0.3}, "has the key 'weight' .0.3."),
+        ({"loss_weight": 0.3}, "has the key 'loss_weight' .0.3.: .* Rename it to 'weight'"),
         ({"channel": "chat"}, "has the key 'channel'"),
         ({"system": 3}, "system is 3"),
         ({"system": "a", "system_prompt": "b"}, "two system messages"),
@@ -233,11 +232,11 @@ def test_images_as_objects_with_a_path_are_read():
         assert parse_row(row, "f:1").images == (name,)
 
 
-def test_a_turn_that_is_not_to_be_learnt_is_not_taught_in_silence(tmp_path):
+def test_a_turn_that_is_not_to_be_learnt_is_not_learnt(tmp_path):
     messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello.", "loss": False}]
     (tmp_path / "in.jsonl").write_text(json.dumps({"messages": messages}))
     (row,) = converted("messages", tmp_path / "in.jsonl")
-    assert isinstance(row, RowError) and "turn 2 has the key 'loss'" in str(row)
+    assert parse_row(row, "f:1").weights == (0.0,)
 
 
 def test_files_of_other_kinds_in_a_folder_of_images_are_counted(tmp_path, caplog):

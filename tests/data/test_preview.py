@@ -25,10 +25,19 @@ def make_row(tokenizer, question="<image>\nWhat?", answer="A cup.", tiles=2, **f
     row = parse_row({"conversations": turns, "image": ["a.png"] * question.count("<image>"), **fields}, "rows.jsonl:1")
     num_tiles = [tiles] * len(row.images)
     template = get_conv_template("internlm2-chat")
-    ids, labels = render_row(list(row.turns), num_tiles, tokenizer=tokenizer, template=template, num_image_token=4)
+    rendered = render_row(
+        list(row.turns),
+        num_tiles,
+        tokenizer=tokenizer,
+        template=template,
+        num_image_token=4,
+        answer_weights=row.weights,
+    )
+    ids, labels = rendered.input_ids, rendered.labels
     images = [make_image(56, 56, number) for number in range(sum(num_tiles))]
     tiled = [TiledImage(tiles=stack_tiles(images, 56))] if images else []
     sample = Sample(torch.tensor(ids), torch.tensor(labels), prefix=len(ids), images=tiled)
+    sample.weights = torch.tensor(rendered.weights) if rendered.weights else None
     return PreviewRow("rows.jsonl:1", row.kind, "rows", sample, tuple(num_tiles))
 
 
@@ -44,6 +53,13 @@ def test_every_token_is_shown_once_and_exactly_the_labelled_ones_as_supervised(t
     supervised = [span.is_supervised for span in spans for _ in span.ids]
     assert supervised == (row.sample.labels != IGNORE_INDEX).tolist()
     assert "".join(span.text for span in spans if span.is_supervised) == answer.strip() + "<|im_end|>"
+
+
+def test_the_weight_of_an_answer_is_shown_behind_it(tiny_model, tmp_path):
+    row = make_row(tiny_model.tokenizer, weight=0.3)
+    assert {span.weight for span in spans_of(row, tiny_model)} == {0.0, 0.3}
+    write_preview(tmp_path / "p.html", [row], tiny_model.tokenizer, image_token_id=3)
+    assert (tmp_path / "p.html").read_text().count('class="weight">× 0.3<') == 1
 
 
 def test_a_run_of_image_tokens_is_one_chip_with_its_number(tiny_model):

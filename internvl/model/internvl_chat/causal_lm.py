@@ -51,7 +51,8 @@ class SupervisedCausalLM:
             labels: int64 (B, N), not shifted; -100 where nothing is to be learnt.
             logits_to_keep: compute logits of the last N positions only, 0 for all.
             loss_weight: float (B, N), not shifted: the loss is then sum(weight · ce) / sum(weight).
-            num_items_in_batch: divisor of the summed loss, in supervised tokens; without it, those of this call.
+            num_items_in_batch: divisor of the summed loss, in supervised tokens or their weights; without it, those of
+                this call.
             return_logits: False computes the output layer at supervised positions alone, which is all a training
                 step needs, and returns no logits.
             num_loss_chunks: how often the output layer is run for the loss; by default as often as needed. Where
@@ -154,11 +155,12 @@ class SupervisedCausalLM:
         else:
             chunks = zip(states.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True)
             losses = torch.cat([checkpoint(self.token_losses, *chunk, use_reentrant=False) for chunk in chunks])
+        counted = supervised.sum()
         if loss_weight is not None:
             weights = loss_weight[:, 1:][supervised].to(losses)
-            return (losses * weights).sum() / weights.sum()
+            losses, counted = losses * weights, weights.sum()
         if num_items is None:
-            num_items = supervised.sum()
+            num_items = counted
         if isinstance(num_items, torch.Tensor):
             num_items = num_items.to(losses.device)
         return losses.sum() / num_items
