@@ -47,7 +47,7 @@ def _message(schema: dict, content: object, error: ErrorDetails, file: Path | st
     kind, definitions = error["type"], schema.get("$defs", {})
     steps, node, value = _follow(error["loc"], schema, content)
     if kind == "extra_forbidden":
-        (form,) = _options(node, definitions)
+        (form,) = (option for option in _options(node, definitions) if "properties" in option)
         what, advice = "is not a key of an entry", f"Use one of {', '.join(sorted(form['properties']))}."
         steps.append(error["loc"][-1])
     elif kind == "string_unicode":

@@ -41,6 +41,7 @@ from internvl.train.setup import check_against_config, render_settings
 
 PUBLISHED, TINY = REPOSITORY / "pretrained" / "InternVL2-2B", REPOSITORY / "pretrained" / "InternVL2-Tiny"
 SHOWN = 3  # problems of one reason that are printed
+SHOWN_KINDS = 20  # kinds of answers
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -110,6 +111,24 @@ def print_summary(console: Console, report: dict) -> None:
             console.print(text, markup=False)
 
 
+def print_balance(console: Console, report: dict) -> None:
+    """Print what each balanced data set's answers count, by kind, before and after."""
+    for name, one in report["datasets"].items():
+        if "balance" not in one:
+            continue
+        table = Table(title=escape(f"Answers of {name}"))
+        table.add_column("kind", overflow="fold")
+        for title in ("answers", "share", "times", "share after"):
+            table.add_column(title, justify="right")
+        for row in one["balance"][:SHOWN_KINDS]:
+            before, after = (f"{row[key]:.1%}" for key in ("share_before", "share_after"))
+            kind = escape(row["kind"]) or "(of no kind)"
+            table.add_row(kind, f"{row['answers']:,g}", before, f"{row['factor']:.3g}", after)
+        if len(one["balance"]) > SHOWN_KINDS:
+            table.add_row(f"… and {len(one['balance']) - SHOWN_KINDS:,} more", "", "", "", "")
+        console.print(table)
+
+
 def _quantiles(numbers: dict) -> str:
     return " / ".join(f"{numbers[key]:,}" for key in ("p50", "p95", "max"))
 
@@ -160,6 +179,8 @@ def main(argv: list[str] | None = None) -> int:
     check: DatasetCheck = check_dataset(dataset, deep=args.deep, processes=args.processes)
     report = {"meta": str(args.meta), **summarize(dataset, check)}
     print_summary(Console(), report)
+    print_balance(Console(), report)
+    dataset.balance(check.kinds(dataset))
     _print_problems(check.left_out, "left out")
     _print_problems(check.errors, "error")
     if args.out:

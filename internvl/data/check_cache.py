@@ -60,14 +60,14 @@ def _shared_key(data: ConversationDataset) -> str:
 def key(data: ConversationDataset, number: int, shared: str) -> str:
     """Return the hash of an annotation file's content and of all that decides what becomes of its rows."""
     spec, rows = data.files[number]
-    own = (rows.sha256(), str(rows.path), str(spec.root.resolve()), spec.max_dynamic_patch, number)
+    own = (rows.sha256(), str(rows.path), str(spec.root.resolve()), spec.max_dynamic_patch, number, spec.balance)
     return hashlib.sha256(repr((shared, own)).encode()).hexdigest()
 
 
 def save(file: Path, check: FileCheck) -> None:
     """Write a result beside its place and rename it, so that a reader finds all of it or nothing."""
     beside = file.with_suffix(f".{os.getpid()}.tmp")
-    content = {"problems": check.problems, "media": check.media, "notes": check.notes}
+    content = {"problems": check.problems, "media": check.media, "notes": check.notes, "kinds": check.kinds}
     text = json.dumps(content).encode()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -97,4 +97,4 @@ def load(file: Path, data: ConversationDataset, number: int) -> FileCheck | None
     if not unchanged or any(not left_out for *_, left_out in text["problems"]):
         return None
     problems = [Problem(*problem) for problem in text["problems"]]
-    return FileCheck(row_stats, problems, dict(text["media"]), Counter(text["notes"]))
+    return FileCheck(row_stats, problems, dict(text["media"]), Counter(text["notes"]), kinds=dict(text["kinds"]))

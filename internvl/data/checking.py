@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from internvl.data.annotation import KINDS, Row
+from internvl.data.balance import Balance
 from internvl.data.dataset import ConversationDataset
 from internvl.data.grouping import shared_part
 from internvl.data.media import count_frames, read_image, read_image_size, read_info, read_video
@@ -64,14 +65,17 @@ class Look(NamedTuple):
 class FileCheck:
     """What is known of an annotation file's rows: ``row_stats`` (rows,), and name → (bytes, mtime in ns) of its media.
 
-    ``notes`` counts what is not used of the rows; ``plain`` and ``animated`` are the names of images that are one
-    plain colour, and that have several frames of which the first is used (both known where they were decoded).
+    ``notes`` counts what is not used of the rows; ``kinds`` has the weight of all answers of each kind that the data
+    set's balance tells apart, and "" that of answers without one; ``plain`` and ``animated`` are the names of images
+    that are one plain colour, and that have several frames of which the first is used (both known where they were
+    decoded).
     """
 
     row_stats: np.ndarray
     problems: list[Problem] = field(default_factory=list)
     media: dict[str, tuple[int, int]] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
+    kinds: dict[str, float] = field(default_factory=dict)
     plain: set[str] = field(default_factory=set)
     animated: set[str] = field(default_factory=set)
 
@@ -111,6 +115,14 @@ class DatasetCheck:
     def trains(self, index: np.ndarray) -> np.ndarray:
         """Return which items are not left out, bool (items,)."""
         return ~np.isin(self.row_stats(index)["status"], (LONG, UNWEIGHTED))
+
+    def kinds(self, dataset: ConversationDataset) -> dict[str, dict[str, float]]:
+        """Return the weight of all answers of each kind that a data set's balance tells apart, by data set."""
+        found: dict[str, dict[str, float]] = {spec.name: {} for spec in dataset.specs if spec.balance}
+        for (spec, _), file in zip(dataset.files, self.files, strict=True):
+            if spec.balance:
+                add_weights(found[spec.name], file.kinds)
+        return found
 
     def lengths(self, index: np.ndarray) -> np.ndarray:
         """Return the number of tokens of items as they train, int64 (items,)."""
@@ -173,6 +185,7 @@ def check_dataset(
             check.problems += part.problems
             check.media |= part.media
             check.notes += part.notes
+            add_weights(check.kinds, part.kinds)
             check.plain |= part.plain
             check.animated |= part.animated
             progress.update(stop - start)
@@ -231,7 +244,7 @@ class Checker:
     def __call__(self, task: tuple[int, int, int]) -> FileCheck:
         """Check rows ``start`` to ``stop`` of a file; ``task`` is (file number, start, stop)."""
         number, start, stop = task
-        _, file = self.dataset.files[number]
+        spec, file = self.dataset.files[number]
         row_stats = np.zeros(stop - start, ROW_STATS)
         check = FileCheck(row_stats)
         readable: list[tuple[int, Row, list[Turn], list[tuple[int, int]]]] = []
@@ -248,6 +261,8 @@ class Checker:
             except RowError as err:
                 self.note(check, position - start, err)
         self.measure(check, number, readable)
+        if spec.balance:
+            self.count_kinds(check, readable, spec.balance)
         check.problems.sort(key=lambda problem: int(problem.where.rsplit(":", 1)[1]))
         return check
 
@@ -324,12 +339,43 @@ class Checker:
                 except RowError as err:
                     self.note(check, offset, err)
 
+    def count_kinds(self, check: FileCheck, readable: list, balance: Balance) -> None:
+        """Count the kinds of answers of the rows that train."""
+        for offset, row, *_ in readable:
+            if check.row_stats["status"][offset] in (GOOD, CUT):
+                try:
+                    add_weights(check.kinds, weigh_kinds(row, balance))
+                except RowError as err:
+                    self.note(check, offset, err)
+
     @staticmethod
     def note(check: FileCheck, offset: int, err: RowError) -> None:
         """Record a row that does not train: its status, and the error as a problem."""
         status = LONG if isinstance(err, LongRowError) else UNWEIGHTED if isinstance(err, ZeroWeightError) else BAD
         check.row_stats["status"][offset] = status
         check.problems.append(Problem(err.where, err.reason, str(err), isinstance(err, LeftOutError)))
+
+
+def add_weights(into: dict[str, float], weights: dict[str, float]) -> None:
+    """Add the weights of kinds of answers to those that are known."""
+    for kind, weight in weights.items():
+        into[kind] = into.get(kind, 0.0) + weight
+
+
+def weigh_kinds(row: Row, balance: Balance) -> dict[str, float]:
+    """Return the weight of a row's answers of each kind; "" for those without one.
+
+    Raises:
+        RowError: the row is to be repeated by the kind of its answer, and has several answers.
+    """
+    answers = [turn.value for turn in row.turns if turn.role == "gpt"]
+    if balance.by == "repeat" and len(answers) > 1:
+        what = f"has {len(answers)} answers, and the balance of its data set repeats rows by the kind of their answer"
+        raise RowError(row.where, "answers of a repeated row", what, 'Set "by": "weight" in the meta file')
+    weights: dict[str, float] = {}
+    for answer, weight in zip(answers, row.weights or [1.0] * len(answers), strict=True):
+        add_weights(weights, {balance.kind(answer) or "": weight})
+    return weights
 
 
 def _stable_hash(*parts: object) -> int:

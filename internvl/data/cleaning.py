@@ -30,7 +30,7 @@ def write_clean(dataset: ConversationDataset, check: DatasetCheck, meta: Path, f
     if folder.exists():
         raise UserError(f"{folder}: is there already. Name a new folder.")
     good = rejected = 0
-    entries = {}
+    entries: dict[str, dict] = {}
     with atomic_folder(folder) as partial:
         for position, spec in enumerate(dataset.specs):
             names, kept = [], 0
@@ -57,6 +57,10 @@ def write_clean(dataset: ConversationDataset, check: DatasetCheck, meta: Path, f
                 "data_augment": spec.data_augment,
                 "repeat_time": spec.repeat_time,
                 "length": kept,
-            } | ({"max_dynamic_patch": spec.max_dynamic_patch} if spec.max_dynamic_patch else {})
+            }
+            if spec.max_dynamic_patch:
+                entries[spec.name]["max_dynamic_patch"] = spec.max_dynamic_patch
+            if spec.balance:
+                entries[spec.name]["balance"] = spec.balance.as_entry()
         write_json(partial / "meta.json", entries)
     return good, rejected

@@ -67,6 +67,8 @@ class ConversationDataset(Dataset):
         # (spec, file) of every annotation file, and for each item of the epoch the file and the row in it.
         self.files = [(spec, AnnotationFile(path)) for spec in specs for path in spec.annotations]
         self.index = self._mix()
+        # Of each balanced data set, what answers of each kind are multiplied with; known once its rows were checked.
+        self.factors: dict[str, dict[str, float]] = {}
 
     def _mix(self) -> np.ndarray:
         """Return int64 (items, 2): file number and row of each item of an epoch."""
@@ -164,8 +166,16 @@ class ConversationDataset(Dataset):
         """Return the number of tokens of conversations without their image tokens."""
         return count_text_tokens(conversations, tokenizer=self.tokenizer, template=self.settings.template)
 
-    def render(self, row: Row, turns: list[Turn], num_tiles: list[int]) -> RenderedRow:
-        """Return ids and labels of ``turns`` whose images have ``num_tiles`` tiles, cut to max_seq_length.
+    def render(
+        self, row: Row, turns: list[Turn], num_tiles: list[int], weights: tuple[float, ...] | None = None
+    ) -> RenderedRow:
+        """Return ids and labels of a conversation, cut to max_seq_length.
+
+        Args:
+            row: as read from its file.
+            turns: its turns, with frames of a video placed.
+            num_tiles: tiles of each of its images.
+            weights: what each answer counts, () for 1; by default as the row says.
 
         Raises:
             LongRowError: it is longer, and on_long_sample is "skip".
@@ -177,7 +187,7 @@ class ConversationDataset(Dataset):
             tokenizer=self.tokenizer,
             template=self.settings.template,
             num_image_token=self.settings.num_image_token,
-            answer_weights=row.weights,
+            answer_weights=row.weights if weights is None else weights,
         )
         length, limit = len(rendered.input_ids), self.settings.max_seq_length
         if length > limit and self.settings.on_long_sample in ("skip", "error"):
@@ -189,6 +199,42 @@ class ConversationDataset(Dataset):
     def filter(self, kept: np.ndarray) -> None:
         """Leave items out of the epoch: those for which ``kept``, bool (items,), is False."""
         self.index = self.index[kept]
+
+    def balance(self, kinds: dict[str, dict[str, float]]) -> None:
+        """Let kinds of answers count as the meta file's ``balance`` says, by weights or by repeated items.
+
+        ``kinds`` are the weights of all answers of each kind, "" for those without one, which stay as they are; by
+        data set, as the check has counted them.
+
+        Raises:
+            UserError: kinds and targets do not fit.
+        """
+        repeats = np.ones(len(self.index), np.int64)
+        for spec in self.specs:
+            if not spec.balance:
+                continue
+            factors = spec.balance.factors(kinds[spec.name], f"{spec.place}.balance")
+            if spec.balance.by == "weight":
+                self.factors[spec.name] = factors
+                continue
+            items = np.flatnonzero(np.isin(self.index[:, 0], self.file_numbers(spec)))
+            rows, places = np.unique(self.index[items], axis=0, return_inverse=True)
+            answers = (self.files[number][1].row(position).turns[-1].value for number, position in rows)
+            of_rows = np.array([factors.get(spec.balance.kind(answer) or "", 1.0) for answer in answers])
+            of_items = of_rows[places.reshape(-1)]
+            drawn = np.random.default_rng([self.seed, len(items)]).random(len(items)) < of_items % 1
+            repeats[items] = of_items.astype(np.int64) + drawn
+        self.index = np.repeat(self.index, repeats, axis=0)
+
+    def answer_weights(self, spec: DatasetSpec, row: Row) -> tuple[float, ...]:
+        """Return what each answer of a row counts, by its own weight and its data set's balance; () for 1."""
+        factors = self.factors.get(spec.name)
+        if factors is None or spec.balance is None:
+            return row.weights
+        answers = [turn.value for turn in row.turns if turn.role == "gpt"]
+        weights = row.weights or (1.0,) * len(answers)
+        kinds = (spec.balance.kind(answer) for answer in answers)
+        return tuple(weight * factors.get(kind or "", 1.0) for weight, kind in zip(weights, kinds, strict=True))
 
     def __getitem__(self, group: int | SampleGroup) -> SampleResult:
         """Return a row (an item's number), or the rows of a group of an epoch in one sequence."""
@@ -226,7 +272,10 @@ class ConversationDataset(Dataset):
             images = [self.images.read(path, limit, rows[0].where, rng) for path in paths]
         num_tiles = [len(image) for image in images]
         shared = share_prefix(
-            [self.render(row, turns, num_tiles) for row, turns in zip(rows, conversations, strict=True)]
+            [
+                self.render(row, turns, num_tiles, self.answer_weights(spec, row))
+                for row, turns in zip(rows, conversations, strict=True)
+            ]
         )
         return Sample(
             input_ids=torch.tensor(shared.input_ids),

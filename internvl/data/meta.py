@@ -1,12 +1,13 @@
 """The meta file: which data sets a training mixes, and how each is used."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from internvl.data.balance import Balance, BalanceEntry
 from internvl.errors import UserError, printable
 from internvl.json_files import read_object
 from internvl.limits import MAX_REPEAT_TIME, MAX_TILES
@@ -33,6 +34,7 @@ class MetaEntry(BaseModel):
     ] = 1
     length: Annotated[int, Field(ge=1)] | None = None
     max_dynamic_patch: Annotated[int, Field(ge=1, le=MAX_TILES)] | None = None
+    balance: BalanceEntry | None = None
 
 
 ENTRY = TypeAdapter(MetaEntry)
@@ -45,6 +47,7 @@ class DatasetSpec:
     ``repeat_time`` is how often each row is seen in an epoch; its fraction draws that share of the rows at random.
     ``length`` is the declared number of rows over all ``annotations``, ``max_dynamic_patch`` the limit on tiles of
     one image; None where the entry does not say. ``data_augment`` re-encodes images as JPEG at random quality.
+    ``balance`` says how often kinds of answers count, and ``place`` is the entry's ``file:key``.
     """
 
     name: str
@@ -54,6 +57,8 @@ class DatasetSpec:
     repeat_time: float = 1
     length: int | None = None
     max_dynamic_patch: int | None = None
+    balance: Balance | None = field(default=None, repr=False)
+    place: str = field(default="", repr=False)
 
 
 def read_meta(path: str | Path) -> list[DatasetSpec]:
@@ -104,5 +109,7 @@ def read_entry(path: Path, name: str, content: object) -> DatasetSpec:
         name=name,
         root=Path(entry.root),
         annotations=tuple(Path(file) for file in annotations),
-        **entry.model_dump(exclude={"root", "annotation"}),
+        balance=Balance.of(entry.balance, f"{path}:{name}.balance") if entry.balance else None,
+        place=f"{path}:{name}",
+        **entry.model_dump(exclude={"root", "annotation", "balance"}),
     )

@@ -7,6 +7,7 @@ import numpy as np
 from internvl.data.annotation import KINDS
 from internvl.data.checking import BAD, CUT, LONG, UNWEIGHTED, DatasetCheck
 from internvl.data.dataset import ConversationDataset
+from internvl.data.meta import DatasetSpec
 
 
 def summarize(dataset: ConversationDataset, check: DatasetCheck) -> dict:
@@ -21,6 +22,7 @@ def summarize(dataset: ConversationDataset, check: DatasetCheck) -> dict:
             "declared": spec.length,
             "rows_in_epoch": int(in_epoch[numbers].sum()),
             **_summarize_facts(facts),
+            **({"balance": describe_balance(spec, check.kinds(dataset)[spec.name])} if spec.balance else {}),
             "notes": dict(sum((check.files[number].all_notes() for number in numbers), Counter()).most_common()),
         }
     return {
@@ -28,6 +30,30 @@ def summarize(dataset: ConversationDataset, check: DatasetCheck) -> dict:
         "datasets": sets,
         "problems": [problem._asdict() for file in check.files for problem in file.problems],
     }
+
+
+def describe_balance(spec: DatasetSpec, kinds: dict[str, float]) -> list[dict]:
+    """Return, for each kind of answer, how much there is of it, before and after the balance; shares add up to 1.
+
+    Answers without a kind, "", stay as they are.
+
+    Raises:
+        UserError: kinds and targets do not fit.
+    """
+    assert spec.balance is not None
+    factors = spec.balance.factors(kinds, f"{spec.place}.balance")
+    after = {kind: weight * factors.get(kind, 1.0) for kind, weight in kinds.items()}
+    before_total, after_total = sum(kinds.values()), sum(after.values())
+    return [
+        {
+            "kind": kind,
+            "answers": weight,
+            "share_before": weight / before_total,
+            "factor": factors.get(kind, 1.0),
+            "share_after": after[kind] / after_total,
+        }
+        for kind, weight in sorted(kinds.items(), key=lambda item: -item[1])
+    ]
 
 
 def _summarize_facts(facts: np.ndarray) -> dict:

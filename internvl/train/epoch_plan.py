@@ -91,7 +91,7 @@ def plan_epoch(
         lengths=lengths,
         max_tiles=int(check.row_stats(dataset.index)["tiles"].max()),
         packed=data_args.packing or data_args.share_image_prefix,
-        weighted=bool(check.row_stats(dataset.index)["weighted"].any()),
+        weighted=bool(dataset.factors) or bool(check.row_stats(dataset.index)["weighted"].any()),
     )
 
 
@@ -119,6 +119,7 @@ def _choose_rows(
             f"{data_args.meta_path}: all rows are longer than --max_seq_length {data_args.max_seq_length}. Raise it, "
             "or pass --on_long_sample fewer_tiles."
         )
+    dataset.balance(check.kinds(dataset))
     lengths = check.lengths(dataset.index)
     logger.info(
         "Data: %s rows of %d to %d tokens (median %d), %d of them cut to max_seq_length, "

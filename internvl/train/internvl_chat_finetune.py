@@ -262,8 +262,8 @@ def make_evaluator(
     if not training_args.eval_meta_path:
         return None
     config = loaded.model.config
-    # Held-out rows are not augmented: a loss is to be compared with the one before.
-    specs = [replace(spec, data_augment=False) for spec in read_meta(training_args.eval_meta_path)]
+    # Held-out rows are not augmented, nor balanced: a loss is to be compared with the one before.
+    specs = [replace(spec, data_augment=False, balance=None) for spec in read_meta(training_args.eval_meta_path)]
     settings = render_settings(data_args, config)
     dataset = ConversationDataset(specs, loaded.tokenizer, settings, seed=training_args.seed, on_bad_sample="skip")
     with training_args.main_process_first(desc="checking the held-out data"):

@@ -57,6 +57,8 @@ def describe_data(specs: list[DatasetSpec]) -> dict[str, str]:
     described = {}
     for spec in specs:
         described[spec.name] = repr(spec)
+        if spec.balance:
+            described[f"{spec.name}: balance"] = repr(spec.balance)
         for path in spec.annotations:
             described[f"{spec.name}: {path}"] = hash_file(path)
     return described
