@@ -43,7 +43,7 @@ WHOLE = {
     "meta.json": (
         meta.ENTRY,
         {"root": "a", "annotation": ["a.jsonl"], "data_augment": True, "repeat_time": 0.5, "length": 5,
-         "max_dynamic_patch": 6},
+         "max_dynamic_patch": 6, "balance": {"field": "a", "pattern": "b", "to": "equal", "by": "weight"}},
     ),
     "datasets.json": (
         datasets.ENTRY,
@@ -59,13 +59,16 @@ WHOLE = {
     "predictions.json": (score.PREDICTIONS, [{"image_id": "a", "caption": "a dog"}]),
 }  # fmt: skip
 # By the last name of a field: what may be left out of no object, be null, be any whole number, or any large one.
-REQUIRED = {"root", "annotation", "image_id", "caption", "references", "images", "annotations", "id"}
+REQUIRED = {"root", "annotation", "image_id", "caption", "references", "images", "annotations", "id", "to"}
 NULLABLE = {
     "dtype", "torch_dtype", "quantization_config", "vision_config", "llm_config", "force_image_size", "template",
     "num_key_value_heads", "pad_token_id", "bos_token_id", "rope_scaling", "rope_parameters", "architectures",
     "head_dim", "use_sliding_window",
 }  # fmt: skip
-NULLABLE_IN = {("meta.json", "length"), ("meta.json", "max_dynamic_patch"), ("preprocessor_config.json", "image_size")}
+NULLABLE_IN = {
+    ("preprocessor_config.json", "image_size"),
+    *(("meta.json", name) for name in ("length", "max_dynamic_patch", "balance", "field", "pattern")),
+}
 ANY_NUMBER, ANY_LARGE_NUMBER = {"id", "image_id"}, {"length", "min_new_tokens", "max_new_tokens"}
 PYDANTICS = ("validation error", "input_value", "pydantic", "Input should", "Field required", "[type=")
 
