@@ -2,10 +2,11 @@
 # Every check there is: ruff, mypy, shellcheck, the documentation and the tests. Installs what it needs first. Arguments go to
 # pytest.
 #
-#   bash tests/run.sh
+#   bash tests/run.sh                           # all but the tests marked slow: 10 minutes on two cores
+#   bash tests/run.sh --all                     # all of them: 25 minutes
 #   bash tests/run.sh tests/shell -k dry_run
 #
-# Without arguments the tests run in as many processes as there are cores (eight at most), with one thread each.
+# Without arguments for pytest the tests run in as many processes as there are cores (eight at most), one thread each.
 # All checks run even when one fails; the exit status is the first failure's.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../shell/lib/common.sh
@@ -57,6 +58,11 @@ build_docs() {
 }
 
 # A path given to pytest is relative to where it was typed, like everywhere else here.
+CHOSEN=(-m 'not slow')
+if [[ ${1:-} == --all ]]; then
+    CHOSEN=()
+    shift
+fi
 ARGUMENTS=()
 for ARGUMENT in "$@"; do
     [[ $ARGUMENT == -* ]] || input_path ARGUMENT ""
@@ -67,7 +73,7 @@ ensure_python
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 if ((${#ARGUMENTS[@]} == 0)); then
     WORKERS=$("$PYTHON" -c 'from internvl.distributed import count_cores; print(min(8, count_cores()))')
-    ARGUMENTS=(--numprocesses "$WORKERS" --dist worksteal)
+    ARGUMENTS=(--numprocesses "$WORKERS" --dist worksteal ${CHOSEN[@]+"${CHOSEN[@]}"})
 fi
 
 check 'ruff check' "$PYTHON" -m ruff check --quiet .

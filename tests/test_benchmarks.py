@@ -19,6 +19,7 @@ def run_benchmark(warm_python):
     return run
 
 
+@pytest.mark.slow
 def test_tokenizer_benchmark_runs(run_benchmark, repository, tiny_base, tmp_path):
     script = repository / "benchmarks" / "tokenizer.py"
     figures = run_benchmark(script, tmp_path / "figures.json", "--tokenizer", tiny_base, "--texts", 20, "--rounds", 1)
@@ -55,6 +56,7 @@ def test_convert_annotations_benchmark_runs(run_benchmark, repository, tmp_path)
     assert figures["array"]["rows"] == figures["lines"]["rows"] == 100
 
 
+@pytest.mark.slow
 def test_evaluation_benchmark_runs(run_benchmark, repository, tiny_base, tmp_path):
     script = repository / "benchmarks" / "evaluation.py"
     arguments = ["--checkpoint", tiny_base, "--limit", 6, "--batch-size", 3, "--rounds", 1, "--images", 20]

@@ -78,6 +78,7 @@ def test_the_best_checkpoint_is_kept_and_taken_and_a_run_that_gets_worse_stops(f
     assert kept.keys() == taken.keys() and all(torch.equal(kept[name], taken[name]) for name in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deepspeed", ["none", "shell/deepspeed/zero_stage1_config.json"])
 def test_a_bf16_training_with_trained_projector_is_evaluated(deepspeed, finetune, rows_folder):
     flags = ["--freeze_mlp", "False", "--max_steps", "4", "--save_steps", "2", "--eval_caption_steps", "2"]

@@ -35,6 +35,7 @@ def test_a_result_folder_is_complete_and_the_same_for_two_processes(trained_adap
     assert again == predictions
 
 
+@pytest.mark.slow
 def test_an_evaluation_killed_three_times_ends_with_the_same_predictions(trained_adapter, warm_python, tmp_path):
     flags = ["--checkpoint", str(trained_adapter), "--datasets", "habitat", "--limit", "24", "--batch-size", "2"]
     command = [str(warm_python), str(REPOSITORY / "eval" / "caption" / "evaluate_caption.py"), *flags]
@@ -57,6 +58,7 @@ def test_an_evaluation_killed_three_times_ends_with_the_same_predictions(trained
     assert list(out.parent.iterdir()) == [out]
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_is_scored_and_compared(trained_adapter, tiny_base, rows_folder, warm_python, tmp_path):
     def run(checkpoint, out, *flags):
         custom = [

@@ -103,7 +103,9 @@ def test_the_same_command_continues_from_the_last_checkpoint(finetune):
     assert losses(folder) == losses(whole)
 
 
-@pytest.mark.parametrize("stage", ["1", "2", "3", "2_offload", "3_offload"])
+@pytest.mark.parametrize(
+    "stage", ["1", "3", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("2", "2_offload", "3_offload"))]
+)
 def test_zero_trains_with_two_processes_and_saves_only_the_adapter(finetune, repository, stage):
     config = repository / "shell" / "deepspeed" / f"zero_stage{stage}_config.json"
     folder, process = finetune(

@@ -93,6 +93,7 @@ def test_other_ways_to_save_one_adapter_give_one_model(name, cases, tmp_path):
     assert answer(cases / "27" / name) == answer(tmp_path / "merged")
 
 
+@pytest.mark.slow
 def test_an_adapter_of_the_hf_copy_goes_its_whole_way(cases, tmp_path, capsys):
     """Merge and evaluation take it; the converter names the merge, whose result needs no converting."""
     shutil.copyfile(cases / "lib.py", tmp_path / "lib.py")

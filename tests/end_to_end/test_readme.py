@@ -168,6 +168,7 @@ def test_every_command_of_the_readme_works_in_order(user_copy):
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.slow
 def test_every_command_of_the_docs_works(user_copy):
     for folder, command in MADE_BY.items():  # unless the README's test has run in this copy
         if not (user_copy / folder).is_dir():
@@ -180,6 +181,7 @@ def test_every_command_of_the_docs_works(user_copy):
         assert len((user_copy / "data" / "mine" / f"{name}.jsonl").read_text().splitlines()) == 10
 
 
+@pytest.mark.slow
 def test_the_quickstart_works_on_a_small_set(tmp_path, tiny_base):
     folder = copy_repository(tmp_path / "repository")
     shutil.rmtree(folder / "pretrained" / "InternVL2-Tiny", ignore_errors=True)

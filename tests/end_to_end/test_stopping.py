@@ -64,7 +64,9 @@ def test_a_launcher_that_is_told_to_stop_saves_a_checkpoint(begin, tmp_path):
     check_saved(tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1], ids=["Ctrl-C", "Slurm"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)], ids=["Ctrl-C", "Slurm"]
+)
 def test_a_signal_to_every_process_saves_a_checkpoint(begin, tmp_path, number):
     # As a terminal and Slurm send it: also to the workers that read images, and to torchrun, which passes it on.
     real = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"}
@@ -98,6 +100,7 @@ exit "$worst"
 """
 
 
+@pytest.mark.slow
 def test_a_slurm_job_is_queued_again_after_its_warning_and_continues(begin, tmp_path):
     programs = tmp_path / "bin"
     programs.mkdir()

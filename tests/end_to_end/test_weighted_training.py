@@ -35,6 +35,7 @@ def meta_files(rows_folder, tmp_path):
     return [write(tmp_path / name, rows_folder, rows) for name, rows in named.items()]
 
 
+@pytest.mark.slow
 def test_whole_weights_train_as_repeated_rows(train, meta_files, tmp_path):  # noqa: F811
     weighted, repeated = meta_files
     many = ("--meta_path", repeated, "--per_device_train_batch_size", "8")

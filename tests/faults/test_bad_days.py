@@ -15,7 +15,7 @@ from tests.faults.runs import BATCHES
 from tests.faults.test_kills import digest
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_the_same_command_continues(train, tmp_path, number, processes):
     whole, folder, log = tmp_path / "whole", tmp_path / "stopped", tmp_path / "log.txt"
@@ -107,6 +107,7 @@ def test_a_hung_process_ends_all_in_time_and_is_named(train, tmp_path):
     assert "process 1 is behind" in said, said[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "name"),
     [

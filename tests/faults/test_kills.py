@@ -69,6 +69,7 @@ DIVIDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", DIVIDED.values(), ids=DIVIDED)
 def test_a_killed_training_whose_weights_are_divided_ends_as_an_uninterrupted_one(train, tmp_path, flags):
     plain, whole, folder, log = (tmp_path / name for name in ("plain", "whole", "killed", "log.txt"))

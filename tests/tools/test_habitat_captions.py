@@ -39,6 +39,7 @@ def records(scenes):
     return {int(seed): pieces for seed, pieces in scene_records(views).items()}
 
 
+@pytest.mark.slow
 def test_five_different_short_sentences(captions):
     for five in captions.values():
         assert len(set(five)) == len(five) == 5
