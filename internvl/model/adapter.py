@@ -197,8 +197,42 @@ def save_adapter(
     config.save_pretrained(folder)
 
 
-def load_trained(model: InternVLChatModel | PeftModel, saved: Checkpoint) -> None:
+def continue_adapter(model: InternVLChatModel | PeftModel, start: Checkpoint) -> None:
+    """Put an adapter's tensors into a model that is to train it on.
+
+    Raises:
+        UserError: the LoRA of the model is another, or a module of the adapter does not train.
+    """
+    own = lora_config_of(model)
+    advice = f"Name the adapter's own settings, or merge it first (python tools/merge_lora.py {start.folder} OUT)."
+    if own is None:
+        raise UserError(
+            f"{start.folder}: is an adapter of rank {start.config.get('r')}, and no LoRA is asked for. {advice}"
+        )
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_modules"):
+        theirs, ours = start.config.get(name), getattr(own, name)
+        if name == "target_modules" and isinstance(theirs, list):
+            theirs, ours = sorted(theirs), sorted(ours)
+        if (theirs or None) != (ours or None):
+            raise UserError(
+                f"{start.folder}: is an adapter with {name} {shorten(theirs, 60)}, and the flags ask for "
+                f"{shorten(ours, 60)}. {advice}"
+            )
+    frozen = {stored_name(name) for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    lost = next((name for name in start.tensors if name in frozen), None)
+    if lost is not None:
+        raise UserError(f"{start.folder}: holds {shorten(lost)}, which the flags freeze. Let it train, or merge it.")
+    load_trained(model, start, advice)
+
+
+def load_trained(
+    model: InternVLChatModel | PeftModel,
+    saved: Checkpoint,
+    anew: str = "Pass --overwrite_output_dir True to start anew.",
+) -> None:
     """Put what was saved of a training back into its model: an adapter's tensors, or a whole model's.
+
+    ``anew`` is what to do where that cannot be.
 
     Raises:
         UserError: a tensor has no place in the model, or another shape there.
@@ -208,7 +242,6 @@ def load_trained(model: InternVLChatModel | PeftModel, saved: Checkpoint) -> Non
         names = {stored_name(name): name for name in parameters}
     else:
         names = {embedded_name(name, model.config): name for name in parameters}
-    anew = "Pass --overwrite_output_dir True to start anew."
     unknown = next((name for name in saved.tensors if name not in names), None)
     if unknown is not None:
         raise UserError(f"{saved.folder}: {shorten(unknown)} has no place in the model that trains. {anew}")

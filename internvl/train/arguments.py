@@ -24,7 +24,7 @@ class ModelArguments:
     """Which model, what of it trains, and how it is adapted."""
 
     model_name_or_path: str = field(
-        metadata={"help": "Checkpoint folder to start from: a base, a merged model, or one with embedded LoRA."}
+        metadata={"help": "Folder to start from: a base, a merged model, an adapter to train on, or embedded LoRA."}
     )
     freeze_llm: bool = field(default=False, metadata={"help": "Freeze the language model's own weights."})
     freeze_backbone: bool = field(default=False, metadata={"help": "Freeze the vision encoder's own weights."})
@@ -246,20 +246,20 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     Raises:
         UserError: a flag is unknown (the nearest known one is named), or a value does not fit.
     """
-    model, data, training = _parse_groups(ARGUMENT_GROUPS, argv)
+    model, data, training = parse_groups(ARGUMENT_GROUPS, argv)
     check_arguments(model, data, training)
     return model, data, training
 
 
 def parse_data_arguments(argv: Sequence[str]) -> DataArguments:
     """Parse a command line of data flags alone; errors as above."""
-    (data,) = _parse_groups((DataArguments,), argv)
+    (data,) = parse_groups((DataArguments,), argv)
     _check_data_arguments(data)
     return data
 
 
-def _parse_groups(groups: Sequence[type], argv: Sequence[str]) -> tuple:
-    """Parse flags of these groups; values are not checked against each other yet."""
+def parse_groups(groups: Sequence[type], argv: Sequence[str]) -> tuple:
+    """Parse flags of these groups; values are not checked against each other yet. Errors as above."""
     parser = make_parser(groups)
     argv = [_rename_flag(argument) for argument in argv]
     known = [option for action in parser._actions for option in action.option_strings]

@@ -33,7 +33,7 @@ from internvl.logging_utils import setup_logging
 from internvl.model.adapter import describe_trainable
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
-from internvl.model.loading import LoadedModel
+from internvl.model.loading import LoadedModel, source_of
 from internvl.model.vision_cache import VisionCache
 from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments, parse_arguments
 from internvl.train.checkpointing import atomic_output
@@ -73,10 +73,10 @@ def main(argv: list[str] | None = None) -> None:
     choose_kernels()
     set_seed(training_args.seed)
     specs = read_meta(data_args.meta_path)  # before the model: a typing mistake should not cost minutes
-    base = Checkpoint(model_args.model_name_or_path)
+    start = Checkpoint(model_args.model_name_or_path)
     folder = RunFolder(
         training_args.output_dir,
-        make_record(*arguments, training_args.world_size, describe_data(specs), base_identity(base.weight_files)),
+        make_record(arguments, training_args.world_size, describe_data(specs), base_identity(start.weight_files)),
     )
     resume = folder.find_resume_point(training_args.overwrite_output_dir, training_args.resume_from_checkpoint)
     if resume.finished:
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     if resume.checkpoint:
         logger.info("Continuing from %s (--overwrite_output_dir True starts anew).", resume.checkpoint)
     loaded = load_for_training(model_args, data_args, training_args)
-    cache = _open_vision_cache(loaded.model, data_args, training_args)
+    cache = open_vision_cache(loaded.model, data_args, training_args)
     with training_args.main_process_first(desc="checking the data"):  # the others find its results cached
         dataset = ConversationDataset(
             specs,
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
         plan=plan,
         output=OutputFolder(
             folder.path,
-            base=base,
+            base=source_of(start),
             tokenizer=loaded.tokenizer,
             save_full_model=training_args.save_full_model,
         ),
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
         max_bad_fraction=data_args.max_bad_fraction,
         on_nan=training_args.on_nan,
     )
-    _prepare_device(trainer, model_args)
+    prepare_device(trainer, model_args)
     stop = StopOnSignal()
     trainer.remove_callback(PrinterCallback)
     for callback in (stop, *callbacks(training_args)):
@@ -131,11 +131,11 @@ def main(argv: list[str] | None = None) -> None:
     if stop.caught:
         logger.warning("Stopped at step %d. The same command continues from there.", trainer.state.global_step)
         sys.exit(128 + stop.caught)
-    _save_result(trainer, result, data_report(specs, check, plan.lengths))
+    save_result(trainer, result, data_report(specs, check, plan.lengths))
     leave_ranks()
 
 
-def _prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> None:
+def prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> None:
     """Make the training fit its machine: layers that recompute activations, data workers that find room.
 
     Raises:
@@ -166,7 +166,7 @@ def _prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> Non
         args,
         batch_bytes=largest.tiles * 3 * trainer.model.config.image_size**2,
         # Images travel one by one where their features are cached.
-        batch_tensors=BATCH_TENSORS + (largest.tiles if trainer.data_collator.keep_images else 0),
+        batch_tensors=BATCH_TENSORS + (largest.tiles if trainer.vision_cache else 0),
         processes=int(os.environ.get("LOCAL_WORLD_SIZE") or 1),
     )
 
@@ -208,7 +208,7 @@ def train(trainer: FinetuneTrainer, resume: ResumePoint) -> TrainOutput:
             raise
 
 
-def _save_result(trainer: FinetuneTrainer, result: TrainOutput, report: dict) -> None:
+def save_result(trainer: FinetuneTrainer, result: TrainOutput, report: dict) -> None:
     """Evaluate the trained model where that is due, and write it with ``report`` and the loss curve."""
     args, state = trainer.args, trainer.state
     evaluated = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
@@ -233,7 +233,7 @@ def _save_result(trainer: FinetuneTrainer, result: TrainOutput, report: dict) ->
     )
 
 
-def _open_vision_cache(
+def open_vision_cache(
     model: InternVLChatModel, data_args: DataArguments, training_args: FinetuneArguments
 ) -> VisionCache | None:
     """Return the folder of --vision_cache; None without.

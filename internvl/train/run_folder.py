@@ -5,16 +5,17 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from internvl.data.meta import DatasetSpec
 from internvl.errors import UserError, shorten
 from internvl.json_files import write_json
-from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments
 from internvl.train.checkpointing import PREFIX, STAGING, hash_file, last_good_checkpoint, verify_manifest
 
 logger = logging.getLogger(__name__)
@@ -72,25 +73,15 @@ def _installed_version(package: str) -> str | None:
         return None
 
 
-def make_record(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: FinetuneArguments,
-    processes: int,
-    data: dict[str, str],
-    base: str,
-) -> dict:
+def make_record(groups: Sequence[Any], processes: int, data: dict[str, str], base: str) -> dict:
     """Return what training_args.json holds: the resolved arguments, the data's hashes, and what it ran on.
 
     Args:
-        model_args: as parsed, like the next two.
-        data_args: of the data.
-        training_args: of the training.
+        groups: the arguments as parsed, group by group.
         processes: number of ranks.
         data: file → hash, of :func:`describe_data`.
         base: the mark of the base's weights, of :func:`base_identity`.
     """
-    groups = (model_args, data_args, training_args)
     return {
         "command": sys.argv,
         **{type(group).__name__: group.to_dict() if hasattr(group, "to_dict") else asdict(group) for group in groups},
@@ -108,7 +99,7 @@ def make_record(
 def _settings_of(record: dict) -> dict[str, object]:
     """Return what of a record decides the result, as flat names."""
     settings = {}
-    for group in ("ModelArguments", "DataArguments", "FinetuneArguments"):
+    for group in ("ModelArguments", "DataArguments", "FinetuneArguments", "RewardArguments"):
         for name, value in record.get(group, {}).items():
             if name not in WITHOUT_EFFECT:
                 settings[f"--{name}"] = value

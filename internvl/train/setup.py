@@ -11,12 +11,12 @@ from transformers.utils import is_bitsandbytes_available
 
 from internvl.data.tokenize import RenderSettings
 from internvl.errors import UserError
-from internvl.model.adapter import choose_trainable
+from internvl.model.adapter import choose_trainable, continue_adapter
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.model.internvl_chat.language_models import language_model_of
-from internvl.model.loading import LoadedModel, load_config, load_model
+from internvl.model.loading import LoadedModel, load_config, load_model, source_of
 from internvl.model.lora_recipe import LoraRecipe
 from internvl.train.arguments import PUBLISHED_IMAGE_SIZE, DataArguments, FinetuneArguments, ModelArguments
 from internvl.train.sharding import zero3_init_disabled
@@ -30,17 +30,14 @@ def load_for_training(
     """Load the checkpoint and prepare what trains.
 
     Frozen weights are held in the training precision, trained ones in float32 (DeepSpeed keeps its own float32 copy
-    and gets all in the training precision). With LoRA the model is PEFT's wrap around the whole of it.
+    and gets all in the training precision). With LoRA the model is PEFT's wrap around the whole of it. An adapter
+    trains on, on its base.
 
     Raises:
         UserError: the checkpoint is unfit, or a flag contradicts its config.
     """
-    checkpoint = Checkpoint(model_args.model_name_or_path)
-    if checkpoint.is_adapter:
-        raise UserError(
-            f"{checkpoint.folder}: is an adapter. Merge it first (python tools/merge_lora.py {checkpoint.folder} OUT) "
-            "and start from the result."
-        )
+    start = Checkpoint(model_args.model_name_or_path)
+    checkpoint = source_of(start)
     config = load_config(checkpoint)
     check_against_config(model_args, data_args, config)
     config.vision_config.drop_path_rate = model_args.drop_path_rate
@@ -73,6 +70,8 @@ def load_for_training(
         unfreeze_vit_layers=model_args.unfreeze_vit_layers,
         unfreeze_lm_head=model_args.unfreeze_lm_head,
     )
+    if start.is_adapter:
+        continue_adapter(trained, start)
     if not training_args.deepspeed:
         for parameter in model.parameters():
             if parameter.requires_grad:

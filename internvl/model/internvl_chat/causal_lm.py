@@ -38,6 +38,8 @@ class SupervisedCausalLM:
         num_items_in_batch: torch.Tensor | int | None = None,
         return_logits: bool = True,
         num_loss_chunks: int | None = None,
+        loss_temperature: float = 1.0,
+        loss_suppressed: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Run the decoder (see :meth:`run_decoder`) and the output layer.
@@ -57,6 +59,8 @@ class SupervisedCausalLM:
                 step needs, and returns no logits.
             num_loss_chunks: how often the output layer is run for the loss; by default as often as needed. Where
                 weights are sharded, all ranks must run it equally often.
+            loss_temperature: what the loss divides logits by: answers that were drawn at it are weighed by it.
+            loss_suppressed: int64 (K,), tokens without a probability in the loss, since none is drawn.
             kwargs: passed to :meth:`run_decoder` (``layout``, ``use_cache``, …).
 
         ``logits`` is float32 (B, N, V); ``loss`` a float32 scalar.
@@ -73,7 +77,15 @@ class SupervisedCausalLM:
         logits = self.get_output_embeddings()(states[:, -logits_to_keep:]).float() if return_logits else None
         loss = None
         if labels is not None:
-            loss = self.supervised_loss(states, labels, loss_weight, num_items_in_batch, num_loss_chunks)
+            loss = self.supervised_loss(
+                states,
+                labels,
+                loss_weight,
+                num_items_in_batch,
+                num_loss_chunks,
+                temperature=loss_temperature,
+                suppressed=loss_suppressed,
+            )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -133,6 +145,8 @@ class SupervisedCausalLM:
         loss_weight: torch.Tensor | None = None,
         num_items: torch.Tensor | int | None = None,
         num_chunks: int | None = None,
+        temperature: float = 1.0,
+        suppressed: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the next-token cross-entropy, a float32 scalar, computing logits where there are labels only.
 
@@ -145,16 +159,20 @@ class SupervisedCausalLM:
             loss_weight: as in :meth:`forward`.
             num_items: divisor of the summed loss, ``num_items_in_batch`` of :meth:`forward`.
             num_chunks: into how many chunks to divide the positions, some of which may be empty.
+            temperature: as of :meth:`token_losses`, like the next one.
+            suppressed: tokens that have no probability.
         """
         targets = labels[:, 1:]
         supervised = targets != IGNORE_INDEX
         states, targets = states[:, :-1][supervised], targets[supervised].to(states.device)
         num_chunks = num_chunks or -(-len(targets) // LOSS_CHUNK)
         if num_chunks <= 1:
-            losses = self.token_losses(states, targets)
+            losses = self.token_losses(states, targets, temperature, suppressed)
         else:
             chunks = zip(states.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True)
-            losses = torch.cat([checkpoint(self.token_losses, *chunk, use_reentrant=False) for chunk in chunks])
+            of_policy = (temperature, suppressed)
+            parts = [checkpoint(self.token_losses, *chunk, *of_policy, use_reentrant=False) for chunk in chunks]
+            losses = torch.cat(parts)
         counted = supervised.sum()
         if loss_weight is not None:
             weights = loss_weight[:, 1:][supervised].to(losses)
@@ -165,6 +183,24 @@ class SupervisedCausalLM:
             num_items = num_items.to(losses.device)
         return losses.sum() / num_items
 
-    def token_losses(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the cross-entropy of each of K positions, float32 (K,), of ``states`` (K, C) and ``targets`` (K,)."""
-        return F.cross_entropy(self.get_output_embeddings()(states).float(), targets, reduction="none")
+    def token_losses(
+        self,
+        states: torch.Tensor,
+        targets: torch.Tensor,
+        temperature: float = 1.0,
+        suppressed: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the cross-entropy of each of K positions, float32 (K,).
+
+        Args:
+            states: (K, C).
+            targets: int64 (K,).
+            temperature: what logits are divided by.
+            suppressed: int64, tokens that have no probability.
+        """
+        logits = self.get_output_embeddings()(states).float()
+        if temperature != 1:
+            logits = logits / temperature
+        if suppressed is not None:
+            logits = logits.index_fill(-1, suppressed, float("-inf"))
+        return F.cross_entropy(logits, targets, reduction="none")

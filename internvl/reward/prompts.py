@@ -1,0 +1,121 @@
+"""Questions with all their reference answers: what a training on the score draws answers to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from internvl.data.batch import BadSample, Idle, Sample
+from internvl.data.dataset import ConversationDataset
+from internvl.data.sampling import SampleGroup
+from internvl.errors import UserError
+from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
+from internvl.model.vision_cache import TiledImage
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation up to an open answer.
+
+    ``key`` is its number in the data set, ``input_ids`` int64 (N,) up to where the answer begins, ``reference_ids``
+    the tokens of each reference with their end mark.
+    """
+
+    key: int
+    input_ids: torch.Tensor
+    images: tuple[TiledImage, ...]
+    references: tuple[str, ...]
+    reference_ids: tuple[tuple[int, ...], ...]
+    where: str
+    epoch: int = 0
+
+
+@dataclass
+class PromptBatch:
+    """The prompts of a micro-batch, and the rows that could not be read.
+
+    ``is_idle``: no rank has any row. Holds no labels: those come with the answers that are sampled.
+    """
+
+    prompts: list[Prompt]
+    skipped: list[BadSample] = field(default_factory=list)
+    is_idle: bool = False
+
+    def __contains__(self, name: str) -> bool:
+        return False  # transformers' Trainer asks for labels to count
+
+
+def collate_prompts(items: Sequence[Prompt | list[BadSample] | Idle]) -> PromptBatch:
+    """Return the batch of what a data set gave."""
+    return PromptBatch(
+        [item for item in items if isinstance(item, Prompt)],
+        [bad for item in items if isinstance(item, list) for bad in item],
+        any(isinstance(item, Idle) for item in items),
+    )
+
+
+class PromptDataset(Dataset):
+    """The questions of a data set's rows; rows that differ in their last answer alone are one question's references.
+
+    ``rows[key]`` are the items of prompt ``key`` in the data set, int64.
+    """
+
+    def __init__(self, data: ConversationDataset):
+        self.data = data
+        found: dict[tuple, list[int]] = {}
+        seen: set[tuple[int, int]] = set()
+        texts: dict[tuple, list[str]] = {}
+        for item, (number, position) in enumerate(data.index.tolist()):
+            if (number, position) in seen:  # a row that an epoch has several times is one reference
+                continue
+            seen.add((number, position))
+            row = data.files[number][1].row(position)
+            key = (data.files[number][0].name, row.images, row.video, row.clip, row.turns[:-1])
+            found.setdefault(key, []).append(item)
+            texts.setdefault(key, []).append(row.turns[-1].value.strip())
+        self.rows = [np.array(items) for items in found.values()]
+        self.references = [tuple(texts[key]) for key in found]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, group: SampleGroup) -> Prompt | list[BadSample] | Idle:
+        """Return the prompt of a group, which has one item: its key."""
+        if not group.items:
+            return Idle()
+        (key,) = group.items
+        first = self.data[SampleGroup((int(self.rows[key][0]),), group.epoch)]
+        if not isinstance(first, Sample):
+            return first
+        begin = answer_start(first)
+        return Prompt(
+            key=key,
+            input_ids=first.input_ids[:begin],
+            images=tuple(first.images),
+            references=self.references[key],
+            reference_ids=tuple(self.answer_ids(reference) for reference in self.references[key]),
+            where=first.rows[0],
+            epoch=group.epoch,
+        )
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of an answer and its end mark, as training renders them."""
+        end_mark = self.data.settings.template.sep.rstrip("\n")
+        return tuple(self.data.tokenizer(text + end_mark, add_special_tokens=False)["input_ids"])
+
+
+def answer_start(sample: Sample) -> int:
+    """Return where the last answer of a row begins: its last run of supervised tokens.
+
+    Raises:
+        UserError: nothing of it is supervised.
+    """
+    supervised = (sample.labels != IGNORE_INDEX).tolist()
+    if not any(supervised):
+        raise UserError(f"{sample.rows[0]}: none of its answers is learnt. Give it a weight above 0, or remove it.")
+    begin = len(supervised) - 1 - supervised[::-1].index(True)
+    while begin > 0 and supervised[begin - 1]:
+        begin -= 1
+    return begin
