@@ -21,6 +21,7 @@ ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
 PACKAGES = ("internvl/model/internvl_chat/", "internvl/model/", "internvl/data/", "internvl/train/") + (
     "internvl/inference/",
     "internvl/evaluation/",
+    "internvl/reward/",
 )
 FIGURE = re.compile(r"(\d[\d,]*(?:\.\d+)?) (?:GiB|MiB|rows/s|times)")
 

@@ -16,7 +16,8 @@ ALLOWED = {
     "data": {"model"},
     "inference": {"model", "data"},
     "evaluation": {"model", "data", "inference"},
-    "train": {"model", "data", "inference", "evaluation"},  # a training evaluates on its way
+    "reward": {"model", "data", "evaluation"},
+    "train": {"model", "data", "inference", "evaluation", "reward"},  # a training evaluates on its way
     "commands": {"model", "data", "inference", "evaluation", "train"},
 }
 SHARED = {

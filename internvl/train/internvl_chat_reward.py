@@ -32,7 +32,7 @@ from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import source_of
 from internvl.reward.prompts import PromptDataset
 from internvl.reward.rewards import WeightedReward
-from internvl.reward.trainer import RewardTrainer
+from internvl.train.reward_trainer import RewardTrainer
 from internvl.train.epoch_plan import EpochPlan, data_report
 from internvl.train.internvl_chat_finetune import (
     callbacks,

@@ -1,6 +1,6 @@
 """A finetune or a merge in which something goes wrong where told.
 
-    python -m tests.faults.faulty FAULT finetune|merge ARGUMENT…
+    python -m tests.faults.faulty FAULT finetune|reward|merge ARGUMENT…
 
 FAULT is JSON; ``{}`` is none. ``{"batch": N, "signal": S}`` sends the process signal S (SIGKILL without it) before its
 N-th micro-batch; ``{"write": N, "below": FOLDER}`` sends SIGKILL the N-th time a file below the folder is opened for
@@ -21,7 +21,7 @@ from accelerate.utils import DistributedType
 
 from internvl.commands import merge_lora
 from internvl.model.internvl_chat import causal_lm, modeling_internvl_chat
-from internvl.train import internvl_chat_finetune, sharding
+from internvl.train import internvl_chat_finetune, internvl_chat_reward, sharding
 from internvl.train.trainer import FinetuneTrainer
 
 WRITES = {"os.rename": 1, "os.remove": 0, "os.rmdir": 0, "os.mkdir": 0}
@@ -113,4 +113,5 @@ def prepare(fault: dict) -> None:
 if __name__ == "__main__":
     _, described, command, *arguments = sys.argv
     prepare(json.loads(described))
-    {"finetune": internvl_chat_finetune.main, "merge": merge_lora.main}[command](arguments)
+    commands = {"finetune": internvl_chat_finetune.main, "reward": internvl_chat_reward.main, "merge": merge_lora.main}
+    commands[command](arguments)

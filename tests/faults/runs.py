@@ -47,7 +47,7 @@ def train(runs, tiny_base, rows_folder, tmp_path):
 
     The fault comes over one process, ``victim`` or one drawn; the status is that process's. One that is killed is
     taken for its machine: the others are killed, too. ``statuses``, a list, gets those of all. ``all_ranks`` is what
-    all processes get.
+    all processes get, and ``command`` what they run: finetune or reward.
     """
 
     def run(
@@ -58,6 +58,7 @@ def train(runs, tiny_base, rows_folder, tmp_path):
         victim: int | None = None,
         statuses: list[int] | None = None,
         all_ranks: dict | None = None,
+        command: str = "finetune",
     ) -> int:
         argv = ["--model_name_or_path", str(tiny_base), "--meta_path", str(rows_folder / "meta.json")]
         argv += ["--output_dir", str(folder), "--per_device_train_batch_size", str(4 // processes), *FLAGS]
@@ -70,7 +71,7 @@ def train(runs, tiny_base, rows_folder, tmp_path):
             env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "RANK": str(rank)}
             env |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes), SET_BY_TORCHRUN: "none"}
             own = (all_ranks or {}) | ((fault or {}) if rank == victim else {})
-            started.append(runs.start("finetune", argv, tmp_path / "log.txt", own, **(env if processes > 1 else {})))
+            started.append(runs.start(command, argv, tmp_path / "log.txt", own, **(env if processes > 1 else {})))
         if (fault or {}).get("signal") == signal.SIGSTOP:
             ended = [process.wait() for rank, process in enumerate(started) if rank != victim]
             started[victim].kill()  # as torchrun does with what is left

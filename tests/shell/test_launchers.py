@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from internvl.train.arguments import FinetuneArguments, parse_arguments
+from internvl.train.reward_arguments import parse_reward_arguments
 
 REPO = Path(__file__).resolve().parents[2]
-LAUNCHERS = sorted(path.relative_to(REPO) for path in REPO.glob("shell/internvl*/**/*.sh"))
+EVERY_LAUNCHER = sorted(path.relative_to(REPO) for path in REPO.glob("shell/internvl*/**/*.sh"))
+REWARD_LAUNCHERS = [path for path in EVERY_LAUNCHER if path.stem.endswith("cider")]
+LAUNCHERS = [path for path in EVERY_LAUNCHER if path not in REWARD_LAUNCHERS]
 LORA = "shell/internvl2.0/habitat_2b_finetune/lora.sh"
 COCO = "shell/internvl2.0/2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_lora_coco.sh"
 
@@ -116,12 +119,27 @@ def test_dry_run_of_every_launcher(run, launcher):
         assert isinstance(entry["length"], int)
 
 
-@pytest.mark.parametrize("launcher", [*LAUNCHERS, Path("shell/tiny/pretrain.sh")], ids=lambda path: path.stem)
+@pytest.mark.parametrize("launcher", REWARD_LAUNCHERS, ids=lambda path: path.stem)
+def test_a_launcher_of_a_training_on_the_score_draws_and_scores_answers(run, launcher):
+    done = run(launcher, "--use_cpu", "True", "--reward", "CIDEr-D:1.0", "exact:0.5", DRY_RUN="1")
+    assert done.returncode == 0 and done.stderr == ""
+    words = shlex.split(done.stdout.splitlines()[-1])
+    flags = words[words.index("internvl/train/internvl_chat_reward.py") + 1 :]
+    model, _, training, reward = parse_reward_arguments(flags)
+    assert [spec.name for spec in reward.specs()] == ["CIDEr-D", "exact"] and reward.num_samples == 5
+    assert model.lora_dropout == 0 and model.freeze_llm and model.use_llm_lora == 128
+    images = int(done.stdout.partition("BATCH_SIZE ")[2].split()[0])
+    per_rank = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    assert images == per_rank * (8 if "coco" in str(training.output_dir) or "2nd" in str(launcher) else 1)
+
+
+@pytest.mark.parametrize("launcher", [*EVERY_LAUNCHER, Path("shell/tiny/pretrain.sh")], ids=lambda path: path.stem)
 def test_a_launcher_shows_its_settings_and_the_torchrun_call(launcher):
     text = (REPO / launcher).read_text()
     for name in ("GPUS", "BATCH_SIZE", "PER_DEVICE_BATCH_SIZE", "GRADIENT_ACC", "MODEL", "META_PATH", "OUTPUT_DIR"):
         assert re.search(rf"^((setting|input_path|output_path) {name} |{name}=)", text, re.MULTILINE), name
-    assert 'torchrun --nproc_per_node="$GPUS" internvl/train/internvl_chat_finetune.py' in text
+    script = "internvl_chat_reward.py" if launcher in REWARD_LAUNCHERS else "internvl_chat_finetune.py"
+    assert f'torchrun --nproc_per_node="$GPUS" internvl/train/{script}' in text
 
 
 def test_the_recipe_of_the_tiny_base(run):

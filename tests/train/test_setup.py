@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from internvl.errors import UserError
+from internvl.model.adapter import stored_name
 from internvl.train import setup
 from internvl.train.arguments import parse_arguments
 from internvl.train.setup import load_for_training
@@ -65,9 +67,20 @@ def test_flags_that_contradict_the_checkpoint_are_refused(tiny_base, tmp_path, f
         load(tiny_base, tmp_path, *flags)
 
 
-def test_an_adapter_is_no_start(trained_adapter, tmp_path):
-    with pytest.raises(UserError, match="is an adapter. Merge it first"):
-        load(trained_adapter, tmp_path)
+def test_an_adapter_trains_on_with_its_own_settings(trained_adapter, tmp_path):
+    """Of rank 8 on the language model and 4 on the vision encoder, with the projector."""
+    own = ("--freeze_llm", "True", "--freeze_backbone", "True", "--use_llm_lora", "8", "--use_backbone_lora", "4")
+    state = load(trained_adapter, tmp_path, *own).state_dict()
+    saved = load_file(trained_adapter / "adapter_model.safetensors")
+    names = {stored_name(name): name for name in state}
+    assert all(torch.equal(state[names[name]], tensor) for name, tensor in saved.items())
+    for flags, words in (
+        ((), "is an adapter of rank 8, and no LoRA is asked for"),
+        ((*own[:4], "--use_llm_lora", "16", *own[6:]), "is an adapter with r 8, and the flags ask for 16"),
+        ((*own, "--freeze_mlp", "True"), "holds .*mlp1.*, which the flags freeze"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load(trained_adapter, tmp_path, *flags)
 
 
 def test_four_bits_without_bitsandbytes_are_refused_with_the_package(tiny_base, tmp_path, monkeypatch):
