@@ -32,7 +32,6 @@ from internvl.model.checkpoint import Checkpoint
 from internvl.model.loading import source_of
 from internvl.reward.prompts import PromptDataset
 from internvl.reward.rewards import WeightedReward
-from internvl.train.reward_trainer import RewardTrainer
 from internvl.train.epoch_plan import EpochPlan, data_report
 from internvl.train.internvl_chat_finetune import (
     callbacks,
@@ -45,6 +44,7 @@ from internvl.train.internvl_chat_finetune import (
 from internvl.train.interruption import StopOnSignal, limit_waiting
 from internvl.train.output import OutputFolder
 from internvl.train.reward_arguments import RewardArguments, parse_reward_arguments
+from internvl.train.reward_trainer import RewardTrainer
 from internvl.train.run_folder import RunFolder, base_identity, describe_data, make_record
 from internvl.train.setup import load_for_training, render_settings
 
