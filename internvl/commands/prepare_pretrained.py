@@ -143,12 +143,10 @@ def check(folder: Path) -> list[str]:
     prepare = f"Run tools/prepare_pretrained.py {folder}."
     if _served_template(folder) != _rendered(template, tokenizer):
         problems.append(f"The chat template is not that of the {template.name} prompt. {prepare}")
-    end_mark = tokenizer.convert_tokens_to_ids(template.sep.strip())
+    end_mark = tokenizer.convert_tokens_to_ids(template.end_mark)
     stops = read_generation(folder).get("eos_token_id")
     if end_mark not in (stops if isinstance(stops, list) else [stops]):
-        problems.append(
-            f"generation_config.json does not end answers at {template.sep.strip()} ({end_mark}). {prepare}"
-        )
+        problems.append(f"generation_config.json does not end answers at {template.end_mark} ({end_mark}). {prepare}")
     outdated = [
         file.name
         for file in model_code_files()

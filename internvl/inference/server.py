@@ -84,7 +84,7 @@ class ServerEngine(PromptRules):
 
     def answer_one(self, request: Request, generation: dict) -> str:
         """Answer one request; errors as of :meth:`answer`."""
-        end_mark = self.template.sep.strip()
+        end_mark = self.template.end_mark
         settings = {
             "max_tokens": generation["max_new_tokens"],
             "min_tokens": generation.get("min_new_tokens") or 0,

@@ -229,7 +229,7 @@ class ServingCheck:
             self.findings.append(self.name_weights(judged, worst, equal))
 
     def stop_sentence(self, number: int) -> str:
-        mark = self.engine.template.sep.strip()
+        mark = self.engine.template.end_mark
         return (
             f"{number} answers go on behind their end: the server does not stop at {mark}. Set eos_token_id in its "
             "generation_config.json as the checkpoint has it"
@@ -287,7 +287,7 @@ class ServingCheck:
             for text in (one.reply.text, "")
         )
         ended = one.reply.finish == "stop" or len(whole) == len(before)
-        return whole[len(before) :] + ([tokenizer.convert_tokens_to_ids(template.sep.strip())] if ended else [])
+        return whole[len(before) :] + ([tokenizer.convert_tokens_to_ids(template.end_mark)] if ended else [])
 
     def distance(self, engine: Engine, one: Asked) -> float:
         """Return how far the server is from an engine, in log-probability (nats).

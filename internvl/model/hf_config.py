@@ -262,7 +262,7 @@ def _hf_generation(published: dict, template: str, tokenizer: PreTrainedTokenize
     """
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.convert_tokens_to_ids(TEMPLATES[template].sep.strip()),
+        "eos_token_id": tokenizer.convert_tokens_to_ids(TEMPLATES[template].end_mark),
         "pad_token_id": tokenizer.pad_token_id,
     }
     return {**published, **{name: index for name, index in ids.items() if index is not None}}

@@ -145,7 +145,7 @@ def write_generation(
         tokenizer: the checkpoint's.
         template_name: of the conversation template.
     """
-    end_mark = tokenizer.convert_tokens_to_ids(TEMPLATES[template_name].sep.strip())
+    end_mark = tokenizer.convert_tokens_to_ids(TEMPLATES[template_name].end_mark)
     known = settings.get("eos_token_id")
     known = known if isinstance(known, list) else [] if known is None else [known]
     if end_mark not in known:

@@ -102,8 +102,8 @@ class PromptDataset(Dataset):
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """Return the tokens of an answer and its end mark, as training renders them."""
-        end_mark = self.data.settings.template.sep.rstrip("\n")
-        return tuple(self.data.tokenizer(text + end_mark, add_special_tokens=False)["input_ids"])
+        answer = text + self.data.settings.template.end_mark
+        return tuple(self.data.tokenizer(answer, add_special_tokens=False)["input_ids"])
 
 
 def answer_start(sample: Sample) -> int:

@@ -48,7 +48,7 @@ class RewardTrainer(FinetuneTrainer):
         self.reward_args = reward_args
         self.tokenizer = tokenizer
         self.collate = collate
-        end_mark = get_conv_template(self._own().config.template).sep.strip()
+        end_mark = get_conv_template(self._own().config.template).end_mark
         self.end_id = tokenizer.convert_tokens_to_ids(end_mark)
         self.policy = Policy(reward_args.sample_temperature, suppressed_tokens(tokenizer, self.end_id))
         self.start = StartWeights(self.model) if reward_args.kl else None

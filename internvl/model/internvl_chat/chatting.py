@@ -152,7 +152,7 @@ class ChatMixin:
             generation_config: settings of transformers' ``generate``.
             visual_features: (T, P, C), instead of ``pixel_values``.
         """
-        end_mark = get_conv_template(self.template).sep.strip()
+        end_mark = get_conv_template(self.template).end_mark
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(self.device)
         options = {"eos_token_id": tokenizer.convert_tokens_to_ids(end_mark), **generation_config}
         given = {"pixel_values": pixel_values} if visual_features is None else {"visual_features": visual_features}

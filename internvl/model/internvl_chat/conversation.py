@@ -66,6 +66,11 @@ class ConversationTemplate:
     sep: str
     ends_empty_question: bool = False
 
+    @property
+    def end_mark(self) -> str:
+        """The token that an answer ends with: ``sep`` without the newline that some have behind it."""
+        return self.sep.rstrip("\n")
+
 
 _INTERNLM2_SYSTEM = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
@@ -142,8 +147,7 @@ def render_turns(
         system_message = template.system_message
     if turns and turns[0].role == "system":
         system_message, turns = turns[0].value.strip(), turns[1:]
-    end_mark = template.sep.rstrip("\n")
-    after_end = template.sep[len(end_mark) :]
+    after_end = template.sep[len(template.end_mark) :]
     segments = [Segment(template.system_template.format(system_message=system_message) + template.sep, False)]
     for turn in turns:
         if turn.role == "human":
@@ -152,7 +156,7 @@ def render_turns(
             segments.append(Segment(template.user_prefix + question + end, False))
         else:
             segments.append(Segment(template.assistant_prefix, False))
-            segments.append(Segment(turn.value.strip() + end_mark, True))
+            segments.append(Segment(turn.value.strip() + template.end_mark, True))
             if after_end:
                 segments.append(Segment(after_end, False))
     if add_generation_prompt:
