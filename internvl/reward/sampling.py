@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
+from internvl.model.internvl_chat.causal_lm import policy_logits
 from internvl.model.internvl_chat.compat import CACHE_NAME
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.vision_cache import VisionCache, image_features
@@ -23,10 +25,6 @@ class Policy(NamedTuple):
 
     temperature: float
     suppressed: torch.Tensor
-
-    def to(self, device: torch.device | str) -> "Policy":
-        """Return it with its tensor on ``device``."""
-        return Policy(self.temperature, self.suppressed.to(device))
 
     def forward_arguments(self) -> dict:
         """Return the arguments of the model's forward with which its loss is of this distribution."""
@@ -62,7 +60,7 @@ def sample_answers(
     Args:
         model: in evaluation mode; answers are to be of the weights that train, without dropout.
         prompts: P of them, with their images.
-        policy: temperature and suppressed tokens.
+        policy: temperature and suppressed tokens, on the model's device.
         num_samples: N.
         max_new_tokens: an answer that is this long has not come to its end.
         end_id: the token that ends an answer.
@@ -71,22 +69,16 @@ def sample_answers(
         cache: where features of images are kept.
     """
     device = model.device
-    longest = max(len(prompt.input_ids) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), pad_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt.input_ids) :] = prompt.input_ids
-        mask[row, longest - len(prompt.input_ids) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
+    rows = [prompt.input_ids for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left").to(device)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left").to(device)
     features = image_features(model, [image for prompt in prompts for image in prompt.images], cache)
     kept = model.read_prompts(model.embed(ids, features), mask)
     kept.batch_repeat_interleave(num_samples)
     mask = mask.repeat_interleave(num_samples, dim=0)
     token = ids[:, -1:].repeat_interleave(num_samples, dim=0)
     draws = torch.from_numpy(_uniform(prompts, num_samples, max_new_tokens, seed)).to(device)
-    policy = policy.to(device)
-    count = len(token)
-    open_rows = torch.ones(count, dtype=torch.bool, device=device)
+    open_rows = torch.ones(len(token), dtype=torch.bool, device=device)
     drawn_ids, drawn_log_probs = [], []
     for step in range(max_new_tokens):
         outputs = model.language_model(
@@ -98,7 +90,7 @@ def sample_answers(
             **{CACHE_NAME: kept},
         )
         kept = getattr(outputs, CACHE_NAME)
-        scores = policy_log_probs(outputs.logits[:, -1], *policy)
+        scores = policy_logits(outputs.logits[:, -1], *policy).log_softmax(-1)
         token = _draw(scores, draws[:, step])[:, None]
         drawn_ids.append(token[:, 0])
         drawn_log_probs.append(scores.gather(1, token)[:, 0])
@@ -108,13 +100,7 @@ def sample_answers(
         mask = torch.cat([mask, torch.ones_like(token)], dim=1)
     all_ids, all_log_probs = torch.stack(drawn_ids, 1).tolist(), torch.stack(drawn_log_probs, 1).tolist()
     answers = [_answer(*row, end_id=end_id) for row in zip(all_ids, all_log_probs, strict=True)]
-    return [answers[start : start + num_samples] for start in range(0, count, num_samples)]
-
-
-def policy_log_probs(logits: torch.Tensor, temperature: float, suppressed: torch.Tensor) -> torch.Tensor:
-    """Return log-probabilities, float32 (…, V), of logits over ``temperature`` without the ``suppressed`` tokens."""
-    logits = logits.float() / temperature
-    return logits.index_fill(-1, suppressed, float("-inf")).log_softmax(-1)
+    return [answers[start : start + num_samples] for start in range(0, len(answers), num_samples)]
 
 
 def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

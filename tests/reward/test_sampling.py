@@ -6,8 +6,9 @@ import torch
 
 from internvl.data.batch import Collator
 from internvl.model.adapter import unwrapped
+from internvl.model.internvl_chat.causal_lm import policy_logits
 from internvl.reward.objective import log_probs, make_batch
-from internvl.reward.sampling import policy_log_probs, sample_answers
+from internvl.reward.sampling import sample_answers
 from tests.reward.conftest import MEMBERS
 
 
@@ -58,7 +59,7 @@ def test_no_answer_holds_a_suppressed_token_and_the_others_add_up_to_one(make_po
     drawn = {index for of_prompt in answers for answer in of_prompt for index in answer.ids}
     assert not drawn & set(policy.suppressed.tolist())
     logits = torch.randn(4, len(tokenizer))
-    scores = policy_log_probs(logits, *policy)
+    scores = policy_logits(logits, *policy).log_softmax(-1)
     assert torch.allclose(scores.exp().sum(-1), torch.ones(4)) and (scores[:, policy.suppressed] == -torch.inf).all()
     for answer in (answer for of_prompt in answers for answer in of_prompt):
         assert answer.ended == (answer.ids[-1] == end_id) and end_id not in answer.ids[:-1]
@@ -75,7 +76,7 @@ def test_frequencies_of_first_tokens_are_their_probabilities(make_policy):
     with torch.no_grad():
         features = own.extract_feature(torch.cat([image.tiles for image in prompt.images]))
         logits = own(input_ids=prompt.input_ids[None], visual_features=features).logits[0, -1]
-    expected = policy_log_probs(logits, *policy).exp().double() * count
+    expected = policy_logits(logits, *policy).softmax(-1).double() * count
     observed = torch.bincount(torch.tensor([answer.ids[0] for answer in answers]), minlength=len(expected))
     often = expected >= 10
     statistic = ((observed[often] - expected[often]) ** 2 / expected[often]).sum()

@@ -18,6 +18,16 @@ IGNORE_INDEX = -100
 LOSS_CHUNK = 512
 
 
+def policy_logits(
+    logits: torch.Tensor, temperature: float = 1.0, suppressed: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the logits, float32 (…, V), of what is drawn at a temperature and without some tokens, int64 (K,)."""
+    logits = logits.float()
+    if temperature != 1:
+        logits = logits / temperature
+    return logits if suppressed is None else logits.index_fill(-1, suppressed, float("-inf"))
+
+
 class SupervisedCausalLM:
     """What turns a decoder, ``model``, into a language model that trains and generates."""
 
@@ -173,12 +183,12 @@ class SupervisedCausalLM:
             of_policy = (temperature, suppressed)
             parts = [checkpoint(self.token_losses, *chunk, *of_policy, use_reentrant=False) for chunk in chunks]
             losses = torch.cat(parts)
-        counted = supervised.sum()
+        weights = None
         if loss_weight is not None:
             weights = loss_weight[:, 1:][supervised].to(losses)
-            losses, counted = losses * weights, weights.sum()
+            losses = losses * weights
         if num_items is None:
-            num_items = counted
+            num_items = supervised.sum() if weights is None else weights.sum()
         if isinstance(num_items, torch.Tensor):
             num_items = num_items.to(losses.device)
         return losses.sum() / num_items
@@ -198,9 +208,5 @@ class SupervisedCausalLM:
             temperature: what logits are divided by.
             suppressed: int64, tokens that have no probability.
         """
-        logits = self.get_output_embeddings()(states).float()
-        if temperature != 1:
-            logits = logits / temperature
-        if suppressed is not None:
-            logits = logits.index_fill(-1, suppressed, float("-inf"))
+        logits = policy_logits(self.get_output_embeddings()(states), temperature, suppressed)
         return F.cross_entropy(logits, targets, reduction="none")
