@@ -6,7 +6,7 @@ pycocoevalcap's ``Cider``, which is this variant: clipped counts, and a penalty 
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 MAX_N = 4
 SIGMA = 6.0  # of the penalty, in words
@@ -19,9 +19,9 @@ Ngrams = Counter[tuple[str, ...]]
 Vectors = tuple[list[dict[tuple[str, ...], float]], list[float], int]
 
 
-def count_ngrams(words: Sequence[str]) -> Ngrams:
-    """Return how often each n-gram of 1 to 4 words occurs."""
-    return Counter(tuple(words[start : start + n]) for n in range(1, MAX_N + 1) for start in range(len(words) - n + 1))
+def count_ngrams(words: Sequence[str], sizes: Iterable[int] = range(1, MAX_N + 1)) -> Ngrams:
+    """Return how often each n-gram of ``sizes`` words occurs; by default of 1 to 4."""
+    return Counter(tuple(words[start : start + n]) for n in sizes for start in range(len(words) - n + 1))
 
 
 class CiderD:

@@ -51,9 +51,8 @@ def make_batch(
     Args:
         prompts: P of them.
         answers: N sampled ones of each.
-        weights: float (P, N), what each answer's cross-entropy is multiplied with: its advantage over the number of
-        all
-            samples of the step.
+        weights: float (P, N), what each answer's cross-entropy is multiplied with: its advantage over the number
+            of all samples of the step.
         collate: of one sequence for each prompt.
         reference_weight: what each token of a reference counts, 0 for none of them: the supervised part of the loss.
     """

@@ -59,34 +59,34 @@ def collate_prompts(items: Sequence[Prompt | list[BadSample] | Idle]) -> PromptB
 class PromptDataset(Dataset):
     """The questions of a data set's rows; rows that differ in their last answer alone are one question's references.
 
-    ``rows[key]`` are the items of prompt ``key`` in the data set, int64.
+    ``items``, int64 (prompts,), are the items of the data set that prompts are read from, and ``references`` the texts
+    of each prompt's.
     """
 
     def __init__(self, data: ConversationDataset):
         self.data = data
-        found: dict[tuple, list[int]] = {}
-        seen: set[tuple[int, int]] = set()
+        first: dict[tuple, int] = {}
         texts: dict[tuple, list[str]] = {}
-        for item, (number, position) in enumerate(data.index.tolist()):
-            if (number, position) in seen:  # a row that an epoch has several times is one reference
-                continue
-            seen.add((number, position))
+        # A row that an epoch has several times is one reference.
+        _, items = np.unique(data.index, axis=0, return_index=True)
+        for item in np.sort(items).tolist():
+            number, position = data.index[item]
             row = data.files[number][1].row(position)
             key = (data.files[number][0].name, row.images, row.video, row.clip, row.turns[:-1])
-            found.setdefault(key, []).append(item)
+            first.setdefault(key, item)
             texts.setdefault(key, []).append(row.turns[-1].value.strip())
-        self.rows = [np.array(items) for items in found.values()]
-        self.references = [tuple(texts[key]) for key in found]
+        self.items = np.array(list(first.values()), np.int64)
+        self.references = [tuple(texts[key]) for key in first]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.items)
 
     def __getitem__(self, group: SampleGroup) -> Prompt | list[BadSample] | Idle:
         """Return the prompt of a group, which has one item: its key."""
         if not group.items:
             return Idle()
         (key,) = group.items
-        first = self.data[SampleGroup((int(self.rows[key][0]),), group.epoch)]
+        first = self.data[SampleGroup((int(self.items[key]),), group.epoch)]
         if not isinstance(first, Sample):
             return first
         begin = answer_start(first)

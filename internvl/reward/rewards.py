@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from internvl.errors import UserError, shorten
 from internvl.reward.chunk_tokenizer import ChunkTokenizer
-from internvl.reward.cider_d import CiderD, Key
+from internvl.reward.cider_d import CiderD, Key, count_ngrams
 
 NEEDS_WEIGHT = "Give NAME:WEIGHT, such as CIDEr-D:1.0"
 
@@ -77,26 +78,16 @@ def sentence_bleu(words: Sequence[str], references: Sequence[Sequence[str]], max
         return 0.0
     log_precision = 0.0
     for n in range(1, max_n + 1):
-        own = _ngrams(words, n)
-        most: dict[tuple[str, ...], int] = {}
+        own, most = count_ngrams(words, [n]), Counter()
         for reference in references:
-            for ngram, count in _ngrams(reference, n).items():
-                most[ngram] = max(most.get(ngram, 0), count)
-        matched = sum(min(count, most.get(ngram, 0)) for ngram, count in own.items())
+            most |= count_ngrams(reference, [n])
+        matched = (own & most).total()
         smooth = 1 if n > 1 else 0
         if matched + smooth == 0:
             return 0.0
-        log_precision += math.log((matched + smooth) / (sum(own.values()) + smooth)) / max_n
+        log_precision += math.log((matched + smooth) / (own.total() + smooth)) / max_n
     closest = min((abs(len(reference) - len(words)), len(reference)) for reference in references)[1]
     return math.exp(log_precision + min(0.0, 1 - closest / len(words)))
-
-
-def _ngrams(words: Sequence[str], n: int) -> dict[tuple[str, ...], int]:
-    counts: dict[tuple[str, ...], int] = {}
-    for start in range(len(words) - n + 1):
-        ngram = tuple(words[start : start + n])
-        counts[ngram] = counts.get(ngram, 0) + 1
-    return counts
 
 
 class ExactReward:
