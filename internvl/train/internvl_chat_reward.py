@@ -149,7 +149,7 @@ def plan_prompts(
     longest = reward_args.num_samples * reward_args.sample_max_new_tokens
     if reward_args.ce_mix:
         longest += int(row_stats["text_tokens"].max()) * max(map(len, prompts.references))
-    lengths = check.lengths(dataset.index)[[rows[0] for rows in prompts.rows]] + longest
+    lengths = check.lengths(dataset.index)[prompts.items] + longest
     groups = single_rows(lengths)
     logger.info(
         "Data: %s rows, %s prompts with %.1f references each; %d answers drawn for each",

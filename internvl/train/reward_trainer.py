@@ -1,14 +1,13 @@
 """The trainer of a training on the score: a finetune's, whose micro-batches are drawn from the model itself."""
 
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from internvl.data.batch import Batch, Collator
 from internvl.distributed import gather_lists
-from internvl.model.adapter import unwrapped
 from internvl.model.internvl_chat.conversation import (
     ADDED_SPECIAL_TOKENS,
     RENAMED_SPECIAL_TOKENS,
@@ -48,14 +47,12 @@ class RewardTrainer(FinetuneTrainer):
         self.reward_args = reward_args
         self.tokenizer = tokenizer
         self.collate = collate
-        end_mark = get_conv_template(self._own().config.template).end_mark
+        end_mark = get_conv_template(self.chat_model.config.template).end_mark
         self.end_id = tokenizer.convert_tokens_to_ids(end_mark)
-        self.policy = Policy(reward_args.sample_temperature, suppressed_tokens(tokenizer, self.end_id))
+        suppressed = suppressed_tokens(tokenizer, self.end_id).to(self.args.device)
+        self.policy = Policy(reward_args.sample_temperature, suppressed)
         self.start = StartWeights(self.model) if reward_args.kl else None
         self.measured: list[dict[str, float]] = []  # of each prompt since the last log
-
-    def _own(self):
-        return unwrapped(self.accelerator.unwrap_model(self.model))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -63,9 +60,7 @@ class RewardTrainer(FinetuneTrainer):
 
     def draw(self, batches: Sequence[PromptBatch]) -> list[Batch]:
         """Return the micro-batches of a step: answers drawn now, weighted by their advantages."""
-        started = time.monotonic()
-        self.policy = self.policy.to(self.args.device)
-        model, args = self._own(), self.reward_args
+        model, args = self.chat_model, self.reward_args
         was_training = self.model.training
         self.model.eval()
         with self.accelerator.autocast():
@@ -80,7 +75,6 @@ class RewardTrainer(FinetuneTrainer):
             weights = advantages(of_batch, args.advantage) / num_samples if batch.prompts else of_batch
             reference_weight = args.ce_mix / max(1, num_reference_tokens)
             made.append(self._batch(batch, answers, weights, reference_weight))
-        self.sampling_seconds = time.monotonic() - started
         return made
 
     def _batch(
@@ -146,13 +140,9 @@ class RewardTrainer(FinetuneTrainer):
         """Return log p − log p of the start, of each answer, in nats; its mean over answers estimates their KL."""
         assert self.start is not None
         ones = np.ones((len(prompts), self.reward_args.num_samples))
-        batch = make_batch(prompts, drawn, ones, self.collate).to(self.args.device)
-        features = image_features(model, batch.images, self.vision_cache) if batch.images is not None else None
-        if features is None and "pixel_values" in batch:
-            features = model.extract_feature(batch.inputs.pop("pixel_values"))
-            if "image_flags" in batch:
-                features = features[batch.inputs.pop("image_flags") == 1]
-            batch.images = []
+        batch = make_batch(prompts, drawn, ones, replace(self.collate, keep_images=True)).to(self.args.device)
+        assert batch.images is not None
+        features = image_features(model, batch.images, self.vision_cache)
         with self.start.in_place():
             before = log_probs(model, batch, features, self.policy).double().cpu().numpy()
         now = np.concatenate([answer.log_probs for answers in drawn for answer in answers])

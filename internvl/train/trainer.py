@@ -19,6 +19,7 @@ from internvl.distributed import all_ranks, gather_lists
 from internvl.errors import UserError
 from internvl.model.adapter import load_trained, unwrapped
 from internvl.model.checkpoint import Checkpoint
+from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.vision_cache import VisionCache, image_features
 from internvl.train.checkpointing import PREFIX, atomic_checkpoint
 from internvl.train.data_workers import end_on_lost_batch
@@ -107,6 +108,11 @@ class FinetuneTrainer(Trainer):
         # Seconds spent waiting for data since the last log, and when that was.
         self.waited, self.logged_at = 0.0, time.monotonic()
 
+    @property
+    def chat_model(self) -> InternVLChatModel:
+        """The model without the wraps of PEFT, DDP and DeepSpeed; LoRA layers are in it."""
+        return unwrapped(self.accelerator.unwrap_model(self.model))
+
     def get_train_dataloader(self) -> DataLoader:
         # Not prepared by accelerate: the sampler yields this process's share already, which it would divide again.
         args = self.args
@@ -151,8 +157,7 @@ class FinetuneTrainer(Trainer):
         batch = batch.to(self.args.device, non_blocking=True)
         features = None
         if batch.images is not None:
-            own = unwrapped(self.accelerator.unwrap_model(model))
-            features = image_features(own, batch.images, self.vision_cache)
+            features = image_features(self.chat_model, batch.images, self.vision_cache)
         inputs = batch.model_inputs(features)
         self.loss_weight = inputs.pop("loss_weight", None)
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -220,7 +225,6 @@ class FinetuneTrainer(Trainer):
         assert evaluator is not None, "transformers evaluates where there is an eval_dataset, which comes with it"
         # As training calls it: DeepSpeed's ZeRO-3 gathers the weights in it. DDP would wait for gradients.
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
-        own = unwrapped(self.accelerator.unwrap_model(self.model))
         was_training = model.training
         model.eval()
         metrics = {"eval_loss": evaluator.loss(model, self.args.device, sharded=shards_parameters(self.args))}
@@ -228,7 +232,7 @@ class FinetuneTrainer(Trainer):
         if due or (evaluator.caption_steps and self.state.global_step >= self.state.max_steps):
             # Mixed precision is put around the model's forward, which generating goes past.
             with self.accelerator.autocast():
-                metrics["eval_CIDEr"] = evaluator.cider(own)
+                metrics["eval_CIDEr"] = evaluator.cider(self.chat_model)
         model.train(was_training)
         metrics["eval_runtime"] = round(time.monotonic() - started, 2)
         self.log(metrics)
