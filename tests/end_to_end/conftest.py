@@ -3,6 +3,7 @@
 import pytest
 
 from tests.end_to_end.launching import ENVIRONMENT, LORA, run_launcher
+from tests.faults.runs import runs, train  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,6 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from tests.faults.runs import runs, train  # noqa: F401
 from tests.faults.test_kills import digest
 
 # Of the harness's flags, what a training on the score cannot have, and what suits it.
@@ -22,7 +21,7 @@ def entries(folder) -> list[dict]:
 
 
 @pytest.fixture
-def reward(train, tmp_path):  # noqa: F811
+def reward(train, tmp_path):
     def run(name, processes=1, fault=None, *flags):
         status = train(tmp_path / name, processes, fault, (*FLAGS, *flags), command="reward")
         return status, tmp_path / name

@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from tests.faults.runs import runs, train  # noqa: F401
-
 WEIGHTS = [1, 3, 2, 2, 1, 1, 4, 2]
 FLAGS = ("--max_steps", "1", "--save_strategy", "no", "--lora_dropout", "0.0", "--max_grad_norm", "0")
 PLAIN = ("--share_image_prefix", "False", "--packing", "False")
@@ -36,7 +34,7 @@ def meta_files(rows_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_whole_weights_train_as_repeated_rows(train, meta_files, tmp_path):  # noqa: F811
+def test_whole_weights_train_as_repeated_rows(train, meta_files, tmp_path):
     weighted, repeated = meta_files
     many = ("--meta_path", repeated, "--per_device_train_batch_size", "8")
     assert train(tmp_path / "plain", 1, flags=(*FLAGS, *PLAIN, *many)) == 0, (tmp_path / "log.txt").read_text()[-3000:]
