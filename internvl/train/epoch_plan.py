@@ -81,7 +81,7 @@ def plan_epoch(
     Raises:
         UserError: rows cannot be trained on, or none is left.
     """
-    lengths = _choose_rows(dataset, check, data_args, model_args)
+    lengths = choose_rows(dataset, check, data_args, model_args)
     groups = _choose_groups(dataset, check, lengths, data_args, training_args)
     # Packing fills what the longest rows would, so that it takes no more memory.
     budget = training_args.train_batch_size * int(lengths.max()) if data_args.packing else None
@@ -95,7 +95,7 @@ def plan_epoch(
     )
 
 
-def _choose_rows(
+def choose_rows(
     dataset: ConversationDataset, check: DatasetCheck, data_args: DataArguments, model_args: ModelArguments
 ) -> np.ndarray:
     """Leave out the rows that are to be left out, say what is in the data, and return each item's length in tokens.

@@ -11,8 +11,10 @@ Usually called by a launcher under ``shell/``, which sets these flags. ``--help`
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import distributed
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -22,8 +24,9 @@ from transformers.trainer_utils import TrainOutput
 
 from internvl.data.batch import Collator
 from internvl.data.check_cache import check_with_cache
+from internvl.data.checking import DatasetCheck
 from internvl.data.dataset import ConversationDataset
-from internvl.data.meta import read_meta
+from internvl.data.meta import DatasetSpec, read_meta
 from internvl.device import choose_kernels
 from internvl.distributed import leave_ranks
 from internvl.errors import UserError, ends_on_user_error
@@ -63,12 +66,50 @@ BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")  # in DeepSpeed's conf
 SHOWN_SKIPPED = 10  # in the final summary; data_report.json lists all
 
 
+class Run(NamedTuple):
+    """What a command is to do: its data sets, what it starts from, its output folder, and where it goes on."""
+
+    specs: list[DatasetSpec]
+    start: Checkpoint
+    folder: RunFolder
+    resume: ResumePoint
+
+
 @ends_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Parse → load → check the data → train → save."""
     setup_logging()
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     model_args, data_args, training_args = arguments
+    run = open_run(arguments)
+    if run.resume.finished:
+        return
+    loaded = load_for_training(model_args, data_args, training_args)
+    cache = open_vision_cache(loaded.model, data_args, training_args)
+    dataset, check = open_data(run, loaded, cache, data_args, training_args)
+    plan = plan_epoch(dataset, check, *arguments)
+    logger.info("Model: %s", describe_trainable(loaded.model))
+    trainer = FinetuneTrainer(
+        train_dataset=dataset,
+        data_collator=Collator(
+            loaded.tokenizer.pad_token_id, loaded.model.config.image_size, packed=plan.packed, keep_images=bool(cache)
+        ),
+        plan=plan,
+        vision_cache=cache,
+        **trainer_arguments(run, loaded, data_args, training_args),
+    )
+    finish_run(trainer, run, model_args, data_report(run.specs, check, plan.lengths))
+
+
+def open_run(arguments: Sequence[Any]) -> Run:
+    """Return what a command is to do, from its arguments: those of the model, the data, the training, and others.
+
+    Sets the seed, the kernels, and how long ranks wait for each other.
+
+    Raises:
+        UserError: the meta file or the checkpoint is not there, or the output folder holds another run.
+    """
+    model_args, data_args, training_args = arguments[:3]
     limit_waiting(training_args.ddp_timeout)
     choose_kernels()
     set_seed(training_args.seed)
@@ -83,59 +124,95 @@ def main(argv: list[str] | None = None) -> None:
         logger.info(
             "%s: this training is finished, so nothing is done. --overwrite_output_dir True trains anew.", folder.path
         )
-        return
-    if resume.checkpoint:
+    elif resume.checkpoint:
         logger.info("Continuing from %s (--overwrite_output_dir True starts anew).", resume.checkpoint)
-    loaded = load_for_training(model_args, data_args, training_args)
-    cache = open_vision_cache(loaded.model, data_args, training_args)
+    return Run(specs, start, folder, resume)
+
+
+def open_data(
+    run: Run,
+    loaded: LoadedModel,
+    cache: VisionCache | None,
+    data_args: DataArguments,
+    training_args: FinetuneArguments,
+) -> tuple[ConversationDataset, DatasetCheck]:
+    """Return the training set, and what is known of its rows.
+
+    Args:
+        run: names the data sets.
+        loaded: the model, whose tokenizer and sizes count.
+        cache: where features of images are kept.
+        data_args: how rows become samples.
+        training_args: the seed.
+    """
     with training_args.main_process_first(desc="checking the data"):  # the others find its results cached
         dataset = ConversationDataset(
-            specs,
+            run.specs,
             loaded.tokenizer,
             render_settings(data_args, loaded.model.config),
             seed=training_args.seed,
             on_bad_sample="skip",  # the trainer ends on it, or counts it, as --on_bad_sample says
             vision_cache=cache,
         )
-        check = check_with_cache(dataset)
-    plan = plan_epoch(dataset, check, *arguments)
-    logger.info("Model: %s", describe_trainable(loaded.model))
-    trainer = FinetuneTrainer(
-        model=loaded.model,
-        args=training_args,
-        train_dataset=dataset,
-        data_collator=Collator(
-            loaded.tokenizer.pad_token_id, loaded.model.config.image_size, packed=plan.packed, keep_images=bool(cache)
-        ),
-        plan=plan,
-        output=OutputFolder(
-            folder.path,
-            base=source_of(start),
+        return dataset, check_with_cache(dataset)
+
+
+def trainer_arguments(
+    run: Run, loaded: LoadedModel, data_args: DataArguments, training_args: FinetuneArguments
+) -> dict[str, Any]:
+    """Return the arguments of a trainer that do not depend on what it trains with: model, output, evaluation, faults.
+
+    Args:
+        run: its output folder and what it starts from.
+        loaded: the model.
+        data_args: of the data.
+        training_args: of the training.
+    """
+    return {
+        "model": loaded.model,
+        "args": training_args,
+        "output": OutputFolder(
+            run.folder.path,
+            base=source_of(run.start),
             tokenizer=loaded.tokenizer,
             save_full_model=training_args.save_full_model,
         ),
-        evaluator=make_evaluator(loaded, data_args, training_args),
-        vision_cache=cache,
-        on_bad_sample=data_args.on_bad_sample,
-        max_bad_fraction=data_args.max_bad_fraction,
-        on_nan=training_args.on_nan,
-    )
-    prepare_device(trainer, model_args)
+        "evaluator": make_evaluator(loaded, data_args, training_args),
+        "on_bad_sample": data_args.on_bad_sample,
+        "max_bad_fraction": data_args.max_bad_fraction,
+        "on_nan": training_args.on_nan,
+    }
+
+
+def finish_run(trainer: FinetuneTrainer, run: Run, model_args: ModelArguments, report: dict) -> None:
+    """Train to the end, or to a signal, and write the result with ``report``.
+
+    Args:
+        trainer: ready to train.
+        run: its output folder, and where it goes on.
+        model_args: what of the memory plan is given.
+        report: what data_report.json says of the data.
+
+    Raises:
+        UserError: the machine does not have what is asked for, or the training cannot go on.
+    """
+    args = trainer.args
+    _prepare_device(trainer, model_args)
     stop = StopOnSignal()
     trainer.remove_callback(PrinterCallback)
-    for callback in (stop, *callbacks(training_args)):
+    for callback in (stop, *callbacks(args)):
         trainer.add_callback(callback)
-    if training_args.should_save:
-        folder.begin(resume)
-    result = train(trainer, resume)
+    if args.should_save:
+        run.folder.begin(run.resume)
+    result = train(trainer, run.resume)
     if stop.caught:
         logger.warning("Stopped at step %d. The same command continues from there.", trainer.state.global_step)
         sys.exit(128 + stop.caught)
-    save_result(trainer, result, data_report(specs, check, plan.lengths))
+    _save_result(trainer, result, report)
     leave_ranks()
 
 
-def prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> None:
+def _prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> None:
     """Make the training fit its machine: layers that recompute activations, data workers that find room.
 
     Raises:
@@ -208,7 +285,7 @@ def train(trainer: FinetuneTrainer, resume: ResumePoint) -> TrainOutput:
             raise
 
 
-def save_result(trainer: FinetuneTrainer, result: TrainOutput, report: dict) -> None:
+def _save_result(trainer: FinetuneTrainer, result: TrainOutput, report: dict) -> None:
     """Evaluate the trained model where that is due, and write it with ``report`` and the loss curve."""
     args, state = trainer.args, trainer.state
     evaluated = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
