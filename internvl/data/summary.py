@@ -12,6 +12,7 @@ from internvl.data.meta import DatasetSpec
 
 def summarize(dataset: ConversationDataset, check: DatasetCheck) -> dict:
     """Return the numbers of each data set, and every problem."""
+    kinds = check.kinds(dataset)
     in_epoch = np.bincount(dataset.index[:, 0], minlength=len(dataset.files))
     sets = {}
     for spec in dataset.specs:
@@ -22,7 +23,7 @@ def summarize(dataset: ConversationDataset, check: DatasetCheck) -> dict:
             "declared": spec.length,
             "rows_in_epoch": int(in_epoch[numbers].sum()),
             **_summarize_facts(facts),
-            **({"balance": describe_balance(spec, check.kinds(dataset)[spec.name])} if spec.balance else {}),
+            **({"balance": describe_balance(spec, kinds[spec.name])} if spec.balance else {}),
             "notes": dict(sum((check.files[number].all_notes() for number in numbers), Counter()).most_common()),
         }
     return {

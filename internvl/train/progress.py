@@ -50,8 +50,9 @@ class ProgressLine(TrainerCallback):
             return
         rows = (state.global_step - self.first_step) * self.rows_per_step
         rate = rows / (time.monotonic() - self.started)
+        reward = f"reward {logs['reward']:.3f}, " if "reward" in logs else ""
         self.bar.set_postfix_str(
-            f"loss {logs['loss']:.4f}, lr {logs['learning_rate']:.1e}, {rate:.1f} samples/s, "
+            f"{reward}loss {logs['loss']:.4f}, lr {logs['learning_rate']:.1e}, {rate:.1f} samples/s, "
             f"{logs['data_wait']:.0%} waiting for data{self.measured}",
             refresh=False,
         )

@@ -39,6 +39,7 @@ def test_a_killed_training_continues_to_the_same_bits(reward, tmp_path):
     for entry in entries(whole):
         assert {"reward", "reward_spread", "answer_tokens", "ended", "kl", "grad_norm"} <= entry.keys()
         assert 0 <= entry["ended"] <= 1 and 1 <= entry["answer_tokens"] <= 8
+    assert ", reward " in (tmp_path / "log.txt").read_text()  # the progress line
     assert entries(whole)[0]["kl"] == pytest.approx(0, abs=1e-4)  # the policy is the start's then
     assert json.loads((whole / "training_args.json").read_text())["RewardArguments"]["num_samples"] == 3
 
