@@ -5,6 +5,7 @@ import json
 import subprocess
 
 from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments
+from internvl.train.reward_arguments import RewardArguments
 from tests.advice import all_advice
 from tests.conftest import REPOSITORY
 from tests.end_to_end.launching import losses
@@ -16,10 +17,8 @@ FOREIGN = {"--shm-size": "docker run", "--trust-request-mm-kwargs": "vllm serve"
 
 def own_flags() -> set[str]:
     """Return the flags of all commands of this project, with dashes."""
-    fields = [
-        field for group in (ModelArguments, DataArguments, FinetuneArguments) for field in group.__dataclass_fields__
-    ]
-    flags = {f"--{field}" for field in fields}
+    groups = (ModelArguments, DataArguments, FinetuneArguments, RewardArguments)
+    flags = {f"--{field}" for group in groups for field in group.__dataclass_fields__}
     for folder in ("internvl", "eval", "tools"):
         for file in (REPOSITORY / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

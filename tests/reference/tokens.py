@@ -226,7 +226,8 @@ class TemplateFile:
         answers = [turn.value.strip() + template.sep.strip() for turn in turns if turn.role == "gpt"]
         ids = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
         taught = [label for label in sample.labels if label != IGNORE_INDEX]
-        aligned = all(label in (IGNORE_INDEX, token) for token, label in zip(*sample, strict=True))
+        pairs = zip(sample.input_ids, sample.labels, strict=True)
+        aligned = all(label in (IGNORE_INDEX, token) for token, label in pairs)
         return aligned and taught == [token for row in ids for token in row]
 
     def keeps_spaces(self, ids: list[int], turns: list[Turn]) -> bool:
