@@ -17,8 +17,8 @@ from internvl.data.grouping import share_prefix
 from internvl.data.tokenize import RenderedRow
 from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX, LOSS_CHUNK
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
+from internvl.reward.answer_sampling import Policy, SampledAnswer
 from internvl.reward.prompts import Prompt
-from internvl.reward.sampling import Policy, SampledAnswer
 
 ADVANTAGES = ("leave-one-out", "standardized")
 

@@ -14,10 +14,10 @@ from internvl.model.internvl_chat.conversation import (
     get_conv_template,
 )
 from internvl.model.vision_cache import image_features
+from internvl.reward.answer_sampling import Policy, SampledAnswer, sample_answers
 from internvl.reward.objective import StartWeights, advantages, log_probs, make_batch
 from internvl.reward.prompts import Prompt, PromptBatch, collate_prompts
 from internvl.reward.rewards import Answers, WeightedReward
-from internvl.reward.sampling import Policy, SampledAnswer, sample_answers
 from internvl.train.reward_arguments import RewardArguments
 from internvl.train.trainer import FinetuneTrainer
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from internvl.data.sampling import SampleGroup
+from internvl.reward.answer_sampling import Policy
 from internvl.reward.prompts import PromptDataset
-from internvl.reward.sampling import Policy
 from tests.train.conftest import captions, model_and_data  # noqa: F401 - fixtures
 
 MEMBERS = ("internlm2", "qwen3")

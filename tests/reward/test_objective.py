@@ -10,7 +10,7 @@ from internvl.data.batch import Collator
 from internvl.model.adapter import unwrapped
 from internvl.reward.objective import StartWeights, advantages, make_batch
 from tests.reward.conftest import MEMBERS
-from tests.reward.test_sampling import draw
+from tests.reward.test_answer_sampling import draw
 
 
 def gradients(model):

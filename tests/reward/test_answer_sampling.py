@@ -7,8 +7,8 @@ import torch
 from internvl.data.batch import Collator
 from internvl.model.adapter import unwrapped
 from internvl.model.internvl_chat.causal_lm import policy_logits
+from internvl.reward.answer_sampling import sample_answers
 from internvl.reward.objective import log_probs, make_batch
-from internvl.reward.sampling import sample_answers
 from tests.reward.conftest import MEMBERS
 
 
