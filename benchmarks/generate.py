@@ -56,7 +56,10 @@ class Prompts(NamedTuple):
 def make_prompts(config: InternVLChatConfig, num_images: int, tiles: int, device: str) -> Prompts:
     """Return one question about each of ``num_images`` images."""
     rows = MadeUpRows(RowShape(images=num_images, captions=1, tiles=tiles), config)
-    ids = [[token for token, label in zip(*sample, strict=True) if label == IGNORE_INDEX] for sample in rows.samples]
+    ids = [
+        [token for token, label in zip(sample.input_ids, sample.labels, strict=True) if label == IGNORE_INDEX]
+        for sample in rows.samples
+    ]
     return Prompts(
         torch.tensor(ids, device=device), rows.images, [normalize_pixels(p.tiles).to(device) for p in rows.images]
     )
