@@ -101,6 +101,11 @@ def make_plan(settings: Settings, device: Device) -> Plan:
         # DDP adds gradients up in float32.
         shards = device.kind == "cuda" and (settings.nodes.count > 1 or not settings.trains_lora)
         deepspeed = ZERO_1 if shards else ""
+        if deepspeed and settings.batch.fits_memory:
+            raise UserError(
+                f"PER_DEVICE_BATCH_SIZE: is auto, and this training takes {ZERO_1}, which has to know it. Name a "
+                "number, or set DEEPSPEED=none where a GPU holds gradients and optimizer whole."
+            )
     workers = max(1, min(count_cores() // (settings.batch.gpus if device.count else 1), MAX_DATA_WORKERS[device.kind]))
     own = [
         ("--model_name_or_path", settings.model),
@@ -109,6 +114,7 @@ def make_plan(settings: Settings, device: Device) -> Plan:
         ("--per_device_train_batch_size", str(settings.batch.per_device)),
         ("--gradient_accumulation_steps", str(settings.batch.steps)),
         ("--dataloader_num_workers", str(workers)),
+        *([("--auto_micro_batch", "True")] if settings.batch.fits_memory else []),
         *zip(settings.recipe[::2], settings.recipe[1::2], strict=True),
     ]
     if not settings.given & {"bf16", "fp16"}:  # they exclude each other: who passes one of them decides about both

@@ -96,6 +96,10 @@ def read_settings(call: Sequence[str], typed: Sequence[str], environment: Mappin
         nodes,
         values["gradient_accumulation_steps"],
     )
+    names = names_of(typed)
+    if batch.fits_memory:  # a word of the launcher's, not of the script's
+        given.pop("per_device_train_batch_size", None)
+        names = names - {"per_device_train_batch_size"}
     return Settings(
         script,
         values["model_name_or_path"],
@@ -109,7 +113,7 @@ def read_settings(call: Sequence[str], typed: Sequence[str], environment: Mappin
         is_on(environment.get("DRY_RUN")),
         recipe,
         [*(word for name, value in given.items() for word in (f"--{name}", value)), *passed_on],
-        names_of(typed),
+        names,
     )
 
 

@@ -7,16 +7,13 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from internvl.data.video import is_frame_sampling
 from internvl.errors import UserError
-from internvl.limits import MAX_ALPHA, MAX_TILES
 from internvl.model.vision_cache import VISION_CACHE_GB
+from internvl.train.argument_checks import check_arguments, check_data_arguments
 
 # What the original's users type → what transformers 5 calls it. A ratio below 1 is what v5's warmup_steps takes.
 RENAMED_FLAGS = {"--evaluation_strategy": "--eval_strategy", "--warmup_ratio": "--warmup_steps"}
 PUBLISHED_IMAGE_SIZE = 448
-LORA_FLAGS = ("lora_alpha", "use_rslora", "use_dora", "lora_target_modules")
-RECOMPUTE = ("auto", "true", "false")
 
 
 @dataclass
@@ -206,6 +203,14 @@ class FinetuneArguments(TrainingArguments):
         },
     )
 
+    auto_micro_batch: bool = field(
+        default=False,
+        metadata={
+            "help": "Take as many of a step's rows through the model at once as fit into memory, whatever "
+            "per_device_train_batch_size and gradient_accumulation_steps divide them into; losses are the same."
+        },
+    )
+
     def __post_init__(self):
         if self.eval_meta_path and self.eval_strategy == "no" and self.save_strategy != "no":  # type: ignore[has-type]
             # The loss of a checkpoint is what one wants to know of it.
@@ -254,7 +259,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
 def parse_data_arguments(argv: Sequence[str]) -> DataArguments:
     """Parse a command line of data flags alone; errors as above."""
     (data,) = parse_groups((DataArguments,), argv)
-    _check_data_arguments(data)
+    check_data_arguments(data)
     return data
 
 
@@ -280,120 +285,3 @@ def _rename_flag(argument: str) -> str:
     """Return a flag under its transformers 5 name; other arguments unchanged."""
     flag, equals, value = argument.partition("=")
     return RENAMED_FLAGS.get(flag, flag) + equals + value
-
-
-def check_arguments(model: ModelArguments, data: DataArguments, training: FinetuneArguments) -> None:
-    """Check what the parser cannot: values that must fit together.
-
-    Raises:
-        UserError: names the flag, its value and what to do.
-    """
-    _check_data_arguments(data)
-    for name in ("use_llm_lora", "use_backbone_lora"):
-        if getattr(model, name) < 0:
-            raise UserError(f"--{name}: is {getattr(model, name)}. Give a rank such as 128, or 0 for no LoRA.")
-    if not 0 <= model.lora_dropout < 1:
-        raise UserError(f"--lora_dropout: is {model.lora_dropout}. Give a probability from 0 to below 1.")
-    _check_lora(model, training)
-    if model.use_llm_lora and not model.freeze_llm:
-        raise UserError(
-            "--use_llm_lora: LoRA trains beside frozen weights. Add --freeze_llm True, or remove the flag."
-        )
-    if model.use_backbone_lora and not model.freeze_backbone:
-        raise UserError(
-            "--use_backbone_lora: LoRA trains beside frozen weights. Add --freeze_backbone True, or remove the flag."
-        )
-    if model.grad_checkpoint.lower() not in RECOMPUTE:
-        raise UserError(f"--grad_checkpoint: is {model.grad_checkpoint!r}. Give auto, True or False.")
-    if data.vision_cache and (model.use_backbone_lora or not (model.freeze_backbone and model.freeze_mlp)):
-        raise UserError(
-            "--vision_cache: features of images change while the vision encoder or the projector trains. Add "
-            "--freeze_backbone True --freeze_mlp True, or remove the flag."
-        )
-    if model.load_in_4bit and not (model.use_llm_lora and model.freeze_llm):
-        raise UserError("--load_in_4bit: weights in 4 bits cannot train. Add --freeze_llm True --use_llm_lora 128.")
-    if training.on_nan == "skip" and training.deepspeed:
-        raise UserError("--on_nan: skip does not work with DeepSpeed, which steps by itself. Remove the flag.")
-    _check_evaluation(training)
-    if model.unfreeze_lm_head and model.use_llm_lora == 0 and not model.freeze_llm:
-        raise UserError("--unfreeze_lm_head: the whole language model trains already. Remove the flag.")
-
-
-def _check_lora(model: ModelArguments, training: FinetuneArguments) -> None:
-    """Check the flags that say what LoRA is like; errors as above."""
-    given = [name for name in LORA_FLAGS if getattr(model, name)]
-    if model.lora_alpha is not None and not 1 <= model.lora_alpha <= MAX_ALPHA:
-        raise UserError(
-            f"--lora_alpha: is {model.lora_alpha}. Give a number from 1 to {MAX_ALPHA:,.0f}; twice the rank is usual."
-        )
-    if not given:
-        return
-    if not (model.use_llm_lora or model.use_backbone_lora):
-        raise UserError(f"--{given[0]}: there is no LoRA. Add --use_llm_lora 128, or remove the flag.")
-    if model.lora_target_modules and not model.use_llm_lora:
-        raise UserError(
-            "--lora_target_modules: names layers of the language model, which has no LoRA. Add --use_llm_lora 128, or "
-            "remove the flag."
-        )
-    if training.save_full_model:
-        raise UserError(
-            f"--{given[0]}: LoRA inside a whole checkpoint has alpha of twice the rank on all layers, and no other "
-            "settings. Remove --save_full_model, and merge the adapter afterwards (python tools/merge_lora.py)."
-        )
-
-
-def _check_evaluation(training: FinetuneArguments) -> None:
-    """Check the flags of the evaluation during training; errors as above."""
-    wanted = {
-        "eval_strategy": training.eval_strategy != "no",
-        "eval_caption_steps": training.eval_caption_steps,
-        "early_stopping_patience": training.early_stopping_patience,
-        "load_best_model_at_end": training.load_best_model_at_end,
-    }
-    for name, value in wanted.items():
-        if value and not training.eval_meta_path:
-            raise UserError(f"--{name}: needs rows to evaluate on. Pass --eval_meta_path META.json.")
-    for name in ("eval_caption_steps", "early_stopping_patience"):
-        if getattr(training, name) < 0:
-            raise UserError(f"--{name}: is {getattr(training, name)}. Give a whole number, 0 for never.")
-    if training.eval_caption_steps and training.eval_caption_samples < 2:
-        raise UserError(
-            f"--eval_caption_samples: is {training.eval_caption_samples}. Give at least 2: CIDEr of one image is 0."
-        )
-    if training.early_stopping_patience and not training.load_best_model_at_end:
-        raise UserError("--early_stopping_patience: needs to know what is best. Add --load_best_model_at_end True.")
-    best = (training.metric_for_best_model or "loss").removeprefix("eval_")
-    if best not in ("loss", "CIDEr"):
-        raise UserError(f"--metric_for_best_model: is {best!r}. Give loss or CIDEr.")
-    if best == "CIDEr" and not training.eval_caption_steps:
-        raise UserError("--metric_for_best_model: CIDEr is not measured. Add --eval_caption_steps N.")
-
-
-def _check_data_arguments(data: DataArguments) -> None:
-    """Check the data flags; errors as above."""
-    if data.force_image_size != "auto" and not data.force_image_size.isdigit():
-        raise UserError(f"--force_image_size: is {data.force_image_size!r}. Give a number of pixels, or auto.")
-    if not 1 <= data.min_dynamic_patch <= data.max_dynamic_patch:
-        raise UserError(
-            f"--max_dynamic_patch: is {data.max_dynamic_patch} with --min_dynamic_patch {data.min_dynamic_patch}. "
-            "Both must be at least 1, the first not below the second."
-        )
-    if data.max_dynamic_patch > MAX_TILES:
-        raise UserError(
-            f"--max_dynamic_patch: is {data.max_dynamic_patch}. Give a whole number from 1 to {MAX_TILES}."
-        )
-    if not 1 <= data.min_num_frame <= data.max_num_frame:
-        raise UserError(
-            f"--max_num_frame: is {data.max_num_frame} with --min_num_frame {data.min_num_frame}. Both must be at "
-            "least 1, the first not below the second."
-        )
-    if not is_frame_sampling(data.sampling_method):
-        raise UserError(
-            f"--sampling_method: is {data.sampling_method!r}. Give rand, middle, or a rate such as fps1 or fps0.5."
-        )
-    if data.vision_cache_gb <= 0:
-        raise UserError(f"--vision_cache_gb: is {data.vision_cache_gb}. Give a number of gigabytes above 0.")
-    if not 0 <= data.max_bad_fraction <= 1:
-        raise UserError(f"--max_bad_fraction: is {data.max_bad_fraction}. Give a share from 0 to 1, such as 0.01.")
-    if data.max_seq_length < 2:
-        raise UserError(f"--max_seq_length: is {data.max_seq_length}. Give a number of tokens such as 4096.")

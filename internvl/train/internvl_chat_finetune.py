@@ -44,6 +44,7 @@ from internvl.train.data_workers import fit_workers, raise_lost_batch
 from internvl.train.epoch_plan import data_report, plan_epoch
 from internvl.train.interruption import Heartbeat, StopOnSignal, describe_stragglers, limit_waiting
 from internvl.train.memory import PeakMemory, plan_memory, recompute_activations
+from internvl.train.micro_batch import fit_micro_batch
 from internvl.train.output import OutputFolder
 from internvl.train.progress import ProgressLine
 from internvl.train.run_folder import (
@@ -88,6 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     cache = open_vision_cache(loaded.model, data_args, training_args)
     dataset, check = open_data(run, loaded, cache, data_args, training_args)
     plan = plan_epoch(dataset, check, *arguments)
+    if training_args.auto_micro_batch:
+        plan = fit_micro_batch(plan, loaded.model, model_args, training_args, run.folder)
     logger.info("Model: %s", describe_trainable(loaded.model))
     trainer = FinetuneTrainer(
         train_dataset=dataset,

@@ -72,6 +72,10 @@ def _check(model: ModelArguments, data: DataArguments, training: FinetuneArgumen
         UserError: names the flag, its value and what to do.
     """
     reward.specs()
+    if training.auto_micro_batch:
+        raise UserError(
+            "--auto_micro_batch: drawing answers takes memory that no plan knows. Name PER_DEVICE_BATCH_SIZE."
+        )
     if reward.num_samples < 2:
         raise UserError(
             f"--num_samples: is {reward.num_samples}. Give at least 2: answers are compared with each other."

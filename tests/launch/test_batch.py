@@ -60,3 +60,13 @@ def test_accumulation_steps_decide_the_batch_size():
     assert str(batch) == "BATCH_SIZE 30 = 2 rows per device x 3 processes x 1 node x 5 accumulation steps"
     with pytest.raises(UserError, match="--gradient_accumulation_steps: expected a whole number of 1 or more"):
         divide_batch("16", "2", "3", "1", "0")
+
+
+def test_auto_leaves_the_rows_of_a_device_to_the_finetune():
+    batch = divide_batch("64", "auto", "4", "2")
+    assert (batch.size, batch.per_device, batch.steps, batch.fits_memory) == (64, 8, 1, True)
+    assert str(batch).endswith("8 rows per device x 4 processes x 2 nodes, as many at once as fit into memory")
+    with pytest.raises(UserError, match=r"BATCH_SIZE=10 cannot be split over GPUS \(4\).*Use BATCH_SIZE=12\."):
+        divide_batch("10", "auto", "4", "1")
+    with pytest.raises(UserError, match="is auto, and --gradient_accumulation_steps 2 divides a step already"):
+        divide_batch("16", "auto", "1", "1", "2")

@@ -99,3 +99,24 @@ def test_a_dry_run_says_what_would_be_done(tmp_path, monkeypatch):
     assert "    model       model/config.json (missing)\n    meta        meta.json\n" in text
     assert "    annotation  rows.jsonl (missing)  [set]\n    root        .  [set]\n" in text
     assert f"    deepspeed   {ZERO_1} (missing)" in text
+
+
+def test_as_many_rows_as_fit_are_chosen_by_the_finetune_and_not_with_deepspeed():
+    lora = ("--use_llm_lora", "128")
+    for typed, environment in (
+        ((), {"PER_DEVICE_BATCH_SIZE": "auto"}),
+        (("--per-device-train-batch-size", "auto"), {}),
+    ):
+        call = [word if word != "4" or not environment else "auto" for word in CALL]
+        settings = read_settings(call, [*lora, *typed], {"BATCH_SIZE": "16", **environment}, Paths())
+        words = make_plan(settings, BF16).command
+        assert words.count("--per_device_train_batch_size") == 1
+        got = dict(
+            zip(words[words.index("finetune.py") + 1 :: 2], words[words.index("finetune.py") + 2 :: 2], strict=True)
+        )
+        assert got["--auto_micro_batch"] == "True" and got["--gradient_accumulation_steps"] == "1"
+        assert got["--per_device_train_batch_size"] == str(16 // settings.batch.gpus)
+        with pytest.raises(
+            UserError, match="PER_DEVICE_BATCH_SIZE: is auto, and this training takes .*DEEPSPEED=none"
+        ):
+            make_plan(read_settings(call, typed, {"BATCH_SIZE": "16", **environment}, Paths()), BF16)

@@ -52,11 +52,12 @@ def step(model, tokenizer, data, way: Way) -> tuple[float, dict[str, torch.Tenso
     collate = Collator(tokenizer.pad_token_id, 56, packed=packed, keep_images=way.cache is not None)
     recompute_activations(model, way.recompute)
     batches = [collate([data[group] for group in chosen]) for chosen in sampler]
-    supervised = sum(batch.supervised_weight for batch in batches)
+    supervised = sum(batch.supervised_weight for batch in batches).to(model.device)
     total, tokens = 0.0, 0
     for batch in batches:
         if batch.is_idle:
             continue
+        batch = batch.to(model.device)
         features = None if way.cache is None else image_features(model, batch.images, way.cache)
         loss = model(**batch.model_inputs(features), num_items_in_batch=supervised, return_logits=False).loss
         loss.backward()
