@@ -3,8 +3,9 @@
 # finetune script, which "launch" checks, completes and starts (internvl/launch).
 #
 # Settings come, in rising order of strength, from the launcher, from the environment
-#   GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT BATCH_SIZE PER_DEVICE_BATCH_SIZE MODEL META_PATH OUTPUT_DIR
-#   (PER_DEVICE_BATCH_SIZE=auto: as many rows as fit into memory)   DEEPSPEED (a file, or none)   PRECISION (auto, bf16, fp16, fp32)   DRY_RUN (1: say what would be done, do nothing)
+#   GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT BATCH_SIZE MODEL META_PATH OUTPUT_DIR
+#   PER_DEVICE_BATCH_SIZE (auto: as many rows as fit into memory)   DEEPSPEED (a file, or none)
+#   PRECISION (auto, bf16, fp16, fp32)   DRY_RUN (1: say what would be done, do nothing)
 # and from the flags after the launcher's name, which are handed on to the finetune script.
 
 # shellcheck source-path=SCRIPTDIR source=common.sh
