@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 SET_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
+COMPILED_REDUCTION = "deepspeed_shm_comm"  # in DeepSpeed's table of what can be compiled here
 LONGEST_WAIT = timedelta(hours=12)
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -26,6 +27,19 @@ def rank_and_world_size() -> tuple[int, int]:
     if SET_BY_TORCHRUN not in os.environ:
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def leave_out_compiled_reduction() -> None:
+    """Make DeepSpeed reduce with gloo alone on CPUs; does nothing where it is not installed.
+
+    Its own reduction through shared memory is compiled at the first start, for a minute and a half in which nothing is
+    said, and waits for ever behind the lock of a process that was killed meanwhile.
+    """
+    try:
+        import deepspeed
+    except ImportError:
+        return
+    deepspeed.ops.__compatible_ops__[COMPILED_REDUCTION] = False
 
 
 def join_ranks() -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from internvl.distributed import leave_out_compiled_reduction
 from internvl.errors import UserError
 from internvl.model.vision_cache import VISION_CACHE_GB
 from internvl.train.argument_checks import check_arguments, check_data_arguments
@@ -221,6 +222,8 @@ class FinetuneArguments(TrainingArguments):
         # transformers wants a bool now, and its parser still gives it a text.
         if str(self.fsdp).lower() in ("true", "false"):  # type: ignore[has-type]
             self.fsdp = str(self.fsdp).lower() == "true"  # type: ignore[has-type]
+        if self.deepspeed:
+            leave_out_compiled_reduction()  # before the ranks meet, which they do while the arguments are made
         super().__post_init__()
 
 

@@ -104,7 +104,7 @@ def test_the_same_command_continues_from_the_last_checkpoint(finetune):
 
 
 @pytest.mark.parametrize(
-    "stage", ["1", "3", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("2", "2_offload", "3_offload"))]
+    "stage", ["1", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("2", "3", "2_offload", "3_offload"))]
 )
 def test_zero_trains_with_two_processes_and_saves_only_the_adapter(finetune, repository, stage):
     config = repository / "shell" / "deepspeed" / f"zero_stage{stage}_config.json"

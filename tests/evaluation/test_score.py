@@ -58,7 +58,8 @@ def test_scores_of_the_golden_set(golden_set20, capfd):
     assert capfd.readouterr() == ("", ""), "a scorer printed something"
 
 
-@pytest.mark.parametrize("name", ["set200", pytest.param("set1000", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["set200", "set1000"])
 def test_scores_of_larger_golden_sets(name, shared):
     assert_golden(json.loads((shared / f"reference/caption/{name}.json").read_text(encoding="utf-8")))
 

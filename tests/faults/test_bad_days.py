@@ -16,7 +16,9 @@ from tests.faults.test_kills import digest
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1))]
+)
 def test_a_signal_saves_and_the_same_command_continues(train, tmp_path, number, processes):
     whole, folder, log = tmp_path / "whole", tmp_path / "stopped", tmp_path / "log.txt"
     assert train(whole, processes) == 0
@@ -67,7 +69,7 @@ def test_a_loss_that_is_no_number_stops_the_training_and_names_its_rows(train, t
     assert verify_manifest(list_checkpoints(folder)[0]) is None
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_such_a_step_can_be_left_out(train, tmp_path, processes):
     folder = tmp_path / "run"
     assert train(folder, processes, {"nan": 5}, ("--on_nan", "skip")) == 0

@@ -44,7 +44,7 @@ def finish_and_compare(train, folder: Path, expected: str, processes: int, log: 
     assert not (folder / ".saving").exists()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_training_killed_at_random_steps_ends_as_an_uninterrupted_one(train, tmp_path, processes):
     rng = random.Random(processes)
     whole = tmp_path / "whole"
@@ -106,7 +106,9 @@ def test_a_kill_inside_the_writing_of_a_checkpoint_leaves_no_torn_one(train, tmp
     print(f"{killed} kills inside the writing of checkpoints and results, {number} trainings, all bit-equal")
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "lost", "unlisted"])
+@pytest.mark.parametrize(
+    "damage", ["cut", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("flipped", "lost", "unlisted"))]
+)
 def test_a_damaged_checkpoint_is_seen_and_the_one_before_used(train, tmp_path, damage):
     whole, folder = tmp_path / "whole", tmp_path / "damaged"
     assert train(whole) == 0

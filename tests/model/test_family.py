@@ -178,5 +178,4 @@ def test_lora_of_rank_128_trains_as_many_parameters_as_the_documentation_says(na
     assert count == 128 * llm.num_hidden_layers * sum(a + b for a, b in shapes)
     assert count == 8 * ORIGINALS_AT_16.get(name, count // 8)
     lines = (repository / "docs" / "family.md").read_text(encoding="utf-8").splitlines()
-    [row] = [line for line in lines if line.startswith(f"| {name} |")]
-    assert row.split("|")[3].strip() == f"{count:,}"
+    assert [line.split("|")[3].strip() for line in lines if line.startswith(f"| {name} |")][-1] == f"{count:,}"

@@ -1,8 +1,11 @@
 """How often sharded modules run: given numbers of calls, some of them empty, change neither loss nor gradients."""
 
+import importlib
+
 import pytest
 import torch
 
+from internvl.distributed import COMPILED_REDUCTION, leave_out_compiled_reduction
 from internvl.model.internvl_chat import causal_lm, modeling_internvl_chat
 from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.loading import load_model
@@ -44,3 +47,11 @@ def test_a_micro_batch_takes_as_many_calls_as_its_tiles_and_labels_need(tiles, s
     assert (calls["num_vision_calls"], calls["num_loss_chunks"]) == expected
     assert sharding.VISION_BATCH == modeling_internvl_chat.VISION_BATCH == 32
     assert sharding.LOSS_CHUNK == causal_lm.LOSS_CHUNK == 512
+
+
+def test_deepspeed_compiles_no_reduction_of_its_own_for_cpus():
+    deepspeed = pytest.importorskip("deepspeed")
+    assert COMPILED_REDUCTION in deepspeed.ops.__compatible_ops__
+    leave_out_compiled_reduction()
+    assert deepspeed.ops.__compatible_ops__[COMPILED_REDUCTION] is False
+    assert importlib.import_module("deepspeed.comm.torch").build_shm_op() is None
