@@ -9,9 +9,12 @@ TASKS=(
     'caption         eval/caption/evaluate_caption.py  --datasets present'
     'caption-custom  eval/caption/evaluate_caption.py'
     'caption-train   eval/caption/evaluate_caption.py'
+    'answers-custom  eval/answers/evaluate_answers.py'
+    'answers-train   eval/answers/evaluate_answers.py'
+    'answers-*       eval/answers/evaluate_answers.py  --datasets NAME'
     'caption-*       eval/caption/evaluate_caption.py  --datasets NAME'
 )
-TASK_NAMES='caption, caption-NAME (coco, flickr30k, nocaps, habitat), caption-custom or caption-train'
+TASK_NAMES='caption, caption-NAME (coco, flickr30k, nocaps, habitat), caption-custom, caption-train, answers-custom or answers-train'
 
 usage() {
     cat <<USAGE
@@ -22,12 +25,15 @@ Usage: [GPUS=N] bash evaluate.sh CHECKPOINT TASK [FLAG...]
     bash evaluate.sh log/mine caption-custom --annotation val.jsonl --root data/mine --dynamic
     bash evaluate.sh log/mine caption-train --meta shell/data/habitat.json --limit 500
     bash evaluate.sh log/mine caption-coco --dynamic --engine vllm
+    bash evaluate.sh log/mine answers-custom --annotation val.jsonl --root data/mine --match json:action
 
 CHECKPOINT  a base model, a merged model, or the output folder of a finetune
 TASK        caption-NAME: a data set of eval/caption/datasets.json (coco, flickr30k, nocaps, habitat)
             caption: all of them that are there
             caption-custom: a JSONL file of training rows, with --annotation FILE --root FOLDER
             caption-train: the training rows of a meta file, with --meta FILE
+            answers-custom, answers-train, answers-NAME: the same for answers that are right or wrong, with
+            --match exact, choice, number, json:FIELD or regex:PATTERN
 FLAG        passed on to the evaluation; --auto uses all devices from one process, and
             --base FOLDER names the base of an adapter that records another path
 GPUS        number of processes, one per device (default 1)
@@ -44,7 +50,7 @@ find_task() {
         case $1 in
             $pattern)
                 read -ra SCRIPT_FLAGS <<<"$flags"
-                SCRIPT_FLAGS=("${SCRIPT_FLAGS[@]/#NAME/"${1#caption-}"}")
+                SCRIPT_FLAGS=("${SCRIPT_FLAGS[@]/#NAME/"${1#*-}"}")
                 return
                 ;;
         esac

@@ -29,8 +29,10 @@ from internvl.data.cleaning import write_clean
 from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import read_meta
 from internvl.data.preview import PreviewRow, write_preview
+from internvl.data.row_groups import RowKey
+from internvl.data.scenes import SharedScenes, scenes_of
 from internvl.data.summary import summarize
-from internvl.errors import ends_on_user_error
+from internvl.errors import UserError, ends_on_user_error
 from internvl.json_files import write_json
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
@@ -59,6 +61,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--preview-rows", type=int, default=4, metavar="N", help="of each kind (default %(default)s)")
     parser.add_argument("--write-clean", type=Path, metavar="FOLDER", help="write good and rejected rows there")
+    parser.add_argument(
+        "--scene-key",
+        metavar="KEY",
+        help="say how many scenes these rows and those of --eval-meta share: a key of the rows, path:N or path:REGEX",
+    )
+    parser.add_argument("--eval-meta", type=Path, metavar="META", help="meta file of the rows to evaluate on")
+    parser.add_argument("--strict-split", action="store_true", help="shared scenes are an error")
     parser.add_argument("--seed", type=int, default=42, help="as --seed of the training (default %(default)s)")
     parser.add_argument("--processes", type=int, help="default: one per core")
     return parser
@@ -129,6 +138,21 @@ def print_balance(console: Console, report: dict) -> None:
         console.print(table)
 
 
+def shared_scenes(args: argparse.Namespace) -> SharedScenes | None:
+    """Return the scenes of training and evaluation, where they are asked for.
+
+    Raises:
+        UserError: a flag comes without the others it needs, or rows do not name their scene.
+    """
+    if not args.scene_key and not args.eval_meta and not args.strict_split:
+        return None
+    if not args.scene_key or not args.eval_meta:
+        raise UserError("--scene-key: goes with --eval-meta META, the rows to evaluate on. Give both.")
+    key = RowKey.parse(args.scene_key, "--scene-key")
+    files = ([file for spec in read_meta(meta) for file in spec.annotations] for meta in (args.meta, args.eval_meta))
+    return SharedScenes(*(scenes_of(annotations, key) for annotations in files))
+
+
 def _quantiles(numbers: dict) -> str:
     return " / ".join(f"{numbers[key]:,}" for key in ("p50", "p95", "max"))
 
@@ -175,6 +199,7 @@ def _tiles_of_images(input_ids: torch.Tensor, dataset: ConversationDataset) -> t
 def main(argv: list[str] | None = None) -> int:
     args, flags = make_parser().parse_known_args(argv)
     setup_logging()
+    scenes = shared_scenes(args)
     dataset = _open_data(args, parse_data_arguments(["--meta_path", str(args.meta), *flags]))
     check: DatasetCheck = check_dataset(dataset, deep=args.deep, processes=args.processes)
     report = {"meta": str(args.meta), **summarize(dataset, check)}
@@ -183,6 +208,14 @@ def main(argv: list[str] | None = None) -> int:
     dataset.balance(check.kinds(dataset))
     _print_problems(check.left_out, "left out")
     _print_problems(check.errors, "error")
+    if scenes:
+        print(f"\nScenes by {args.scene_key}: {scenes}.")
+        report["scenes"] = {
+            "key": args.scene_key,
+            "train": len(scenes.train),
+            "evaluation": len(scenes.evaluation),
+            "both": scenes.both,
+        }
     if args.out:
         write_json(args.out, report)
         print(f"\nWrote {args.out}")
@@ -193,6 +226,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.write_clean:
         good, rejected = write_clean(dataset, check, args.meta, args.write_clean)
         print(f"\nWrote {good:,} good and {rejected:,} rejected rows, and a meta file, to {args.write_clean}")
+    if scenes and scenes.both and args.strict_split:
+        raise UserError(
+            f"{args.eval_meta}: {len(scenes.both)} of its scenes are trained on, first {scenes.both[0]!r} "
+            "(--strict-split). Split by scene: python tools/split_by_scene.py ROWS TRAIN VAL --scene-key "
+            f"{args.scene_key}."
+        )
     errors = len(check.errors)
     print(f"\n{errors:,} rows cannot be trained on." if errors else "\nEvery row can be trained on.")
     return 2 if errors else 0

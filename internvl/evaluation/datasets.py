@@ -9,10 +9,11 @@ from typing import Annotated, Any, NotRequired, cast
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from internvl.data.annotation import AnnotationFile, Row
+from internvl.data.annotation import AnnotationFile, Row, parse_line
 from internvl.data.media import media_path
 from internvl.data.meta import DatasetSpec, read_meta
 from internvl.data.problems import RowError, raise_first
+from internvl.data.row_groups import RowKey
 from internvl.errors import UserError, shorten
 from internvl.evaluation.questions import Question
 from internvl.evaluation.score import references_by_image
@@ -46,7 +47,10 @@ ENTRY = TypeAdapter(CaptionEntry)
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Questions, and the references in COCO captions format: ``ground_truth``, from a file unless that is None."""
+    """Questions, and the references in COCO captions format: ``ground_truth``, from a file unless that is None.
+
+    ``clusters`` is what questions belong together by (``--cluster``), by id.
+    """
 
     name: str
     questions: list[Question]
@@ -54,6 +58,7 @@ class CaptionSet:
     ground_truth_file: Path | None = None
     min_new_tokens: int = MIN_NEW_TOKENS
     max_new_tokens: int = MAX_NEW_TOKENS
+    clusters: dict[int | str, str] | None = None
 
     def first(self, limit: int | None) -> "CaptionSet":
         """Return the set with its first ``limit`` questions only; None keeps all."""
@@ -95,8 +100,16 @@ def present_sets() -> tuple[list[str], list[str]]:
     return present, absent
 
 
-def read_caption_set(name: str, prompt: str | None = None, *, allow_outside_root: bool = False) -> CaptionSet:
-    """Read a registered set; ``prompt`` replaces the set's own.
+def read_caption_set(
+    name: str, prompt: str | None = None, *, allow_outside_root: bool = False, cluster: RowKey | None = None
+) -> CaptionSet:
+    """Read a registered set.
+
+    Args:
+        name: in the registry.
+        prompt: replaces the set's own.
+        allow_outside_root: whether paths may lead out of its root.
+        cluster: what questions belong together by.
 
     Raises:
         UserError: the set is unknown, a file of it is missing or of another form, or an image is outside its root.
@@ -113,7 +126,8 @@ def read_caption_set(name: str, prompt: str | None = None, *, allow_outside_root
                 f"{REGISTRY}:{name}: its rows bring their own questions and references. Leave prompt and ground_truth "
                 "away."
             )
-        return replace(read_rows(name, [annotation], root, allow_outside_root=allow_outside_root), **limits)
+        rows = read_rows(name, [annotation], root, allow_outside_root=allow_outside_root, cluster=cluster)
+        return replace(rows, **limits)
     if "ground_truth" not in entry:
         raise UserError(f"{REGISTRY}:{name}: has no ground_truth. Give one, or a .jsonl of training rows.")
     ground_truth = REPOSITORY / entry["ground_truth"]
@@ -128,7 +142,21 @@ def read_caption_set(name: str, prompt: str | None = None, *, allow_outside_root
             f"{ground_truth}: has no caption for {len(unknown)} of {len(questions)} images, first id {unknown[0]}. "
             "Use the ground truth that belongs to the annotation file."
         )
-    return CaptionSet(name, questions, cast(dict, truth), ground_truth, **limits)
+    clusters = {image_id: _cluster_of(cluster, path, root) for image_id, path in images} if cluster else None
+    return CaptionSet(name, questions, cast(dict, truth), ground_truth, **limits, clusters=clusters)
+
+
+def _cluster_of(cluster: RowKey, path: Path, root: Path) -> str:
+    """Return what an image of a caption set, which has no other keys, belongs to by its path from the root.
+
+    Raises:
+        UserError: its path does not say.
+    """
+    try:
+        name = path.relative_to(root) if path.is_relative_to(root) else path
+        return cluster.of({"image": name.as_posix()}, "--cluster")
+    except RowError as err:
+        raise UserError(str(err)) from err
 
 
 def read_images(annotation: Path, root: Path, *, allow_outside_root: bool = False) -> list[tuple[int | str, Path]]:
@@ -162,18 +190,22 @@ def read_images(annotation: Path, root: Path, *, allow_outside_root: bool = Fals
     return list(found.items())
 
 
-def read_custom_set(annotation: Path, root: Path, *, allow_outside_root: bool = False) -> CaptionSet:
-    """Read a JSONL file of training rows as a set called "custom".
+def read_custom_set(
+    annotation: Path, root: Path, *, allow_outside_root: bool = False, cluster: RowKey | None = None
+) -> CaptionSet:
+    """Read a JSONL file of training rows as a set called "custom"; arguments as of :func:`read_rows`.
 
     Raises:
         UserError: it, or the folder ``root``, is not there, or rows are not as the README says.
     """
     if not root.is_dir():
         raise UserError(f"--root: {root} is not a folder. Give the folder that the paths in {annotation} start from.")
-    return read_rows("custom", [annotation], root, allow_outside_root=allow_outside_root)
+    return read_rows("custom", [annotation], root, allow_outside_root=allow_outside_root, cluster=cluster)
 
 
-def read_train_sets(meta_path: Path, *, allow_outside_root: bool = False) -> list[CaptionSet]:
+def read_train_sets(
+    meta_path: Path, *, allow_outside_root: bool = False, cluster: RowKey | None = None
+) -> list[CaptionSet]:
     """Read each data set of a training's meta file as a set called "train-<name>"; errors as above."""
 
     def read_spec(spec: DatasetSpec) -> CaptionSet:
@@ -183,6 +215,7 @@ def read_train_sets(meta_path: Path, *, allow_outside_root: bool = False) -> lis
             spec.root,
             max_tiles=spec.max_dynamic_patch,
             allow_outside_root=allow_outside_root,
+            cluster=cluster,
         )
 
     return [read_spec(spec) for spec in read_meta(meta_path)]
@@ -195,6 +228,7 @@ def read_rows(
     *,
     max_tiles: int | None = None,
     allow_outside_root: bool = False,
+    cluster: RowKey | None = None,
 ) -> CaptionSet:
     """Read training rows as questions with references.
 
@@ -208,6 +242,7 @@ def read_rows(
         root: where paths of images start.
         max_tiles: the set's own limit on tiles of an image.
         allow_outside_root: whether paths may lead out of the root.
+        cluster: what questions belong together by; of rows that ask the same, the first one counts.
 
     Raises:
         UserError: a file is missing or empty, or rows are not as they should be; names the first few.
@@ -215,6 +250,7 @@ def read_rows(
     questions: dict[tuple, Question] = {}
     references: list[dict] = []
     problems: list[str] = []
+    clusters: dict[int | str, str] = {}
     for file in files:
         if not file.is_file():
             raise UserError(f"{file}: there is no such file. Give a JSONL file of conversations (README, data).")
@@ -224,6 +260,10 @@ def read_rows(
                 for asked, answer in _split_row(rows.row(index), root, max_tiles, allow_outside_root):
                     key = (asked.turns, asked.images, asked.video, asked.clip)
                     question = questions.setdefault(key, replace(asked, id=len(questions) + 1))
+                    if cluster and question.id not in clusters:
+                        clusters[question.id] = cluster.of(
+                            parse_line(rows.line(index), rows.where(index)), rows.where(index)
+                        )
                     references.append({"id": len(references) + 1, "image_id": question.id, "caption": answer})
             except RowError as err:
                 problems.append(str(err))
@@ -237,6 +277,7 @@ def read_rows(
         truth,
         min_new_tokens=ROW_MIN_NEW_TOKENS,
         max_new_tokens=ROW_MAX_NEW_TOKENS,
+        clusters=clusters if cluster else None,
     )
 
 

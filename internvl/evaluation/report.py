@@ -3,6 +3,7 @@
 import base64
 import io
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,10 @@ class ReportRow:
     video: Path | None = None
     change: float | None = None
     """CIDEr of the last column minus that of the first, to be shown and ranked by, where it is known."""
+    question: str = ""
+    """What was asked, where rows ask different things."""
+    verdict: str = ""
+    """What is said of an answer that is right or wrong; cards can be filtered by it."""
 
     def name(self) -> str:
         """Return the file names of its images or video, for display."""
@@ -130,6 +135,7 @@ def write_report(
         mean_cider=statistics.fmean(cider) if cider else None,
         median_cider=statistics.median(cider) if cider else None,
         cards=[_card(row) for row in shown],
+        verdicts=[verdict for verdict, _ in Counter(row.verdict for row in shown if row.verdict).most_common()],
         num_rows=len(rows),
     )
     try:

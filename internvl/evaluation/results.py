@@ -21,7 +21,7 @@ from internvl.schema import validate
 RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "pillow", "pycocoevalcap")
 
 
-def _repository_commit() -> str | None:
+def repository_commit() -> str | None:
     """Return the commit of this repository, with "+changes" if files differ from it; None without git."""
     git = ["git", "-C", str(REPOSITORY)]
     try:
@@ -49,7 +49,7 @@ def write_results(
     if data.ground_truth_file is None:
         write_json(folder / "ground_truth.json", data.ground_truth)
     made_with = {
-        "commit": _repository_commit(),
+        "commit": repository_commit(),
         "versions": {package: version(package) for package in RECORDED_PACKAGES},
     }
     record = {

@@ -97,6 +97,7 @@ def score_captions(
     *,
     allow_missing: bool = False,
     allow_empty: bool = False,
+    clusters: Mapping[ImageId, str] | None = None,
     predictions_name: str = "predictions",
     ground_truth_name: str = "ground truth",
 ) -> CaptionScores:
@@ -107,6 +108,7 @@ def score_captions(
         ground_truth: ``{"images": [{"id": 42}, ...], "annotations": [{"image_id": 42, "caption": ...}, ...]}``.
         allow_missing: score the images that have a prediction, instead of insisting on one for every image.
         allow_empty: score empty and blank captions, as 0, instead of refusing them.
+        clusters: image id -> what images belong together by, such as their scene: intervals draw whole ones.
         predictions_name: what error messages call the predictions, usually their file.
         ground_truth_name: what they call the ground truth.
 
@@ -135,6 +137,7 @@ def score_captions(
         raise UserError(f"{ground_truth_name}:annotations: no caption has a word in it. Give other captions.")
 
     results, failures = run_scorers(tokenised_references, tokenised_hypotheses)
+    drawn = [clusters[image_id] for image_id in image_ids] if clusters else None
     corpus: dict[str, float] = {}
     per_image: dict[ImageId, dict[str, float]] = {image_id: {} for image_id in image_ids}
     for result in results:
@@ -144,7 +147,7 @@ def score_captions(
                 per_image[image_id][name] = float(image_value)
     return CaptionScores(
         corpus=corpus,
-        intervals=intervals(results) if len(image_ids) > 1 else {},
+        intervals=intervals(results, clusters=drawn) if len(image_ids) > 1 else {},
         per_image=per_image,
         notes=failures + _notes(len(image_ids), missing, empty),
         num_images=len(image_ids),
