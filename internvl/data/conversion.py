@@ -12,6 +12,7 @@ from typing import cast
 
 from internvl.data.annotation import parse_line, parse_row
 from internvl.data.conversation_formats import CONVERTERS, check_shape, kept_fields
+from internvl.data.episodes import RECORD_READERS, EpisodeOptions, read_episodes
 from internvl.data.grounding_marks import fill_in_marks
 from internvl.data.image_files import image_suffixes
 from internvl.data.json_stream import BrokenJsonError, stream_json
@@ -31,12 +32,14 @@ class Options:
     """What some formats need.
 
     ``prompt`` is the question about every image that comes with a caption, ``delimiter`` separates the columns of a
-    table, and ``root`` is where the paths of images start, whose sizes boxes in pixels are relative to.
+    table, and ``root`` is where the paths of images start, whose sizes boxes in pixels are relative to. ``episodes``
+    says how frames of an agent become rows.
     """
 
     prompt: str = CAPTION_PROMPT
     delimiter: str = ","
     root: Path | None = None
+    episodes: EpisodeOptions = EpisodeOptions()
 
 
 def _read_objects(path: Path) -> Iterator[tuple[str, object | RowError]]:
@@ -291,24 +294,37 @@ def _caption_of(record: object, where: str, options: Options) -> tuple[str, dict
     return where, ask(fields["file_name"], options.prompt, one_line(text))
 
 
+def _read_episodes(path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
+    """Yield the rows of folders of episodes; see :func:`read_episodes`."""
+    yield from read_episodes(path, options.root or path, options.episodes)
+
+
+def _read_records(name: str, path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
+    """Yield the rows of a file of steps or of questions about scenes, in the format called ``name``."""
+    yield from RECORD_READERS[name](_read_objects(path), options.root or path.parent, options.episodes)
+
+
 FORMATS: dict[str, Callable[[Path, Options], Iterator[tuple[str, dict | RowError]]]] = {
     **{name: partial(_read_json_rows, name) for name in CONVERTERS},
     "captions": read_captions,
     "coco": _read_coco,
     "csv": _read_csv,
     "imagefolder": _read_imagefolder,
+    "episodes": _read_episodes,
+    **{name: partial(_read_records, name) for name in RECORD_READERS},
 }
 
 
-def read_rows(name: str, path: Path, options: Options) -> Iterator[tuple[str, dict | RowError]]:
-    """Yield (where, row) of a file in the format called ``name``; a row that could not be trained on as its error."""
+def read_rows(name: str, path: Path, options: Options) -> Iterator[tuple[dict | RowError, str]]:
+    """Yield (row, kind) of a file in the format called ``name``; a row that could not be trained on as its error."""
     for where, record in FORMATS[name](path, options):
-        if not isinstance(record, RowError):
-            try:
-                parse_row(record, where)
-            except RowError as err:
-                record = err
-        yield where, record
+        if isinstance(record, RowError):
+            yield record, ""
+            continue
+        try:
+            yield record, parse_row(record, where).kind
+        except RowError as err:
+            yield err, ""
 
 
 def to_messages(record: dict) -> dict:

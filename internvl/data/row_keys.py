@@ -51,6 +51,8 @@ MEDIA_KEYS = {
     **dict.fromkeys(("images", "Image", "img", "image_path", "image_paths", "image_file", "img_path"), "image"),
     **dict.fromkeys(("videos", "Video", "video_path", "video_paths", "video_file"), "video"),
 }
+KNOWN_KEYS = ROW_KEYS.union(SYSTEM_KEYS, MEANINGFUL_KEYS)
+KNOWN_TURN_KEYS = TURN_KEYS.union(MEANINGFUL_KEYS)
 # Marks that other tools replace by something; here they would be trained on as the letters they are.
 FOREIGN_MARKS = ("<bbox>", "<ref-object>", "<audio>")
 
@@ -125,14 +127,11 @@ def check_media_keys(record: dict, where: str) -> None:
 
 def unread_keys(record: dict) -> Iterator[str]:
     """Yield a note for each key of a row and its turns that nothing reads."""
-    known = ROW_KEYS.union(SYSTEM_KEYS, MEANINGFUL_KEYS)
-    yield from (f"key {shorten(key, 40)}, not read" for key in record if key not in known)
+    for key in sorted(record.keys() - KNOWN_KEYS):
+        yield f"key {shorten(key, 40)}, not read"
     for turn in record["conversations"]:
-        yield from (
-            f"key {shorten(key, 40)} of turns, not read"
-            for key in turn
-            if key not in TURN_KEYS and key not in MEANINGFUL_KEYS
-        )
+        for key in sorted(turn.keys() - KNOWN_TURN_KEYS):
+            yield f"key {shorten(key, 40)} of turns, not read"
 
 
 def system_message(record: dict, where: str) -> str | None:

@@ -78,6 +78,7 @@ def start_vllm(
         checkpoint,
         port,
         precision=best if precision == "auto" else precision,
+        max_tiles=max_tiles,
         max_model_len=longest + max_new_tokens + 64,  # and what opens the answer
         num_images=max((len(question.images) or num_frames for question in questions), default=1),
         num_devices=num_devices if all_devices else 1,

@@ -204,7 +204,7 @@ class ServingCheck:
         return (
             f"images are cut {what} ({one.probe.name} into {served} tiles instead of {own}). Serve the files that "
             "the training or the merge wrote (config.json, preprocessor_config.json), or start vLLM with "
-            f"--mm-processor-kwargs '{{\"max_dynamic_patch\": {self.engine.tiling.max_num}}}'"
+            f"--hf-overrides '{{\"max_dynamic_patch\": {self.engine.tiling.max_num}}}'"
         )
 
     # ---- weights ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import json
 import logging
 import os
 import shlex
@@ -48,7 +49,14 @@ def vllm_command() -> list[str]:
 
 
 def serve_command(
-    checkpoint: Checkpoint, port: int, *, precision: str, max_model_len: int, num_images: int, num_devices: int
+    checkpoint: Checkpoint,
+    port: int,
+    *,
+    precision: str,
+    max_tiles: int,
+    max_model_len: int,
+    num_images: int,
+    num_devices: int,
 ) -> list[str]:
     """Return the command that serves a checkpoint under :data:`SERVED_NAME` on this machine only.
 
@@ -56,6 +64,7 @@ def serve_command(
         checkpoint: base, merged model or adapter.
         port: TCP port of 127.0.0.1.
         precision: fp32, bf16 or fp16.
+        max_tiles: most tiles of an image.
         max_model_len: most tokens of a prompt and its answer.
         num_images: most images of a prompt.
         num_devices: devices to spread the model over; 1 for one device or the CPU.
@@ -76,6 +85,9 @@ def serve_command(
     else:
         command += ["--served-model-name", SERVED_NAME]
     command += ["--trust-remote-code", "--trust-request-mm-kwargs"]
+    if model.is_published:
+        # Not by --mm-processor-kwargs, which vLLM 0.32 hands to the video processor of members with Qwen, too.
+        command += ["--hf-overrides", json.dumps({"max_dynamic_patch": max_tiles})]
     command += ["--dtype", DTYPE_NAMES[precision], "--max-model-len", str(max_model_len)]
     command += ["--limit-mm-per-prompt", f'{{"image": {max(1, num_images)}}}']
     if num_devices > 1:

@@ -154,15 +154,16 @@ def test_a_missing_vllm_is_named_with_the_two_ways_on(monkeypatch):
 
 def test_the_command_serves_an_adapter_beside_its_base(tiny_base, lora_only, monkeypatch):
     monkeypatch.setattr(vllm, "vllm_command", lambda: ["vllm"])
-    settings = {"precision": "bf16", "max_model_len": 500, "num_images": 2, "num_devices": 1}
+    settings = {"precision": "bf16", "max_tiles": 6, "max_model_len": 500, "num_images": 2, "num_devices": 1}
     command = " ".join(vllm.serve_command(Checkpoint(lora_only), 8000, **settings))
     assert f"vllm serve {tiny_base} --host 127.0.0.1 --port 8000 --enable-lora --max-lora-rank 8" in command
+    assert '--hf-overrides {"max_dynamic_patch": 6}' in command
     assert f"--lora-modules evaluated={lora_only}" in command and "--dtype bfloat16 --max-model-len 500" in command
 
 
 def test_an_adapter_that_vllm_would_not_serve_whole_is_refused(trained_adapter, monkeypatch):
     monkeypatch.setattr(vllm, "vllm_command", lambda: ["vllm"])
-    settings = {"precision": "fp32", "max_model_len": 500, "num_images": 2, "num_devices": 1}
+    settings = {"precision": "fp32", "max_tiles": 6, "max_model_len": 500, "num_images": 2, "num_devices": 1}
     with pytest.raises(UserError, match="modules trained in full.*tools/merge_lora.py"):
         vllm.serve_command(Checkpoint(trained_adapter), 8000, **settings)
 

@@ -44,7 +44,7 @@ def serve_commands(work: Path, base: Path, port: int) -> dict[tuple[str, str], t
     return {
         ("vllm", "merged"): ([*vllm, str(merged), "--served-model-name", NAME, *place, *VLLM], NAME, merged, 8),
         ("vllm", "base + adapter"): (
-            [*vllm, str(base), "--served-model-name", "base", *place, *VLLM, *lora, "--mm-processor-kwargs",
+            [*vllm, str(base), "--served-model-name", "base", *place, *VLLM, *lora, "--hf-overrides",
              '{"max_dynamic_patch": 6}'],
             NAME, adapter, 8,
         ),
