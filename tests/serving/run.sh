@@ -47,7 +47,7 @@ caption() {
     local set=$1
     shift
     rm -rf -- "${WORK:?}/$set"
-    bash evaluate.sh "$WORK/merged" "$@" --dynamic --precision fp32 --min-new-tokens 1 --max-new-tokens 30 \
+    bash evaluate.sh "$WORK/merged" "$@" --dynamic --precision fp32 --min-new-tokens 0 --max-new-tokens 30 \
         --batch-size 25 --out-dir "$WORK/$set"
 }
 
