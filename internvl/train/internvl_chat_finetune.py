@@ -43,7 +43,7 @@ from internvl.train.checkpointing import atomic_output
 from internvl.train.data_workers import fit_workers, raise_lost_batch
 from internvl.train.epoch_plan import data_report, plan_epoch
 from internvl.train.interruption import Heartbeat, StopOnSignal, describe_stragglers, limit_waiting
-from internvl.train.memory import PeakMemory, plan_memory, recompute_activations
+from internvl.train.memory import MemoryPlan, PeakMemory, plan_memory, recompute_activations
 from internvl.train.micro_batch import fit_micro_batch
 from internvl.train.output import OutputFolder
 from internvl.train.progress import ProgressLine
@@ -56,6 +56,7 @@ from internvl.train.run_folder import (
     describe_data,
     make_record,
 )
+from internvl.train.run_page import RunPage
 from internvl.train.setup import load_for_training, render_settings, training_dtype
 from internvl.train.sharding import shards_parameters
 from internvl.train.trainer import FinetuneTrainer
@@ -200,10 +201,11 @@ def finish_run(trainer: FinetuneTrainer, run: Run, model_args: ModelArguments, r
         UserError: the machine does not have what is asked for, or the training cannot go on.
     """
     args = trainer.args
-    _prepare_device(trainer, model_args)
+    plan = _prepare_device(trainer, model_args)
     stop = StopOnSignal()
     trainer.remove_callback(PrinterCallback)
-    for callback in (stop, *callbacks(args)):
+    page = RunPage(run.folder.path, rows_per_step=rows_per_step(args), plan=plan, evaluator=trainer.evaluator)
+    for callback in (stop, *callbacks(args), page):
         trainer.add_callback(callback)
     if args.should_save:
         run.folder.begin(run.resume)
@@ -215,8 +217,11 @@ def finish_run(trainer: FinetuneTrainer, run: Run, model_args: ModelArguments, r
     leave_ranks()
 
 
-def _prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> None:
+def _prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> MemoryPlan:
     """Make the training fit its machine: layers that recompute activations, data workers that find room.
+
+    Returns:
+        The memory plan.
 
     Raises:
         UserError: the flags ask for what the machine does not have.
@@ -249,6 +254,7 @@ def _prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> Non
         batch_tensors=BATCH_TENSORS + (largest.tiles if trainer.vision_cache else 0),
         processes=int(os.environ.get("LOCAL_WORLD_SIZE") or 1),
     )
+    return memory
 
 
 def callbacks(training_args: FinetuneArguments) -> list[TrainerCallback]:

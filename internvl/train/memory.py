@@ -303,9 +303,12 @@ class PeakMemory(TrainerCallback):
             reset_peak()
 
     def on_train_end(self, args, state, control, **kwargs):
-        cuda = args.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(args.device) if cuda else read_peak()
-        logger.info("Peak memory of this process: %.2f GiB", peak / GIB)
+        logger.info("Peak memory of this process: %.2f GiB", peak_bytes() / GIB)
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has taken: of its GPU where there is one, else of the machine."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else read_peak()
 
 
 def reset_peak() -> None:

@@ -23,7 +23,7 @@ RECORD = "training_args.json"
 RECORDED_PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "peft", "accelerate", "deepspeed", "pillow")
 FINISHED = "trainer_state.json"
 REPORT = "data_report.json"
-RESULT_FILES = ("adapter_model.safetensors", "adapter_config.json", REPORT, "loss.png", FINISHED, RECORD)
+RESULT_FILES = ("adapter_model.safetensors", "adapter_config.json", REPORT, "loss.png", "run.html", FINISHED, RECORD)
 # Flags that change where, how often and in how much detail things are written, or how the work is done, but not what
 # comes out. Whole names: a beginning would also take save_full_model, and a finished run would not write it.
 WITHOUT_EFFECT = frozenset(

@@ -3,7 +3,7 @@
 import logging
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -67,6 +67,17 @@ def read_caption_sample(meta_path: str, size: int, seed: int, *, allow_outside_r
     return replace(sets[0], name="sample", questions=chosen, ground_truth=truth)
 
 
+@dataclass(frozen=True)
+class SampleAnswer:
+    """A question of the sample, with its first image, what a person says, and what the model said."""
+
+    id: int | str
+    question: str
+    image: Path | None
+    reference: str
+    answer: str
+
+
 NO_ROW: list[BadSample] = []
 
 
@@ -111,6 +122,7 @@ class Evaluator:
         self.caption_steps = caption_steps
         self.max_tiles = max_tiles
         self.num_frames = num_frames
+        self.samples: list[SampleAnswer] = []  # of the last evaluation with answers
 
     def batches(self, rank: int, world_size: int) -> Iterator[Batch]:
         """Yield this process's share of the rows in batches; all processes get the same number of batches.
@@ -170,4 +182,15 @@ class Evaluator:
             )
             log.close()
         answers = {entry["image_id"]: entry["caption"] for entry in predictions}
-        return score_cider(*tokenize_sides(self.captions.references(), answers)).corpus[0]
+        references = self.captions.references()
+        self.samples = [
+            SampleAnswer(
+                one.id,
+                one.turns[-1].value,
+                next(iter(one.images), None),
+                references[one.id][0],
+                answers[one.id],
+            )
+            for one in self.captions.questions
+        ]
+        return score_cider(*tokenize_sides(references, answers)).corpus[0]
