@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = REPOSITORY / "pretrained" / "InternVL2-Tiny"
 STAGES = ("right", "train", "generate", "compare")
@@ -59,6 +57,8 @@ class Setting:
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""
         if not self.rehearsal:
+            import torch  # here, so that a check without it starts in a moment
+
             torch.cuda.synchronize()
 
 

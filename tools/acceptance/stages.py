@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from acceptance import comparison, generation, right, training  # noqa: F401 - they register their checks
 from acceptance.checks import CHECKS, REPOSITORY, Check, Failed, Figures, Setting, Skipped
 
 RESULTS = "acceptance.json"
