@@ -17,12 +17,12 @@ import tempfile
 from pathlib import Path
 
 import torch
+from acceptance import comparison, generation, right, training  # noqa: F401 - they register their checks
 from acceptance.checks import CHECKS, STAGES, Setting
 from acceptance.golden import write_golden
 from acceptance.stages import of_stage, run_check, run_stage, this_program
 from rich.console import Console
 
-from acceptance import comparison, generation, right, training  # noqa: F401 - they register their checks
 from internvl.cli import Parser
 from internvl.errors import UserError, ends_on_user_error
 

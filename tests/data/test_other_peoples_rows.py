@@ -19,7 +19,7 @@ TURNS = [{"from": "human", "value": "Hello."}, {"from": "gpt", "value": "Hi."}]
 
 
 def converted(name: str, file: Path) -> list[dict | RowError]:
-    return [row for _, row in read_rows(name, file, Options())]
+    return [row for row, _ in read_rows(name, file, Options())]
 
 
 def texts(row: dict) -> list[str]:

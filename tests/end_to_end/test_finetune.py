@@ -25,7 +25,7 @@ def test_lora_writes_the_promised_folder_and_learns(finetune, tiny_base):
         "adapter_model.safetensors", "adapter_config.json", "config.json", "tokenizer.json", "tokenizer_config.json",
         "chat_template.jinja", "generation_config.json", "preprocessor_config.json", "processor_config.json",
         "trainer_state.json", "training_args.json", "training_log.txt", "loss.png", "runs", "data_report.json",
-        "checkpoint-12",
+        "checkpoint-12", "run.html",
     }  # fmt: skip
     curve = losses(folder)
     assert len(curve) == 12 and sum(curve[-3:]) < 0.9 * sum(curve[:3])

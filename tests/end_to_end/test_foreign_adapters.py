@@ -66,7 +66,11 @@ def test_it_merges_to_the_expected_weights_and_answers_alike(name, cases, tmp_pa
         ("05/olora", "init_lora_weights: is 'olora', and OLoRA takes"),
         ("27/zero3_empty", "8 of 8 tensors are empty, first"),
         ("27/zero3_half_empty", "4 of 8 tensors are empty, first"),
-        ("27/hub_base", "is 'OpenGVLab/InternVL2-2B', which is not there. Name the folder of the base"),
+        pytest.param(
+            "27/hub_base",
+            "is 'OpenGVLab/InternVL2-2B', which is not there. Name the folder of the base",
+            marks=pytest.mark.slow,
+        ),
     ],
 )  # fmt: skip
 def test_it_is_refused_with_its_own_cause_by_merge_and_evaluation(name, message, cases, tmp_path, capsys):

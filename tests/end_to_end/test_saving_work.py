@@ -105,6 +105,7 @@ def test_a_shared_training_that_was_cut_off_continues_exactly(train):
     assert losses(folder) == losses(whole)
 
 
+@pytest.mark.slow
 def test_kept_features_serve_later_epochs_and_evaluations(train, captions_meta, tmp_path):
     cache = tmp_path / "features"
     flags = [*SHARED, "--vision_cache", str(cache), "--max_steps", "-1", "--num_train_epochs", "2"]

@@ -65,7 +65,9 @@ def test_a_launcher_that_is_told_to_stop_saves_a_checkpoint(begin, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)], ids=["Ctrl-C", "Slurm"]
+    "number",
+    [pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1)],
+    ids=["Ctrl-C", "Slurm"],
 )
 def test_a_signal_to_every_process_saves_a_checkpoint(begin, tmp_path, number):
     # As a terminal and Slurm send it: also to the workers that read images, and to torchrun, which passes it on.

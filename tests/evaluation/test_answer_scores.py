@@ -77,6 +77,7 @@ def simulated(rng, num_clusters=40, size=4, spread=0.3) -> tuple[list[float], li
     return right.ravel().astype(float).tolist(), [str(c) for c in range(num_clusters) for _ in range(size)]
 
 
+@pytest.mark.slow
 def test_intervals_over_clusters_hold_the_truth_as_often_as_they_say():
     """Nominal 95 %: 93 to 97 % of 1,000 evaluations of 60 clusters; drawn one by one, far fewer."""
     rng = np.random.default_rng(0)

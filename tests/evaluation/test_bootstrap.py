@@ -20,6 +20,7 @@ def drawn(sets: dict, weights: np.ndarray) -> dict:
     return {place: list(sets.values())[number] for place, number in enumerate(numbers)}
 
 
+@pytest.mark.slow
 def test_the_sums_of_all_images_give_every_corpus_score(golden_set20):
     results, _ = run_scorers(*captions(golden_set20))
     for result in results:

@@ -34,8 +34,8 @@ def fast_scorers(monkeypatch):
 
     monkeypatch.setattr(score, "tokenize_sides", lambda references, hypotheses: (references, hypotheses))
     monkeypatch.setattr(score, "run_scorers", run_scorers)
-    monkeypatch.setattr(score, "intervals", lambda results: {})
-    monkeypatch.setattr(compare, "paired_differences", lambda before, after: {})
+    monkeypatch.setattr(score, "intervals", lambda results, **more: {})
+    monkeypatch.setattr(compare, "paired_differences", lambda before, after, **more: {})
 
 
 PREDICTIONS = [{"image_id": 1, "caption": "a cup"}, {"image_id": 2, "caption": "a film"}]

@@ -39,10 +39,8 @@ def test_ranks_of_torchrun_are_believed(monkeypatch):
     assert distributed.rank_and_world_size() == (1, 2) and not distributed.is_main_process()
 
 
-@pytest.mark.parametrize(
-    "ranks",
-    [pytest.param(ranks, id=name, marks=[pytest.mark.slow] * (name != "empty")) for name, ranks in RANKS.items()],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", RANKS.values(), ids=RANKS)
 def test_commands_in_a_pod_speak_and_end(warm_python, tmp_path, ranks):
     """A mistake is said at once, and nothing waits for processes that never come."""
     command = [warm_python, "tools/merge_lora.py", tmp_path / "missing", tmp_path / "out"]

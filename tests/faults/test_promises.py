@@ -248,9 +248,9 @@ def test_code_in_a_checkpoint_folder_is_not_run(tiny_base, adapter_folder, tmp_p
 
 @pytest.mark.parametrize("name", ["../../../up", "/etc/up", "..", "a/b", ".hidden"])
 def test_names_of_data_sets_do_not_lead_out_of_the_results(name, repository, monkeypatch):
-    from internvl.commands import evaluate_caption
+    from internvl.commands import evaluating
     from internvl.evaluation.datasets import CaptionSet
 
-    args = evaluate_caption.make_parser().parse_args(["--checkpoint", "pretrained/InternVL2-Tiny", "--datasets", "x"])
-    folder = evaluate_caption.result_folder(args, CaptionSet(name, [], {}))
+    args = evaluating.make_parser("").parse_args(["--checkpoint", "pretrained/InternVL2-Tiny", "--datasets", "x"])
+    folder = evaluating.result_folder(args, "caption", CaptionSet(name, [], {}))
     assert folder.parts[0] == "results" and len(folder.parts) == 4 and ".." not in folder.parts

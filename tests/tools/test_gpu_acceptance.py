@@ -9,10 +9,9 @@ from pathlib import Path
 import gpu_acceptance
 import pytest
 import torch
+from acceptance import stages
 from acceptance.checks import CHECKS, STAGES, Check, Figures, Setting, largest_difference, require
 from acceptance.golden import WAYS, read_golden
-
-from acceptance import stages
 
 
 def run(repository: Path, tmp_path: Path, *arguments: str, status: int = 0) -> list[dict]:
@@ -23,6 +22,7 @@ def run(repository: Path, tmp_path: Path, *arguments: str, status: int = 0) -> l
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else [process.stderr]
 
 
+@pytest.mark.slow
 def test_a_check_writes_its_line_and_its_figures(repository, tmp_path):
     [machine] = run(repository, tmp_path, "right", "--rehearse", "--only", "machine")
     assert (machine["stage"], machine["name"], machine["ok"]) == ("right", "machine", True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from acceptance.checks import Figures, Setting, check, largest_difference, needs_package, require
 from acceptance.material import base, run
 from acceptance.training import RECIPE, SHARED, pictures
+
 from internvl.train import internvl_chat_finetune
 
 TOLERANCE_4BIT = 0.25  # of a loss beside that with whole weights, relative: random weights have no structure to keep

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, InternVLForConditionalGeneration
-
 from acceptance.checks import REPOSITORY, Figures, Setting, check, largest_difference, require
 from acceptance.golden import QUESTION
 from acceptance.material import base, run
 from acceptance.training import RECIPE, SHARED, pictures
+from transformers import AutoModel, InternVLForConditionalGeneration
+
 from internvl.inference.engine import Engine
 from internvl.inference.requests import Request
 from internvl.model.checkpoint import Checkpoint

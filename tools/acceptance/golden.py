@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import torch
-
 from acceptance.checks import REPOSITORY, TINY
+
 from internvl.inference.engine import Engine, Request
 from internvl.json_files import write_json
 from internvl.train import internvl_chat_finetune

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 from acceptance.checks import REPOSITORY, TINY, Setting, require
+from PIL import Image
 
 CONFIG = Path(__file__).with_name("config_2b.json")
 NOT_THE_MODEL = ("config.json", ".safetensors", ".py", ".md")  # ends of names of the tiny base that stay behind

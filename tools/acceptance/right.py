@@ -12,11 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 import psutil
 import torch
+from acceptance.checks import REPOSITORY, TINY, Figures, Setting, Skipped, check, largest_difference, require
+from acceptance.golden import BEAMS, IMAGES, QUESTION, WAYS, answers, losses, read_golden, top_logits
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from acceptance.checks import REPOSITORY, TINY, Figures, Setting, Skipped, check, largest_difference, require
-from acceptance.golden import BEAMS, IMAGES, QUESTION, WAYS, answers, losses, read_golden, top_logits
 from internvl.device import choose_kernels, detect_device
 from internvl.inference.engine import Engine
 from internvl.inference.requests import Request

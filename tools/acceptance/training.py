@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
-
 from acceptance.checks import Figures, Setting, check, needs_package, require
 from acceptance.material import base, rows
+from torch.profiler import ProfilerActivity, profile
+
 from internvl.train import internvl_chat_finetune
 from internvl.train.memory import MemoryPlan, read_peak, reset_peak
 from internvl.train.trainer import FinetuneTrainer
