@@ -18,7 +18,7 @@ PARTS = {
     "LoRA on both": ([*FROZEN, "--use_llm_lora", "4", "--use_backbone_lora", "2"], ("language_model", "vision_model")),
     "projector": (FROZEN[:4], ("mlp1",)),
     "projector beside LoRA": ([*FROZEN[:4], "--use_llm_lora", "4"], ("language_model", "mlp1")),
-    "last vision layer": ([*FROZEN, "--unfreeze_vit_layers", "-1"], ("vision_model.encoder.layers.1.",)),
+    "last vision layer": ([*FROZEN, "--unfreeze_vit_layers", "-1"], ("vision_model.encoder.layers.2.",)),
     "output layer beside LoRA": ([*FROZEN, "--use_llm_lora", "4", "--unfreeze_lm_head", "True"], ("language_model",)),
     "DoRA": ([*FROZEN, "--use_llm_lora", "4", "--use_dora", "True"], ("language_model",)),
     "rsLoRA on two layers": (
