@@ -303,12 +303,12 @@ class PeakMemory(TrainerCallback):
             reset_peak()
 
     def on_train_end(self, args, state, control, **kwargs):
-        logger.info("Peak memory of this process: %.2f GiB", peak_bytes() / GIB)
+        logger.info("Peak memory of this process: %.2f GiB", peak_bytes(args.device) / GIB)
 
 
-def peak_bytes() -> int:
-    """Return the most memory that this process has taken: of its GPU where there is one, else of the machine."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else read_peak()
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory that this process has taken: of its GPU, or on a CPU of the machine."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else read_peak()
 
 
 def reset_peak() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import TrainerCallback
 
@@ -69,6 +70,7 @@ class Page:
     started: float = field(default_factory=time.time)
     first_step: int = 0
     rows_per_step: int = 0
+    device: torch.device = torch.device("cpu")
     warnings: list[str] = field(default_factory=list)
     samples: dict[int, list[SampleAnswer]] = field(default_factory=dict)
     thumbnails: dict[int | str, str] = field(default_factory=dict)
@@ -155,7 +157,7 @@ class RunPage(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.page.started, self.page.first_step = time.time(), state.global_step
+            self.page.started, self.page.first_step, self.page.device = time.time(), state.global_step, args.device
             logging.getLogger("internvl").addHandler(self.handler)
             self.write(state, "running")
 
@@ -220,7 +222,7 @@ def render(page: Page, state, status: str) -> str:
             curves["held-out loss"] = curve(history, "eval_loss")
         charts.append(make_chart(title, curves))
     evaluations = [entry for entry in history if "eval_loss" in entry or "eval_CIDEr" in entry]
-    peak = peak_bytes() if page.plan else 0
+    peak = peak_bytes(page.device) if page.plan else 0
     return _template().render(
         page=page,
         status=status,

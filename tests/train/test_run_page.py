@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import TrainerState
 
 from internvl.train import internvl_chat_finetune
@@ -100,7 +101,7 @@ def test_a_page_that_cannot_be_written_ends_nothing_and_warnings_are_shown(tmp_p
         global_step=1, max_steps=2, is_world_process_zero=True, log_history=log(1, loss=lambda s: 1.0)
     )
     page = RunPage(tmp_path / "run", rows_per_step=4, plan=None, evaluator=None)
-    page.on_train_begin(SimpleNamespace(), state, None)
+    page.on_train_begin(SimpleNamespace(device=torch.device("cpu")), state, None)
     logging.getLogger("internvl.data").warning("Skipped a.jsonl:7: has no picture")
     page.on_train_end(SimpleNamespace(), state, None)
     text = (tmp_path / "run" / "run.html").read_text()
