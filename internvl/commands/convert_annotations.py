@@ -123,15 +123,13 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"{file}: is there already. Name another file, or pass --overwrite.")
 
 
-def convert(args: argparse.Namespace, kinds: Counter, left_out: Counter) -> Iterator[dict]:
+def convert(args: argparse.Namespace, options: Options, kinds: Counter, left_out: Counter) -> Iterator[dict]:
     """Yield the rows to write; count them by kind, and those left out by reason.
 
     Raises:
         RowError: a row could not be trained on, and none is to be left out.
         UserError: no row is left, as with an input of another format.
     """
-    root = Path(args.root) if args.root else None
-    options = Options(prompt=args.prompt, delimiter=args.delimiter, root=root, episodes=episode_options(args))
     for row, kind in Progress(read_rows(args.source, args.input, options), unit=" rows", delay=2):
         if isinstance(row, RowError):
             if not args.skip_bad:
@@ -152,8 +150,9 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     check_arguments(args)
     kinds, left_out = Counter(), Counter()
-    episode_options(args)  # a wrong flag is told before a file is made
-    count = write_lines(args.output, convert(args, kinds, left_out))
+    root = Path(args.root) if args.root else None
+    options = Options(prompt=args.prompt, delimiter=args.delimiter, root=root, episodes=episode_options(args))
+    count = write_lines(args.output, convert(args, options, kinds, left_out))
     of_kinds = ", ".join(f"{kind} {number:,}" for kind, number in kinds.most_common()) or "none"
     print(f"Wrote {count:,} rows ({of_kinds}) to {args.output}.")
     for reason, number in left_out.most_common():

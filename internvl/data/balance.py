@@ -1,12 +1,12 @@
 """Balance of answers: how often each kind of answer is to count in an epoch, by weights or by repeated rows."""
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from internvl.data.selecting import check_pattern, found_by, nested_value
 from internvl.errors import UserError, shorten
 from internvl.limits import MAX_REPEAT_TIME
 
@@ -51,10 +51,7 @@ class Balance:
         """
         if entry.field and entry.pattern:
             raise UserError(f"{place}: has a field and a pattern. Keep one of them.")
-        try:
-            re.compile(entry.pattern or "")
-        except re.error as err:
-            raise UserError(f"{place}.pattern: {entry.pattern!r} is not a regular expression ({err}).") from err
+        check_pattern(entry.pattern or "", f"{place}.pattern")
         if entry.to == {}:
             raise UserError(f'{place}.to: names no kind of answer. Name them, or write "equal".')
         targets = () if isinstance(entry.to, str) else tuple(entry.to.items())
@@ -70,8 +67,7 @@ class Balance:
         if self.field:
             return field_value(answer, self.field)
         if self.pattern:
-            found = re.search(self.pattern, answer)
-            return None if found is None else found[1] if found.re.groups else found[0]
+            return found_by(self.pattern, answer)
         return answer.strip()
 
     def factors(self, weights: dict[str, float], place: str) -> dict[str, float]:
@@ -116,13 +112,9 @@ class Balance:
 def field_value(answer: str, field: str) -> str | None:
     """Return a field of an answer that is a JSON object; a value that is not text as JSON, None if there is none."""
     try:
-        value = json.loads(answer)
-    except ValueError:
+        value = nested_value(json.loads(answer), field)
+    except (ValueError, KeyError):  # no JSON, or none with the field
         return None
-    for key in field.split("."):
-        if not isinstance(value, dict) or key not in value:
-            return None
-        value = value[key]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

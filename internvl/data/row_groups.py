@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 from internvl.data.annotation import path_of
 from internvl.data.problems import RowError
+from internvl.data.selecting import check_pattern, found_by, nested_value
 from internvl.errors import UserError
 
 PATH = "path:"
@@ -39,10 +40,7 @@ class RowKey:
         rest = text.removeprefix(PATH)
         if re.fullmatch(r"-?\d{1,3}", rest):
             return cls(text, part=int(rest))
-        try:
-            re.compile(rest)
-        except re.error as err:
-            raise UserError(f"{flag}: {rest!r} is not a regular expression ({err}).") from err
+        check_pattern(rest, flag)
         if not rest:
             raise UserError(f"{flag}: path: comes without a number or regular expression, such as path:0.")
         return cls(text, pattern=rest)
@@ -54,9 +52,10 @@ class RowKey:
             RowError: the row does not say.
         """
         if self.field is not None:
-            value = record
-            for key in self.field.split("."):
-                value = value.get(key) if isinstance(value, dict) else None
+            try:
+                value = nested_value(record, self.field)
+            except KeyError:
+                value = None
             if value is None or isinstance(value, (dict, list)):
                 what = f"has no {self.field!r}, which rows are grouped by"
                 raise RowError(where, "no group", what, "Add the key, or name another one")
@@ -70,11 +69,11 @@ class RowKey:
             if not -len(parts) <= self.part < len(parts):
                 raise RowError(where, "no group", f"the path {path!r} has no part {self.part}", "Give another number")
             return parts[self.part]
-        found = re.search(self.pattern or "", path)
+        found = found_by(self.pattern or "", path)
         if found is None:
             what = f"the path {path!r} does not hold {self.pattern!r}"
             raise RowError(where, "no group", what, "Give another regular expression")
-        return (found[1] if found.re.groups else found[0]) or ""
+        return found
 
 
 def _first_path(record: object) -> str | None:

@@ -1,7 +1,6 @@
 """The result folder of an evaluation of answers: files for programs, a page with every answer for people."""
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +12,7 @@ from internvl.evaluation.bootstrap import Difference
 from internvl.evaluation.datasets import CaptionSet
 from internvl.evaluation.matching import Match
 from internvl.evaluation.report import ReportRow, ReportTable, write_report
-from internvl.evaluation.results import RECORDED_PACKAGES, repository_commit
+from internvl.evaluation.results import made_with
 from internvl.json_files import encode_line, write_json
 
 SHOWN_CLASSES = 12  # columns of a matrix on a terminal
@@ -21,17 +20,17 @@ SHOWN_CLASSES = 12  # columns of a matrix on a terminal
 
 def confusion_table(scores: AnswerScores) -> ReportTable:
     """Return the confusion matrix: a row for each kind that is wanted, a column for each that was said."""
-    classes = scores.classes
-    wanted = [kind for kind in classes if any(pair[0] == kind for pair in scores.confusion)]
     rows: list[list[str | int | float]] = [
-        [kind, *(scores.confusion.get((kind, said), 0) for said in classes), _recall(scores, kind)] for kind in wanted
+        [kind, *counts, scores.confusion.get((kind, kind), 0) / sum(counts)]
+        for kind, counts in _confusion_rows(scores).items()
     ]
-    return ReportTable("Wanted (rows) and said (columns)", ["", *classes, "recall"], rows)
+    return ReportTable("Wanted (rows) and said (columns)", ["", *scores.classes, "recall"], rows)
 
 
-def _recall(scores: AnswerScores, kind: str) -> float:
-    total = sum(count for (wanted, _), count in scores.confusion.items() if wanted == kind)
-    return scores.confusion.get((kind, kind), 0) / total
+def _confusion_rows(scores: AnswerScores) -> dict[str, list[int]]:
+    """Return each kind that is wanted, with how often each of ``scores.classes`` was said for it."""
+    classes, wanted = scores.classes, {pair[0] for pair in scores.confusion}
+    return {kind: [scores.confusion.get((kind, said), 0) for said in classes] for kind in classes if kind in wanted}
 
 
 def draw_confusion(scores: AnswerScores, file: Path) -> None:
@@ -41,20 +40,18 @@ def draw_confusion(scores: AnswerScores, file: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    classes = scores.classes
-    wanted = [kind for kind in classes if any(pair[0] == kind for pair in scores.confusion)]
-    counts = [[scores.confusion.get((kind, said), 0) for said in classes] for kind in wanted]
-    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    classes, rows = scores.classes, _confusion_rows(scores)
+    shares = [[count / sum(counts) for count in counts] for counts in rows.values()]
     side = max(4.0, 0.7 * len(classes) + 2)
-    figure, axes = pyplot.subplots(figsize=(side, max(3.0, 0.6 * len(wanted) + 2)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(side, max(3.0, 0.6 * len(rows) + 2)), layout="constrained")
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for row, numbers in enumerate(counts):
+    for row, numbers in enumerate(rows.values()):
         for column, count in enumerate(numbers):
             if count:
                 colour = "white" if shares[row][column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(classes)), [_short(kind) for kind in classes], rotation=45, ha="right")
-    axes.set_yticks(range(len(wanted)), [_short(kind) for kind in wanted])
+    axes.set_yticks(range(len(rows)), [_short(kind) for kind in rows])
     axes.set(xlabel="said", ylabel="wanted")
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
@@ -85,10 +82,7 @@ def write_answer_results(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "predictions.json", list(predictions))
     write_json(folder / "ground_truth.json", data.ground_truth)
-    made_with = {
-        "commit": repository_commit(),
-        "versions": {package: version(package) for package in RECORDED_PACKAGES},
-    }
+    origin = made_with()
     record = {
         **scores.corpus,
         "intervals": scores.intervals,
@@ -99,7 +93,7 @@ def write_answer_results(
         "confusion": [[*pair, count] for pair, count in scores.confusion.items()],
         "notes": scores.notes,
         "settings": settings,
-        **made_with,
+        **origin,
     }
     write_json(folder / "scores.json", record)
     questions, references = {question.id: question for question in data.questions}, data.references()
@@ -141,7 +135,7 @@ def write_answer_results(
     if scores.confusion:
         draw_confusion(scores, folder / "confusion.png")
         figures.append(("Confusion matrix; colours are shares of a row", folder / "confusion.png"))
-    provenance = {**settings, "match": str(match), "commit": made_with["commit"] or "not under git"}
+    provenance = {**settings, "match": str(match), "commit": origin["commit"] or "not under git"}
     write_report(
         folder / "report.html",
         title=f"{data.name}: {settings['checkpoint']}",

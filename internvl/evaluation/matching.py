@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 from internvl.data.balance import field_value
+from internvl.data.selecting import check_pattern, found_by
 from internvl.errors import UserError
 
 KINDS = ("exact", "choice", "number", "json:FIELD", "regex:PATTERN")
@@ -44,10 +45,7 @@ class Match:
         if not plain and not (kind in ("json", "regex") and detail):
             raise UserError(f"--match: is {text!r}. Give {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
         if kind == "regex":
-            try:
-                re.compile(detail)
-            except re.error as err:
-                raise UserError(f"--match: {detail!r} is not a regular expression ({err}).") from err
+            check_pattern(detail, "--match")
         return cls(kind, detail)
 
     def __str__(self) -> str:
@@ -69,10 +67,8 @@ class Match:
             found = NUMBER.search(answer)
             return Value(_number(found[0])) if found else Value(None, "has no number")
         if self.kind == "regex":
-            found = re.search(self.detail, answer)
-            if found is None:
-                return Value(None, "does not hold the pattern")
-            return Value((found[1] if found.re.groups else found[0]) or "")
+            text = found_by(self.detail, answer)
+            return Value(None, "does not hold the pattern") if text is None else Value(text)
         return self._field(answer)
 
     def _field(self, answer: str) -> Value:

@@ -4,7 +4,7 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 
@@ -32,6 +32,14 @@ def repository_commit() -> str | None:
     return commit + ("+changes" if changed else "")
 
 
+def made_with() -> dict[str, Any]:
+    """Return the commit and the versions of packages that a result is made with."""
+    return {
+        "commit": repository_commit(),
+        "versions": {package: version(package) for package in RECORDED_PACKAGES},
+    }
+
+
 def write_results(
     folder: Path, data: CaptionSet, predictions: list[dict], scores: CaptionScores, settings: dict
 ) -> None:
@@ -48,10 +56,7 @@ def write_results(
     write_json(folder / "predictions.json", predictions)
     if data.ground_truth_file is None:
         write_json(folder / "ground_truth.json", data.ground_truth)
-    made_with = {
-        "commit": repository_commit(),
-        "versions": {package: version(package) for package in RECORDED_PACKAGES},
-    }
+    origin = made_with()
     record = {
         **scores.corpus,
         "intervals": scores.intervals,
@@ -59,7 +64,7 @@ def write_results(
         "images_with_empty_caption": len(scores.images_with_empty_caption),
         "notes": scores.notes,
         "settings": settings,
-        **made_with,
+        **origin,
     }
     write_json(folder / "scores.json", record)
     references = data.references()
@@ -76,7 +81,7 @@ def write_results(
                 **scores.per_image[image_id],
             }
             stream.write(encode_line(line))
-    provenance = {**settings, "commit": made_with["commit"] or "not under git", **cast(dict, made_with["versions"])}
+    provenance = {**settings, "commit": origin["commit"] or "not under git", **origin["versions"]}
     write_report(
         folder / "report.html",
         title=f"{data.name}: {settings['checkpoint']}",
