@@ -32,7 +32,7 @@ from internvl.model.loading import choose_attention
 from internvl.model.lora_recipe import LoraRecipe
 from internvl.model.vision_cache import VisionCache, image_features
 from internvl.train.epoch_plan import EpochPlan
-from internvl.train.memory import read_peak, recompute_activations, reset_peak
+from internvl.train.memory import peak_bytes, recompute_activations, reset_peak
 from internvl.train.trainer import FinetuneTrainer
 
 MIB = 1 << 20
@@ -135,7 +135,7 @@ class StepWatch(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step > self.warm_up:
             self.seconds.append(now() - self.last)
-            self.peak = peak_bytes()
+            self.peak = peak_bytes(args.device)
             if self.profile and state.global_step == self.warm_up + 1:
                 self.profile.stop()
                 self.profile.export_chrome_trace(self.trace)
@@ -160,11 +160,6 @@ def now() -> float:
 def used_bytes() -> int:
     """Return the bytes in use: of tensors on the device, or resident ones of this process on a CPU."""
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
-
-
-def peak_bytes() -> int:
-    """Return the most bytes in use since :func:`forget_peak`."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else read_peak()
 
 
 def forget_peak() -> None:

@@ -15,20 +15,19 @@ from pathlib import Path
 from internvl.commands.evaluating import Answered, check_arguments, choose_tile_limit, evaluate, make_parser, read_sets
 from internvl.errors import UserError, ends_on_user_error
 from internvl.evaluation.answer_results import print_answer_differences, print_answer_scores, write_answer_results
-from internvl.evaluation.answer_scores import AnswerScores, clusters_needed, score_answers
+from internvl.evaluation.answer_scores import check_references, clusters_needed, score_answers
 from internvl.evaluation.bootstrap import paired_differences
+from internvl.evaluation.datasets import CaptionSet
 from internvl.evaluation.matching import KINDS, Match
 from internvl.json_files import read_json
 from internvl.logging_utils import setup_logging
 from internvl.model.checkpoint import Checkpoint
 
 
-def score(args: argparse.Namespace, match: Match, answered: Answered) -> None:
-    """Score the answers of a set, write the result and print it."""
+def score(args: argparse.Namespace, match: Match, other: list[dict] | None, answered: Answered) -> None:
+    """Score the answers of a set, write the result and print it; ``other`` are answers to compare with."""
     data, folder = answered.data, answered.folder
-    scores = score_answers(
-        answered.predictions, data.references(), match, clusters=data.clusters, place=data.questions[0].where
-    )
+    scores = score_answers(answered.predictions, data.references(), match, clusters=data.clusters)
     write_answer_results(folder, data, answered.predictions, scores, match, answered.settings)
     noun = f"groups by {args.cluster}" if args.cluster else "drawn one by one"
     print_answer_scores(scores, data.name, noun)
@@ -40,14 +39,14 @@ def score(args: argparse.Namespace, match: Match, answered: Answered) -> None:
             f"To see a difference of {args.power:g} in accuracy between two models (power 80 %, 5 %, not the same "
             f"questions): {count:,} {what}, of which there are {scores.num_clusters:,}."
         )
-    if args.compare:
-        other = _read_other(args.compare, scores, data.references(), match)
+    if other is not None:
+        before = score_answers(other, data.references(), match)
         names = str(args.compare), str(args.checkpoint)
-        print_answer_differences(paired_differences(other.results, scores.results, clusters=groups), names)
+        print_answer_differences(paired_differences(before.results, scores.results, clusters=groups), names)
 
 
-def _read_other(folder: Path, scores: AnswerScores, references: dict, match: Match) -> AnswerScores:
-    """Score the answers of an earlier result in the same way.
+def _read_other(folder: Path, data: CaptionSet) -> list[dict]:
+    """Return the answers of an earlier result, in the order of a set's questions.
 
     Raises:
         UserError: it is no result, or of other questions.
@@ -58,9 +57,9 @@ def _read_other(folder: Path, scores: AnswerScores, references: dict, match: Mat
     content = read_json(file)
     lines = content if isinstance(content, list) else []
     by_id = {line.get("image_id"): line for line in lines if isinstance(line, dict) and "caption" in line}
-    if by_id.keys() != scores.right.keys():
+    if by_id.keys() != {question.id for question in data.questions}:
         raise UserError(f"{folder}: is a result of other questions. Compare results of the same set and --limit.")
-    return score_answers([by_id[image_id] for image_id in scores.right], references, match)
+    return [by_id[question.id] for question in data.questions]
 
 
 @ends_on_user_error
@@ -81,4 +80,9 @@ def main(argv: list[str] | None = None) -> None:
     check_arguments(args)
     checkpoint = Checkpoint(args.checkpoint, base=args.base)
     args.max_num = choose_tile_limit(args, checkpoint)
-    evaluate(args, "answers", checkpoint, read_sets(args), partial(score, args, match))
+    sets = read_sets(args)
+    for data in sets:
+        references = data.references()
+        check_references({one.id: references[one.id] for one in data.questions}, match, data.questions[0].where)
+    other = _read_other(args.compare, sets[0]) if args.compare else None
+    evaluate(args, "answers", checkpoint, sets, partial(score, args, match, other))

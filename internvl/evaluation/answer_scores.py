@@ -49,13 +49,27 @@ class AnswerScores:
         return [kind for kind, _ in wanted.most_common()] + said + last
 
 
+def check_references(references: Mapping[ImageId, Sequence[str]], match: Match, place: str) -> None:
+    """Refuse references that say nothing which could be compared; ``place`` is theirs, for messages.
+
+    Raises:
+        UserError: names the first one.
+    """
+    for image_id, texts in references.items():
+        value = match.value(texts[0])
+        if value.text is None:
+            raise UserError(
+                f"{place}: of question {image_id} the reference {shorten(texts[0])} {value.fault}. Give answers that "
+                f"--match {match} can compare, or another --match."
+            )
+
+
 def score_answers(
     predictions: Sequence[Mapping],
     references: Mapping[ImageId, Sequence[str]],
     match: Match,
     *,
     clusters: Mapping[ImageId, str] | None = None,
-    place: str = "references",
 ) -> AnswerScores:
     """Compare answers with their references.
 
@@ -65,20 +79,12 @@ def score_answers(
         match: what of an answer is compared.
         clusters: id → what questions belong together by (an episode, a scene): intervals draw whole clusters, and an
             episode succeeds where all its answers are right.
-        place: of the references, for messages.
 
-    Raises:
-        UserError: a reference says nothing that could be compared.
+    The references are those that :func:`check_references` lets through.
     """
     ids = [prediction["image_id"] for prediction in predictions]
     values = {prediction["image_id"]: match.value(prediction["caption"]) for prediction in predictions}
     truths = {image_id: [match.value(text) for text in references[image_id]] for image_id in ids}
-    for image_id, found in truths.items():
-        if found[0].text is None:
-            raise UserError(
-                f"{place}: of question {image_id} the reference {shorten(references[image_id][0])} {found[0].fault}. "
-                f"Give answers that --match {match} can compare, or another --match."
-            )
     right = {image_id: match.is_right(values[image_id], truths[image_id]) for image_id in ids}
     wanted = {image_id: str(truths[image_id][0].text) for image_id in ids}
     results = [_mean("accuracy", [right[image_id] for image_id in ids])]

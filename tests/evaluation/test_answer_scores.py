@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from internvl.errors import UserError
-from internvl.evaluation.answer_scores import NOTHING, _mean, clusters_needed, score_answers
+from internvl.evaluation.answer_scores import NOTHING, _mean, check_references, clusters_needed, score_answers
 from internvl.evaluation.bootstrap import intervals, resample
 from internvl.evaluation.matching import Match
 
@@ -49,7 +49,7 @@ def test_any_reference_is_right_and_one_that_says_nothing_is_refused():
     with pytest.raises(
         UserError, match=r"val:3: of question 0 the reference 'go on' is not JSON.*--match json:action"
     ):
-        answers(["x"], ["go on"], "json:action", place="val:3")
+        check_references({0: ["go on"]}, Match.parse("json:action"), "val:3")
 
 
 def test_broken_json_is_counted_by_reason_and_is_a_column_of_its_own():
