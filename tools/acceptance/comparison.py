@@ -3,13 +3,10 @@
 import json
 import os
 import sys
-from pathlib import Path
 
 from acceptance.checks import Figures, Setting, check, largest_difference, needs_package, require
 from acceptance.material import base, run
-from acceptance.training import RECIPE, SHARED, pictures
-
-from internvl.train import internvl_chat_finetune
+from acceptance.training import finetune
 
 TOLERANCE_4BIT = 0.25  # of a loss beside that with whole weights, relative: random weights have no structure to keep
 
@@ -21,18 +18,13 @@ def _benchmark(setting: Setting, script: str, *arguments: str) -> dict:
     size = (
         ["--size", "tiny", "--dtype", "fp32"]
         if setting.rehearsal
-        else ["--size", "full", "--published", _shape(setting)]
+        else ["--size", "full", "--published", str(base(setting))]
     )
     # Without torchrun on several GPUs the trainer would spread a batch over them all.
     hidden = "" if setting.rehearsal else "0"
     words = [sys.executable, f"benchmarks/{script}", *size, "--rounds", "1", *arguments, "--json", str(out)]
     run(*words, CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", hidden))
     return json.loads(out.read_text(encoding="utf-8"))
-
-
-def _shape(setting: Setting) -> str:
-    """Return the folder whose config.json is of InternVL2-2B's shape."""
-    return str(base(setting))
 
 
 @check("compare", 240)
@@ -64,21 +56,13 @@ def generate_benchmark(setting: Setting, figures: Figures) -> None:
 def four_bits(setting: Setting, figures: Figures) -> None:
     """A base held in 4 bits trains, near the losses of the whole one, and its adapter merges into the whole one."""
     needs_package("bitsandbytes")
-    losses: dict[str, list[float]] = {}
-    for name, flags in {"whole": [], "four": ["--load_in_4bit", "True"]}.items():
-        out = setting.work / f"bits-{name}"
-        given = ["--model_name_or_path", str(base(setting)), "--meta_path", str(pictures(setting)), "--output_dir"]
-        given += [str(out), "--max_steps", str(setting.size(5, 2)), "--per_device_train_batch_size", "5"]
-        given += ["--use_cpu", str(setting.rehearsal), "--bf16", str(not setting.rehearsal), *flags]
-        internvl_chat_finetune.main([*given, *RECIPE, *SHARED, "--max_dynamic_patch", str(setting.size(6, 2))])
-        losses[name] = _losses(out)
+    tiles = ["--max_dynamic_patch", str(setting.size(6, 2))]
+    losses = {
+        name: finetune(setting, setting.work / f"bits-{name}", setting.size(5, 2), *tiles, *flags)
+        for name, flags in {"whole": [], "four": ["--load_in_4bit", "True"]}.items()
+    }
     figures["difference"] = largest_difference(losses["four"], losses["whole"])
     figures["losses"] = losses
     require(figures["difference"] < TOLERANCE_4BIT, f"losses differ by {figures['difference']:.2f}")
     adapter, merged = str(setting.work / "bits-four"), str(setting.work / "bits-merged")
     run(sys.executable, "tools/merge_lora.py", adapter, merged, "--overwrite", "--skip-self-check")
-
-
-def _losses(out: Path) -> list[float]:
-    history = json.loads((out / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]

@@ -56,6 +56,12 @@ def run(*command: str, **settings: str) -> str:
     return result.stdout
 
 
+def logged_losses(out: Path) -> list[float]:
+    """Return the loss of each step of a training that has ended."""
+    history = json.loads((out / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
 def rows(
     setting: Setting, name: str, *, images: int, captions: int = CAPTIONS, words: tuple[int, int] = (6, 30)
 ) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from acceptance.checks import Figures, Setting, check, needs_package, require
-from acceptance.material import base, rows
+from acceptance.material import base, logged_losses, rows
 from torch.profiler import ProfilerActivity, profile
 
 from internvl.train import internvl_chat_finetune
@@ -154,6 +154,22 @@ def train(
         require(peak <= watch.plan.total, f"{peak / GIB:.2f} GiB were taken, {watch.plan.total / GIB:.2f} planned")
     require(all(loss == loss and abs(loss) < 1e4 for loss in watch.losses), f"losses: {watch.losses}")
     return watch
+
+
+def finetune(setting: Setting, out: Path, steps: int, *flags: str) -> list[float]:
+    """Train on pictures with shared prefixes, a group of five captions at once; return the losses of the steps.
+
+    Args:
+        setting: where.
+        out: the output folder.
+        steps: optimizer steps.
+        flags: of the finetune, beside the recipe.
+    """
+    given = ["--model_name_or_path", str(base(setting)), "--meta_path", str(pictures(setting)), "--output_dir"]
+    given += [str(out), "--max_steps", str(steps), "--per_device_train_batch_size", "5", "--use_cpu"]
+    given += [str(setting.rehearsal), "--bf16", str(not setting.rehearsal)]
+    internvl_chat_finetune.main([*given, *RECIPE, *SHARED, *flags])
+    return logged_losses(out)
 
 
 def pictures(setting: Setting) -> Path:
