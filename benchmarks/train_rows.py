@@ -12,7 +12,7 @@ from random_checkpoint import FIRST_TEXT_TOKEN, SPECIAL_TOKENS, image_token_id
 from torch.utils.data import Dataset
 
 from internvl.data.batch import Idle, Sample
-from internvl.data.grouping import EpochGroups, group_rows, share_prefix, single_rows
+from internvl.data.grouping import EpochGroups, group_rows, share_prefixes, single_rows
 from internvl.data.sampling import SampleGroup
 from internvl.data.tokenize import RenderedRow
 from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
@@ -125,12 +125,11 @@ class MadeUpRows(Dataset):
         group = group if isinstance(group, SampleGroup) else SampleGroup((group,), 0)
         if not group.items:
             return Idle()
-        shared = share_prefix([self.samples[item] for item in group.items])
+        shared = share_prefixes([self.samples[item] for item in group.items])
         return Sample(
             input_ids=torch.tensor(shared.input_ids),
             labels=torch.tensor(shared.labels),
-            prefix=shared.prefix,
-            suffixes=shared.suffixes,
+            tree=shared.tree,
             images=[self.image(self.owners[group.items[0]], group.epoch)] if self.images else [],
         )
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
-from internvl.model.internvl_chat.sequence_layout import SequenceLayout
+from internvl.model.internvl_chat.sequence_layout import PrefixTree, SequenceLayout
 from internvl.model.vision_cache import TiledImage
 
 
@@ -19,19 +19,19 @@ from internvl.model.vision_cache import TiledImage
 class Sample:
     """A row, or several that share their images in one sequence.
 
-    ``input_ids`` and ``labels`` are int64 (N,). ``prefix`` is the number of tokens that the rows have in common and
-    ``suffixes`` those of each row behind it, as ``SequenceLayout`` describes them; a single row is all prefix.
+    ``input_ids`` and ``labels`` are int64 (N,). ``tree`` says which tokens the rows have in common, as
+    ``SequenceLayout`` describes a group; a single row is (N, ()). ``images`` are those of the sequence in its order.
     ``rows`` are their places, as file:line. ``weights``, float32 (N,), are what each token's loss counts, 0 where it
-    is not supervised; None where each supervised one counts 1.
+    is not supervised; None where each supervised one counts 1. ``skipped`` are rows of it that could not be read.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
-    prefix: int
-    suffixes: tuple[int, ...] = ()
+    tree: PrefixTree
     images: list[TiledImage] = field(default_factory=list)
     rows: list[str] = field(default_factory=list)
     weights: torch.Tensor | None = None
+    skipped: "list[BadSample]" = field(default_factory=list)
 
 
 class BadSample(NamedTuple):
@@ -119,6 +119,11 @@ def sample_weights(sample: Sample) -> torch.Tensor:
     return sample.weights if sample.weights is not None else (sample.labels != IGNORE_INDEX).float()
 
 
+def _skipped(sample: SampleResult) -> list[BadSample]:
+    """Return the rows of a group that could not be read."""
+    return sample if isinstance(sample, list) else sample.skipped if isinstance(sample, Sample) else []
+
+
 @dataclass(frozen=True)
 class Collator:
     """Makes batches of samples as ``ConversationDataset`` returns them.
@@ -147,14 +152,14 @@ class Collator:
             inputs=inputs if self.keep_images else inputs | self.pixels(images),
             images=images if self.keep_images else None,
             rows=[where for sample in good for where in sample.rows],
-            skipped=[bad for sample in samples if isinstance(sample, list) for bad in sample],
+            skipped=[bad for sample in samples for bad in _skipped(sample)],
             is_idle=any(isinstance(sample, Idle) for sample in samples),
         )
 
     def dummy_sample(self) -> Sample:
         """Return the sample of no row: padding, of which nothing is supervised."""
         padding = torch.tensor([self.pad_token_id] * 2)
-        return Sample(padding, torch.full_like(padding, IGNORE_INDEX), prefix=2)
+        return Sample(padding, torch.full_like(padding, IGNORE_INDEX), tree=(2, ()))
 
     def join(self, parts: list[torch.Tensor], padding: float) -> torch.Tensor:
         """Return one tensor of each sample, (N,), as the batch has its samples: padded (B, N), or packed (1, N)."""
@@ -175,7 +180,7 @@ class Collator:
         return {
             "input_ids": torch.cat([sample.input_ids for sample in samples])[None],
             "labels": torch.cat([sample.labels for sample in samples])[None],
-            "layout": SequenceLayout(tuple((sample.prefix, sample.suffixes) for sample in samples)),
+            "layout": SequenceLayout(tuple(sample.tree for sample in samples)),
         }
 
     def pixels(self, images: list[TiledImage]) -> dict[str, torch.Tensor]:

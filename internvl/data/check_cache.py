@@ -72,7 +72,7 @@ def save(file: Path, check: FileCheck) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as stream:
-            np.savez(stream, row_stats=check.row_stats, text=np.frombuffer(text, np.uint8))
+            np.savez(stream, row_stats=check.row_stats, links=check.links, text=np.frombuffer(text, np.uint8))
         beside.replace(file)
     except OSError as err:
         logger.warning("The result of the check could not be kept in %s (%s): the next run checks again.", file, err)
@@ -84,7 +84,8 @@ def load(file: Path, data: ConversationDataset, number: int) -> FileCheck | None
         if not file.is_file():
             return None
         with np.load(file, allow_pickle=False) as stored:
-            row_stats, text = stored["row_stats"], json.loads(stored["text"].tobytes())
+            row_stats, links = stored["row_stats"], stored["links"]
+            text = json.loads(stored["text"].tobytes())
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
         logger.warning("%s: cannot be read (%s) and is not used: the data is checked again.", file, err)
         return None
@@ -97,4 +98,5 @@ def load(file: Path, data: ConversationDataset, number: int) -> FileCheck | None
     if not unchanged or any(not left_out for *_, left_out in text["problems"]):
         return None
     problems = [Problem(*problem) for problem in text["problems"]]
-    return FileCheck(row_stats, problems, dict(text["media"]), Counter(text["notes"]), kinds=dict(text["kinds"]))
+    notes, kinds = Counter(text["notes"]), dict(text["kinds"])
+    return FileCheck(row_stats, problems, dict(text["media"]), notes, kinds=kinds, links=links)

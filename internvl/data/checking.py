@@ -14,7 +14,7 @@ import numpy as np
 from internvl.data.annotation import KINDS, Row
 from internvl.data.balance import Balance
 from internvl.data.dataset import ConversationDataset
-from internvl.data.grouping import shared_part
+from internvl.data.grouping import IMAGE_LINK, ImageLinks, shared_parts
 from internvl.data.media import count_frames, read_image, read_image_size, read_info, read_video
 from internvl.data.problems import LeftOutError, LongRowError, RowError, ZeroWeightError
 from internvl.data.video import place_frames
@@ -36,7 +36,8 @@ ROW_STATS = np.dtype(
         ("tiles", "i4"),
         ("content", "u8"),  # hash of turns and media, to find rows that are there twice
         ("weighted", "?"),  # whether an answer counts more or less than 1
-        ("shared", "u8"),  # hash of what rows with the same image must have in common to share its tokens; 0: none
+        ("shared", "u8"),  # hash of what rows must have in common to share their first image's tokens; 0: none
+        ("links", "i4"),  # entries of FileCheck.links, one an image; 0 for a row of one image or none
     ]
 )
 ROWS_PER_TASK = 500
@@ -68,7 +69,8 @@ class FileCheck:
     ``notes`` counts what is not used of the rows; ``kinds`` has the weight of all answers of each kind that the data
     set's balance tells apart, and "" that of answers without one; ``plain`` and ``animated`` are the names of images
     that are one plain colour, and that have several frames of which the first is used (both known where they were
-    decoded).
+    decoded). ``links`` (links,) are of the rows with several images, in their order: for each image the hash of what
+    rows must have in common to share all tokens up to it, and the image tokens up to it.
     """
 
     row_stats: np.ndarray
@@ -78,6 +80,7 @@ class FileCheck:
     kinds: dict[str, float] = field(default_factory=dict)
     plain: set[str] = field(default_factory=set)
     animated: set[str] = field(default_factory=set)
+    links: np.ndarray = field(default_factory=lambda: np.empty(0, IMAGE_LINK))
 
     def all_notes(self) -> Counter[str]:
         """Return what is not used, and how often."""
@@ -111,6 +114,14 @@ class DatasetCheck:
         """Return the facts of items; ``index`` is int64 (items, 2), file number and row."""
         starts = np.cumsum([0] + [len(file.row_stats) for file in self.files])
         return np.concatenate([file.row_stats for file in self.files])[starts[index[:, 0]] + index[:, 1]]
+
+    def links(self, index: np.ndarray) -> ImageLinks:
+        """Return the links of items with several images; ``index`` as of :meth:`row_stats`."""
+        counts = np.concatenate([file.row_stats["links"] for file in self.files]).astype(np.int64)
+        starts = np.cumsum([0] + [len(file.row_stats) for file in self.files])
+        rows = starts[index[:, 0]] + index[:, 1]
+        table = np.concatenate([file.links for file in self.files])
+        return ImageLinks((counts.cumsum() - counts)[rows], counts[rows], table)
 
     def trains(self, index: np.ndarray) -> np.ndarray:
         """Return which items are not left out, bool (items,)."""
@@ -178,6 +189,7 @@ def check_dataset(
         tasks += [(number, start, min(start + ROWS_PER_TASK, rows)) for start in range(0, rows, ROWS_PER_TASK)]
         checks[number].row_stats = np.empty(rows, ROW_STATS)
     total = sum(stop - start for _, start, stop in tasks)
+    links: list[list[np.ndarray]] = [[check.links] for check in checks]
     with Progress(total=total, desc="Checking rows", unit=" rows", leave=False, delay=2) as progress:
         for (number, start, stop), part in zip(tasks, run(dataset, tasks, deep, processes), strict=True):
             check = checks[number]
@@ -188,7 +200,10 @@ def check_dataset(
             add_weights(check.kinds, part.kinds)
             check.plain |= part.plain
             check.animated |= part.animated
+            links[number].append(part.links)
             progress.update(stop - start)
+    for check, of_file in zip(checks, links, strict=True):
+        check.links = np.concatenate(of_file)
     return DatasetCheck(checks, dataset.settings.max_seq_length)
 
 
@@ -253,8 +268,8 @@ class Checker:
                 row = file.row(position)
                 check.notes.update(row.notes)
                 content = _stable_hash(row.turns, row.images, row.video, row.clip)
-                kind, shared, weighted = KINDS.index(row.kind), _stable_hash(*shared_part(row)), bool(row.weights)
-                row_stats[position - start] = (kind, GOOD, len(row.turns), 0, 0, 0, content, weighted, shared)
+                kind, weighted = KINDS.index(row.kind), bool(row.weights)
+                row_stats[position - start] = (kind, GOOD, len(row.turns), 0, 0, 0, content, weighted, 0, 0)
                 if row.weights and not any(row.weights):
                     raise ZeroWeightError(row.where)
                 readable.append((position - start, row, *self.read_headers(row, (number, position), check)))
@@ -324,6 +339,7 @@ class Checker:
         """Fill in tokens and tiles of rows that could be read; rows too long are cut, left out or errors."""
         dataset, row_stats = self.dataset, check.row_stats
         spec, _ = dataset.files[number]
+        links: list[tuple[int, int]] = []
         texts = dataset.count_text_tokens([turns for _, _, turns, _ in readable])
         for (offset, row, turns, sizes), text_tokens in zip(readable, texts, strict=True):
             limit = dataset.choose_tile_limit(spec, row, sizes, text_tokens)
@@ -332,12 +348,18 @@ class Checker:
             row_stats["text_tokens"][offset] = text_tokens
             row_stats["image_tokens"][offset] = image_tokens
             row_stats["tiles"][offset] = sum(tiles)
+            own = [_stable_hash(part, tiles[: place + 1]) for place, part in enumerate(shared_parts(row))]
+            row_stats["shared"][offset] = own[0] if own else 0
+            if len(own) > 1:
+                row_stats["links"][offset] = len(own)
+                links += zip(own, np.cumsum(tiles) * dataset.settings.num_image_token, strict=True)
             if text_tokens + image_tokens > dataset.settings.max_seq_length:
                 try:
                     dataset.render(row, turns, tiles)
                     row_stats["status"][offset] = CUT
                 except RowError as err:
                     self.note(check, offset, err)
+        check.links = np.array(links, IMAGE_LINK)
 
     def count_kinds(self, check: FileCheck, readable: list, balance: Balance) -> None:
         """Count the kinds of answers of the rows that train."""
@@ -379,9 +401,7 @@ def weigh_kinds(row: Row, balance: Balance) -> dict[str, float]:
 
 
 def _stable_hash(*parts: object) -> int:
-    """Return a hash that is the same in every process; 0 of nothing."""
-    if not parts:
-        return 0
+    """Return a hash that is the same in every process."""
     content = repr(parts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from internvl.data.annotation import AnnotationFile, Row
 from internvl.data.batch import BadSample, Idle, Sample, SampleResult
-from internvl.data.grouping import share_prefix
+from internvl.data.grouping import ImageSpan, share_prefixes
 from internvl.data.images import ImageReader
 from internvl.data.media import choose_clip, media_path, read_image_size, read_video
 from internvl.data.meta import DatasetSpec
@@ -30,7 +30,7 @@ from internvl.data.tokenize import (
 from internvl.data.video import VideoInfo, choose_frames, place_frames
 from internvl.errors import UserError
 from internvl.model.internvl_chat.conversation import IMG_CONTEXT_TOKEN, Turn
-from internvl.model.vision_cache import VisionCache
+from internvl.model.vision_cache import TiledImage, VisionCache
 
 logger = logging.getLogger(__name__)
 
@@ -243,46 +243,79 @@ class ConversationDataset(Dataset):
         if not group.items:
             return Idle()
         items = [(int(number), int(position)) for number, position in self.index[list(group.items)]]
-        try:
-            return self._sample(items, group.epoch)
-        except UserError as err:
-            if self.on_bad_sample == "error":
-                raise
-            # What a group shares is its image, so if one row is unreadable, all are.
-            return [BadSample(self.files[number][1].where(position), str(err)) for number, position in items]
-
-    def _sample(self, items: list[tuple[int, int]], epoch: int) -> Sample:
-        """Return the sample of rows that share their images."""
-        number, position = items[0]
-        spec = self.files[number][0]
-        rows = [self.files[number][1].row(position) for number, position in items]
-        conversations = [list(row.turns) for row in rows]
-        if rows[0].video:
-            path = self.path(spec, rows[0].video, rows[0].where)
-            frames = read_video(path, lambda info: self.choose_frames(rows[0], items[0], info), rows[0].where)
-            conversations = [place_frames(turns, len(frames)) for turns in conversations]
-            images = [self.images.tile(frame, 1) for frame in frames]
-        else:
-            # An image differs from epoch to epoch if it is augmented, and is the same in a run that was resumed.
-            rng = random.Random(repr((self.seed, epoch, items[0]))) if spec.data_augment else None
-            paths = [self.path(spec, name, rows[0].where) for name in rows[0].images]
-            needs_sizes = self.settings.on_long_sample == "fewer_tiles"
-            sizes = [read_image_size(path, rows[0].where) for path in paths] if needs_sizes else []
-            limit = self.choose_tile_limit(spec, rows[0], sizes)
-            images = [self.images.read(path, limit, rows[0].where, rng) for path in paths]
-        num_tiles = [len(image) for image in images]
-        shared = share_prefix(
-            [
-                self.render(row, turns, num_tiles, self.answer_weights(spec, row))
-                for row, turns in zip(rows, conversations, strict=True)
-            ]
-        )
+        rows, bad = [], []
+        images = _GroupImages(self.images)
+        for item in items:
+            try:
+                rows.append(self._render_item(item, group.epoch, images))
+            except UserError as err:
+                if self.on_bad_sample == "error":
+                    raise
+                bad.append(BadSample(self.files[item[0]][1].where(item[1]), str(err)))
+        if not rows:
+            return bad
+        shared = share_prefixes([row for row, _ in rows], [spans for _, spans in rows], self.image_token_id)
+        skipped = {where for where, _ in bad}
+        places = [self.files[number][1].where(position) for number, position in items]
         return Sample(
             input_ids=torch.tensor(shared.input_ids),
             labels=torch.tensor(shared.labels),
-            prefix=shared.prefix,
-            suffixes=shared.suffixes,
-            images=images,
-            rows=[row.where for row in rows],
+            tree=shared.tree,
+            images=[images.images[number] for number in shared.images],
+            rows=[where for where in places if where not in skipped],
             weights=torch.tensor(shared.weights) if shared.weights else None,
+            skipped=bad,
         )
+
+    def _render_item(
+        self, item: tuple[int, int], epoch: int, images: "_GroupImages"
+    ) -> tuple[RenderedRow, list[ImageSpan]]:
+        """Return a row's ids and labels and which of its group's ``images`` it has; those not there yet are read."""
+        number, position = item
+        spec, row = self.files[number][0], self.files[number][1].row(position)
+        turns = list(row.turns)
+        if row.video:
+            path = self.path(spec, row.video, row.where)
+            frames = read_video(path, lambda info: self.choose_frames(row, item, info), row.where)
+            turns = place_frames(turns, len(frames))
+            own = [images.add(self.images.tile(frame, 1)) for frame in frames]
+        else:
+            # An image differs from epoch to epoch if it is augmented, and is the same in a run that was resumed.
+            rng = random.Random(repr((self.seed, epoch, item))) if spec.data_augment else None
+            paths = [self.path(spec, name, row.where) for name in row.images]
+            needs_sizes = self.settings.on_long_sample == "fewer_tiles"
+            sizes = [read_image_size(path, row.where) for path in paths] if needs_sizes else []
+            limit = self.choose_tile_limit(spec, row, sizes)
+            own = [images.number_of(path, limit, row.where, rng) for path in paths]
+        num_tiles = [len(images.images[number]) for number in own]
+        rendered = self.render(row, turns, num_tiles, self.answer_weights(spec, row))
+        tokens = self.settings.num_image_token
+        return rendered, [ImageSpan(number, tiles * tokens) for number, tiles in zip(own, num_tiles, strict=True)]
+
+
+class _GroupImages:
+    """The images of a group's rows, each read once."""
+
+    def __init__(self, reader: ImageReader):
+        self.reader = reader
+        self.images: list[TiledImage] = []
+        self._numbers: dict[Path, dict[int, int]] = {}  # path → tile limit → number
+
+    def add(self, image: TiledImage) -> int:
+        """Add an image that no other row has, and return its place in ``images``."""
+        self.images.append(image)
+        return len(self.images) - 1
+
+    def number_of(self, path: Path, limit: int, where: str, rng: random.Random | None) -> int:
+        """Return the place of a file's image in ``images``; arguments as of ``ImageReader.read``.
+
+        As many tiles under another limit are the same tiles: of all grids, in the order of their tiles, the last one
+        that fits best is chosen, so one that is chosen among more is chosen among fewer, too.
+        """
+        by_limit = self._numbers.setdefault(path, {})
+        if limit not in by_limit:
+            tiles = self.reader.tiling.num_tiles(read_image_size(path, where), limit) if by_limit else 0
+            same = (number for number in by_limit.values() if len(self.images[number]) == tiles)
+            known = next(same, None)
+            by_limit[limit] = self.add(self.reader.read(path, limit, where, rng)) if known is None else known
+        return by_limit[limit]

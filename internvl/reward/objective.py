@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from internvl.data.batch import Batch, Collator, Sample
-from internvl.data.grouping import share_prefix
+from internvl.data.grouping import share_prefixes
 from internvl.data.tokenize import RenderedRow
 from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX, LOSS_CHUNK
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
@@ -62,16 +62,15 @@ def make_batch(
         rows = [_row(ids, list(answer.ids), weight) for answer, weight in zip(sampled, of_prompt, strict=True)]
         if reference_weight:
             rows += [_row(ids, list(reference), reference_weight) for reference in prompt.reference_ids]
-        shared = share_prefix(rows)
+        shared = share_prefixes(rows)
         samples.append(
             Sample(
                 input_ids=torch.tensor(shared.input_ids),
                 labels=torch.tensor(shared.labels),
-                prefix=shared.prefix,
-                suffixes=shared.suffixes,
+                tree=shared.tree,
                 images=list(prompt.images),
                 rows=[prompt.where],
-                weights=torch.tensor(shared.weights),
+                weights=torch.tensor(shared.weights) if shared.weights else None,
             )
         )
     return collate(samples)

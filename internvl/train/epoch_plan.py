@@ -27,7 +27,7 @@ class EpochPlan:
 
     ``groups`` are the rows that train in one sequence and ``strategy`` splits a step of them into micro-batches,
     which are ``packed`` or padded. ``lengths`` are the tokens of each row alone, ``max_tiles`` the most tiles of one.
-    ``weighted``: some answers count more or less than others.
+    ``weighted``: some tokens count more or less than others: answers with a weight, or those that rows share.
     """
 
     groups: EpochGroups
@@ -91,7 +91,9 @@ def plan_epoch(
         lengths=lengths,
         max_tiles=int(check.row_stats(dataset.index)["tiles"].max()),
         packed=data_args.packing or data_args.share_image_prefix,
-        weighted=bool(dataset.factors) or bool(check.row_stats(dataset.index)["weighted"].any()),
+        weighted=data_args.share_image_prefix
+        or bool(dataset.factors)
+        or bool(check.row_stats(dataset.index)["weighted"].any()),
     )
 
 
@@ -160,6 +162,7 @@ def _choose_groups(
         row_stats["image_tokens"],
         max_rows=training_args.train_batch_size * training_args.gradient_accumulation_steps,
         max_tokens=data_args.max_seq_length,
+        links=check.links(dataset.index),
     )
     logger.info(
         "Shared images: %s rows in %s groups, %.1f times fewer tokens",

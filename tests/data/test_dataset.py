@@ -88,8 +88,8 @@ def test_the_check_names_and_counts_missing_images(rows_folder, tiny_model, tmp_
 
 
 def test_collating_masks_by_length_and_flags_a_dummy_tile():
-    text = Sample(torch.tensor([1, 0, 2]), torch.tensor([-100, 0, 2]), prefix=3)
-    longer = Sample(torch.arange(5), torch.arange(5), prefix=5)
+    text = Sample(torch.tensor([1, 0, 2]), torch.tensor([-100, 0, 2]), tree=(3, ()))
+    longer = Sample(torch.arange(5), torch.arange(5), tree=(5, ()))
     batch = Collator(pad_token_id=2, image_size=56)([text, longer])
     # Token 0 and the pad id inside a text are not padding.
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]

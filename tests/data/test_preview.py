@@ -36,7 +36,7 @@ def make_row(tokenizer, question="<image>\nWhat?", answer="A cup.", tiles=2, **f
     ids, labels = rendered.input_ids, rendered.labels
     images = [make_image(56, 56, number) for number in range(sum(num_tiles))]
     tiled = [TiledImage(tiles=stack_tiles(images, 56))] if images else []
-    sample = Sample(torch.tensor(ids), torch.tensor(labels), prefix=len(ids), images=tiled)
+    sample = Sample(torch.tensor(ids), torch.tensor(labels), tree=(len(ids), ()), images=tiled)
     sample.weights = torch.tensor(rendered.weights) if rendered.weights else None
     return PreviewRow("rows.jsonl:1", row.kind, "rows", sample, tuple(num_tiles))
 

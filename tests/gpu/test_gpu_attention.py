@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
+from acceptance.right import dense_attention
 
 from internvl.model.internvl_chat.attention import causal_mask, eager_attention, sdpa_attention
 from internvl.model.internvl_chat.sequence_layout import SequenceLayout, attend_in_groups
@@ -12,6 +12,7 @@ LAYOUTS = {
     "a prefix with suffixes": ((40, (3, 5, 1)),),
     "long suffixes": ((8, (30, 20)),),
     "many rows": ((5, ()),) * 40,
+    "a tree": ((40, (3, 5, (20, (2, (9, (1, 4)))))), (6, ((8, (2, 2)),))),
     "all kinds": ((40, (3, 5)), (7, ()), (1, (2, 2)), (20, (1,))),
 }
 
@@ -21,31 +22,13 @@ def states(layout: SequenceLayout, device, dtype) -> list[torch.Tensor]:
     return [torch.randn(shape).to(device, dtype).requires_grad_() for shape in shapes]
 
 
-def dense(query, key, value, layout):
-    """One masked call in float32 over the whole sequence: (1, N, H, D)."""
-    blocks = []
-    for prefix, suffixes in layout.groups:
-        rows = [(0, prefix)]
-        for length in suffixes:
-            rows.append((rows[-1][1], rows[-1][1] + length))
-        mask = torch.zeros(rows[-1][1], rows[-1][1])
-        for start, end in rows:
-            mask[start:end, start:end] = torch.ones(end - start, end - start).tril()
-            if start:
-                mask[start:end, :prefix] = 1
-        blocks.append(mask)
-    mask = torch.block_diag(*blocks).bool().to(query.device)
-    key, value = (part.repeat_interleave(2, dim=1) for part in (key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
-
-
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_attention_in_groups_is_that_of_a_dense_mask_with_its_gradients(name, device, half):
     layout = SequenceLayout(LAYOUTS[name])
     for dtype in {torch.float32, half}:
         given = states(layout, device, dtype)
         exact = [part.detach().float().requires_grad_() for part in given]
-        output, expected = attend_in_groups(*given, layout), dense(*exact, layout)
+        output, expected = attend_in_groups(*given, layout), dense_attention(*exact, layout)
         output.float().square().sum().backward()
         expected.square().sum().backward()
         most = 1e-5 if dtype == torch.float32 else 2e-2

@@ -11,22 +11,31 @@ LAYOUTS = [
     SequenceLayout(((5, (2, 3)), (4, ()))),
     SequenceLayout(((1, ()), (7, (1, 1, 4)), (2, (3,)), (5, ()))),
     SequenceLayout(((40, (2, 3, 2)), (3, (9, 8, 9)))),  # one masked call, and one for each
+    SequenceLayout(((5, (2, (3, (1, 1)))), (4, ()))),
+    SequenceLayout(((3, ((2, ((2, ((2, (1,)), 3)), 1)), 2)), (1, (1,)))),  # a chain with ends on the way
+    SequenceLayout(((4, ((30, (1, 2, 3)), (30, (4, 5)), 6, (2, ((2, ()),)), 7)),)),  # ends between branches
 ]
 
 
 def slow_mask(layout: SequenceLayout) -> torch.Tensor:
     """Which token sees which, token by token: bool (N, N)."""
-    owners = []  # (group, continuation or None, position) of each token
-    for group, (prefix, suffixes) in enumerate(layout.groups):
-        owners += [(group, None, position) for position in range(prefix)]
-        for number, length in enumerate(suffixes):
-            owners += [(group, number, prefix + position) for position in range(length)]
-    mask = torch.zeros(len(owners), len(owners), dtype=torch.bool)
-    for query, (group, number, position) in enumerate(owners):
-        for key, (other_group, other_number, other_position) in enumerate(owners):
-            seen = other_number is None or other_number == number
-            mask[query, key] = group == other_group and seen and other_position <= position
+    paths = []  # of each token: the branches that lead to it from its group, and its position
+    for group, tree in enumerate(layout.groups):
+        paths += walk(tree, (group,), 0)
+    mask = torch.zeros(len(paths), len(paths), dtype=torch.bool)
+    for query, (path, position) in enumerate(paths):
+        for key, (other_path, other_position) in enumerate(paths):
+            mask[query, key] = path[: len(other_path)] == other_path and other_position <= position
     return mask
+
+
+def walk(branch, path: tuple[int, ...], start: int) -> list[tuple[tuple[int, ...], int]]:
+    """Return (path, position) of every token of a tree."""
+    own, branches = (branch, ()) if isinstance(branch, int) else branch
+    tokens = [(path, start + offset) for offset in range(own)]
+    for number, below in enumerate(branches):
+        tokens += walk(below, (*path, number), start + own)
+    return tokens
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -47,6 +56,12 @@ def test_positions_of_continuations_count_on_from_the_prefix():
     layout = LAYOUTS[1]
     assert layout.position_ids().tolist() == [[0, 1, 2, 3, 4, 5, 6, 5, 6, 7, 0, 1, 2, 3]]
     assert layout.num_tokens == 14 and layout.longest == 8
+    tree = LAYOUTS[4]
+    assert tree.position_ids().tolist() == [[0, 1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 8, 0, 1, 2, 3]]
+    assert tree.num_tokens == 16 and tree.longest == 9
+    for layout in LAYOUTS:
+        positions = [position for group in layout.groups for _, position in walk(group, (), 0)]
+        assert layout.position_ids().tolist() == [positions] and layout.longest == max(positions) + 1
 
 
 def test_a_layout_of_another_length_is_refused():

@@ -114,7 +114,7 @@ def pad_to(length: int, sample: RenderedRow, pad_token_id: int) -> dict[str, lis
     """Collate a sample with a row of ``length`` tokens; returns its ids, labels and mask."""
     rows = [sample, RenderedRow([pad_token_id] * length, [IGNORE_INDEX] * length)]
     samples = [
-        Sample(torch.tensor(row.input_ids), torch.tensor(row.labels), prefix=len(row.input_ids)) for row in rows
+        Sample(torch.tensor(row.input_ids), torch.tensor(row.labels), tree=(len(row.input_ids), ())) for row in rows
     ]
     batch = Collator(pad_token_id=pad_token_id, image_size=1)(samples)
     return {key: batch[key][0].tolist() for key in ("input_ids", "labels", "attention_mask")}

@@ -25,6 +25,8 @@ def captions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("captions")
     for number, size in enumerate([(60, 60), (130, 60), (90, 130)]):
         make_image(*size, number).save(folder / f"{number}.png")
+    for number in range(6):  # frames of an agent: one tile each, however many there are
+        make_image(60, 60, 20 + number).save(folder / f"frame{number}.png")
     rows = []
 
     def add(question, answer, image=None, **fields):

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from internvl.data.batch import Collator
+from internvl.data.sampling import SampleGroup
 from internvl.model.internvl_chat import causal_lm
 from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.vision_cache import VisionCache
 from tests.train.conftest import NUM_ROWS
-from tests.train.one_step import WAYS, Way, assert_equal, step
+from tests.train.one_step import WAYS, Way, assert_equal, groups_of, step
 
 LORA = (
     {"llm": 8}, {"llm": 8, "vit": 4}, {"llm": 0, "vit": 4}, {"member": "qwen2"}, {"member": "qwen3", "vit": 4},
@@ -55,7 +56,8 @@ def test_kept_features_equal_computed_ones(share, model_and_data, tmp_path):
     first = step(model, tokenizer, data, Way(share=share, cache=cache))
     model, tokenizer, data = model_and_data()
     data.images.cache = VisionCache(tmp_path, model, max_bytes=10**9)
-    images = [image for index in range(NUM_ROWS) for image in data[index].images]
+    groups = [SampleGroup(items, 0) for items in groups_of(data, share).groups]
+    images = [image for group in groups for image in data[group].images]
     assert all(image.tiles is None and image.features.dtype == torch.bfloat16 for image in images)
     again = step(model, tokenizer, data, Way(share=share, cache=data.images.cache))
     assert again[0] == first[0] and all(torch.equal(again[1][name], first[1][name]) for name in first[1])

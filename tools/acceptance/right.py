@@ -20,15 +20,15 @@ from torch.profiler import ProfilerActivity, profile
 from internvl.device import choose_kernels, detect_device
 from internvl.inference.engine import Engine
 from internvl.inference.requests import Request
-from internvl.model.internvl_chat.sequence_layout import SequenceLayout, attend_in_groups
+from internvl.model.internvl_chat.sequence_layout import PrefixTree, SequenceLayout, attend_in_groups
 from internvl.train.run_folder import RECORD
 
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes", "liger-kernel")
 HALF_ERROR = 2e-2  # of a loss in half precision, relative
 FULL_ERROR = 1e-4  # of a loss in float32
 SLOW_SHAPE = 3.0  # a shape met for the first time may take so many times the time of a known one
-LAYOUTS = {1: ((1850, (36,) * 5),), 4: ((1850, (36,) * 5),) * 4, 100: ((80, ()),) * 100}
-SMALL_LAYOUTS = {1: ((40, (6,) * 3),), 4: ((40, (6,) * 3),) * 4, 20: ((9, ()),) * 20}
+LAYOUTS = {1: ((1850, (36,) * 4 + ((300, (20, 20)),)),), 4: ((1850, (36,) * 5),) * 4, 100: ((80, ()),) * 100}
+SMALL_LAYOUTS = {1: ((40, (6, 6, (9, (2, 3)))),), 4: ((40, (6,) * 3),) * 4, 20: ((9, ()),) * 20}
 
 
 @check("right", 60)
@@ -125,7 +125,7 @@ def attention_in_groups(setting: Setting, figures: Figures) -> None:
             output = attend_in_groups(*states, layout)
             output.float().square().sum().backward()
             exact = [part.detach().float().requires_grad_() for part in states]
-            expected = _dense(*exact, layout)
+            expected = dense_attention(*exact, layout)
             expected.square().sum().backward()
             pairs = [(output, expected), *((a.grad, b.grad) for a, b in zip(states, exact, strict=True))]
             worst = max(float((a.float() - b).abs().max() / b.abs().max()) for a, b in pairs)
@@ -137,21 +137,30 @@ def attention_in_groups(setting: Setting, figures: Figures) -> None:
             require(worst < (1e-5 if dtype == torch.float32 else HALF_ERROR), f"{name}: differs by {worst:.1e}")
 
 
-def _dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: SequenceLayout) -> torch.Tensor:
-    """Return attention as one masked call over the whole sequence, (1, N, H, D)."""
-    blocks = []
-    for prefix, suffixes in layout.groups:
-        size = prefix + sum(suffixes)
-        mask = torch.zeros(size, size, dtype=torch.bool)
-        start = 0
-        for length in (prefix, *suffixes):
-            mask[start : start + length, start : start + length] = torch.ones(length, length).tril().bool()
-            mask[start : start + length, :prefix] |= start > 0
-            start += length
-        blocks.append(mask)
-    mask = torch.block_diag(*blocks).bool().to(query.device)
-    key, value = (part.repeat_interleave(2, dim=1) for part in (key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+def dense_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: SequenceLayout
+) -> torch.Tensor:
+    """Return attention as one masked call over the whole sequence, (1, N, H, D); arguments as of attend_in_groups."""
+    mask = torch.zeros(layout.num_tokens, layout.num_tokens, dtype=torch.bool)
+    start = 0
+    for group in layout.groups:
+        start = _fill(mask, group, torch.zeros(layout.num_tokens, dtype=torch.bool), start)
+    heads = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(heads, dim=1) for part in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(query.device)).transpose(1, 2)
+
+
+def _fill(mask: torch.Tensor, branch: int | PrefixTree, above: torch.Tensor, start: int) -> int:
+    """Let the tokens of a branch see ``above``, bool (N,), and those before them in it; return the token behind it."""
+    own, branches = (branch, ()) if isinstance(branch, int) else branch
+    end = start + own
+    mask[start:end] |= above
+    mask[start:end, start:end] = torch.ones(own, own).tril().bool()
+    above = above.clone()
+    above[start:end] = True
+    for below in branches:
+        end = _fill(mask, below, above, end)
+    return end
 
 
 @check("right", 240)

@@ -3,50 +3,90 @@
 Axis letters: H query heads, G key/value heads, D head width, N tokens of the whole sequence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple, Union
 
 import torch
 from torch.nn import functional as F
+
+# Tokens that rows have in common, and how each goes on from there: (tokens, branches). A branch is a tree of its own,
+# or the number of tokens of a row's end.
+PrefixTree = tuple[int, tuple[Union[int, "PrefixTree"], ...]]
 
 
 @dataclass(frozen=True)
 class SequenceLayout:
     """How a sequence of N tokens is divided into groups that do not see each other.
 
-    A group is a prefix followed by its suffixes, as (tokens of the prefix, tokens of each suffix). Every
-    suffix goes on from the prefix as if the others were not there: its positions count on from the prefix's
-    last, and it attends to the prefix and to itself. A row that shares nothing is a prefix alone.
+    A group is a tree of prefixes, :data:`PrefixTree`: a prefix followed by its branches. Every branch goes on from the
+    prefix as if the others were not there: its positions count on from the prefix's last, and it attends to the
+    prefixes above it and to itself. A row that shares nothing is a prefix alone.
 
-    Example: ``SequenceLayout(((5, (2, 3)), (4, ())))`` is a prefix of 5 tokens with two suffixes, then a row::
+    Example: ``SequenceLayout(((5, (2, (3, (1, 1)))), (4, ())))`` is a prefix of 5 tokens with two branches, of which
+    the second has branches of its own, then a row::
 
-        token         p p p p p | a a | b b b | r r r r
-        position      0 1 2 3 4 | 5 6 | 5 6 7 | 0 1 2 3
-        attends to        p     | p a |  p b  |    r
+        token         p p p p p | a a | b b b | c   | d   | r r r r
+        position      0 1 2 3 4 | 5 6 | 5 6 7 | 8   | 8   | 0 1 2 3
+        attends to        p     | p a |  p b  | pbc | pbd |    r
     """
 
-    groups: tuple[tuple[int, tuple[int, ...]], ...]
+    groups: tuple[PrefixTree, ...]
 
     @property
     def num_tokens(self) -> int:
         """N, the tokens of the whole sequence."""
-        return sum(prefix + sum(suffixes) for prefix, suffixes in self.groups)
+        return sum(sum(run.lengths) for run in _runs(self.groups))
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row: a prefix with its longest suffix."""
-        return max(prefix + max(suffixes, default=0) for prefix, suffixes in self.groups)
+        """Tokens of the longest row: from the first of its group to its end."""
+        return max(run.start + max(run.lengths) for run in _runs(self.groups))
 
     def position_ids(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return the position of each token in its row, int64 (1, N)."""
-        runs = []
-        for prefix, suffixes in self.groups:
-            runs.append(torch.arange(prefix))
-            runs += [torch.arange(prefix, prefix + length) for length in suffixes]
-        return torch.cat(runs)[None].to(device)
+        lengths = [(run.start, length) for run in _runs(self.groups) for length in run.lengths]
+        return torch.cat([torch.arange(start, start + length) for start, length in lengths])[None].to(device)
 
 
-@lru_cache(maxsize=64)
+class Run(NamedTuple):
+    """Tokens that attention takes in one call: a prefix, or the ends of several rows behind one.
+
+    ``lengths`` are those of each, which do not see each other. ``parent`` is the number of the run that they go on
+    from, None at the root, and ``start`` the number of tokens they see of the prefixes above them.
+    """
+
+    lengths: tuple[int, ...]
+    parent: int | None
+    start: int
+
+
+@lru_cache(maxsize=16)
+def _runs(groups: tuple[PrefixTree, ...]) -> tuple[Run, ...]:
+    """Return the runs of a sequence in its order; kept because every layer of a forward pass asks for the same."""
+    runs: list[Run] = []
+    for group in groups:
+        _add_runs(group, None, 0, runs)
+    return tuple(runs)
+
+
+def _add_runs(tree: PrefixTree, parent: int | None, start: int, runs: list[Run]) -> None:
+    own, branches = tree
+    number, start_of_branches = len(runs), start + own
+    runs.append(Run((own,), parent, start))
+    ends: tuple[int, ...] = ()  # of rows, one behind the other
+    for branch in (*branches, None):
+        if isinstance(branch, int):
+            ends += (branch,)
+            continue
+        runs += [Run(together, number, start_of_branches) for together in split_suffixes(start_of_branches, ends)]
+        ends = ()
+        if branch is not None:
+            _add_runs(branch, number, start_of_branches, runs)
+
+
+@lru_cache(maxsize=128)
 def suffix_mask(prefix: int, suffixes: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Return which tokens of a group its suffixes attend to: bool (their tokens, tokens of the group).
 
@@ -61,9 +101,9 @@ def attend_in_groups(
 ) -> torch.Tensor:
     """Compute attention inside each group of a sequence; return (1, N, H, D).
 
-    Every prefix goes through the causal kernel and the
-    suffixes of a group through masked calls, so no N × N mask exists and no product between groups is computed.
-    PyTorch chooses the kernel (flash attention for half precision on a GPU).
+    The prefix of a group goes through the causal kernel and what follows it through masked calls, so no N × N mask
+    exists and no product between groups or branches is computed. PyTorch chooses the kernel (flash attention for half
+    precision on a GPU).
 
     Args:
         query: (1, H, N, D).
@@ -79,18 +119,21 @@ def attend_in_groups(
             f"The layout describes one sequence of {layout.num_tokens} tokens, and the input is of shape "
             f"{query.shape[0]} × {query.shape[2]}. Make the layout from the lengths of the rows in it."
         )
-    calls = [(prefix, split_suffixes(prefix, suffixes)) for prefix, suffixes in layout.groups]
-    lengths = [length for prefix, parts in calls for length in (prefix, *map(sum, parts))]
+    runs = _runs(layout.groups)
+    lengths = [sum(run.lengths) for run in runs]
     # Divided once: of slices, the backward pass would fill a tensor of the whole sequence for each one.
     pieces = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
+    parents = {run.parent for run in runs}
+    seen: dict[int, Sequence[torch.Tensor]] = {}  # run → keys and values of its tokens and of all that it attends to
     outputs = []
-    for prefix, parts in calls:
-        own = next(pieces)
-        outputs.append(F.scaled_dot_product_attention(*own, is_causal=True, enable_gqa=True))
-        for together in parts:
-            suffix_query, *suffix_states = next(pieces)
-            seen = [torch.cat(pair, dim=2) for pair in zip(own[1:], suffix_states, strict=True)]
-            outputs.append(attend_with_mask(suffix_query, *seen, suffix_mask(prefix, together, query.device)))
+    for number, (run, (own_query, *states)) in enumerate(zip(runs, pieces, strict=True)):
+        if run.parent is None:
+            outputs.append(F.scaled_dot_product_attention(own_query, *states, is_causal=True, enable_gqa=True))
+        else:
+            states = [torch.cat(pair, dim=2) for pair in zip(seen[run.parent], states, strict=True)]
+            outputs.append(attend_with_mask(own_query, *states, suffix_mask(run.start, run.lengths, query.device)))
+        if number in parents:
+            seen[number] = states
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
