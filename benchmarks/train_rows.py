@@ -12,7 +12,15 @@ from random_checkpoint import FIRST_TEXT_TOKEN, SPECIAL_TOKENS, image_token_id
 from torch.utils.data import Dataset
 
 from internvl.data.batch import Idle, Sample
-from internvl.data.grouping import EpochGroups, group_rows, share_prefixes, single_rows
+from internvl.data.grouping import (
+    IMAGE_LINK,
+    EpochGroups,
+    ImageLinks,
+    ImageSpan,
+    group_rows,
+    share_prefixes,
+    single_rows,
+)
 from internvl.data.sampling import SampleGroup
 from internvl.data.tokenize import RenderedRow
 from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
@@ -33,22 +41,25 @@ QUESTION_SHARE = 0.5
 class RowShape:
     """Which rows one optimizer step has; lengths in tokens.
 
-    ``images`` × ``captions`` rows about images of ``tiles`` tiles, with captions of ``caption_tokens`` on average;
-    or ``texts`` rows without any, whose lengths are spread between ``shortest`` and ``longest`` evenly on a
-    logarithmic scale.
+    ``images`` × ``captions`` rows about images of ``tiles`` tiles, with captions of ``caption_tokens`` on average and
+    one question, or with ``own_questions`` another one each. With ``history`` that many rows of each of ``images``
+    episodes instead, of which the first has one frame and each other one more. Or ``texts`` rows without any image,
+    whose lengths are spread between ``shortest`` and ``longest`` evenly on a logarithmic scale.
     """
 
     images: int = 4
     captions: int = 5
     tiles: int = 7
     caption_tokens: int = 22
+    own_questions: bool = False
+    history: int = 0
     texts: int = 0
     shortest: int = 20
     longest: int = 2000
 
     @property
     def num_rows(self) -> int:
-        return self.texts or self.images * self.captions
+        return self.texts or self.images * (self.history or self.captions)
 
 
 class MadeUpRows(Dataset):
@@ -72,10 +83,11 @@ class MadeUpRows(Dataset):
         rng = random.Random(seed)
         last = config.llm_config.vocab_size - SPECIAL_TOKENS
         self.vision_cache = vision_cache
+        self.image_tokens, self.image_token_id = 0, image_token_id(config)
         self.always_new = always_new
         self.images: list[TiledImage] = []
         self.samples: list[RenderedRow] = []
-        self.owners: list[int] = []  # which image each row is about
+        self.owners: list[tuple[int, ...]] = []  # which images each row has
 
         def words(count: int) -> list[int]:
             return [rng.randrange(FIRST_TEXT_TOKEN, last) for _ in range(count)]
@@ -88,17 +100,30 @@ class MadeUpRows(Dataset):
                 question = max(1, int(length * QUESTION_SHARE))
                 add(words(question), words(length - question))
             return
-        image = [image_token_id(config)] * (shape.tiles * config.num_image_token)
-        prompt = words(HEAD_TOKENS) + image + words(TAIL_TOKENS)
+        image = [self.image_token_id] * (shape.tiles * config.num_image_token)
+        head, tail = words(HEAD_TOKENS), words(TAIL_TOKENS)
         generator = torch.Generator().manual_seed(seed)
         size = (shape.tiles, 3, config.image_size, config.image_size)
-        for number in range(shape.images):
+
+        def add_about(images: tuple[int, ...]) -> None:
+            """Add a row with a question and an answer about some images."""
+            question = words(TAIL_TOKENS) if shape.own_questions else tail
+            add(
+                head + image * len(images) + question,
+                words(round(shape.caption_tokens * rng.uniform(*CAPTION_SPREAD))),
+            )
+            self.owners.append(images)
+
+        for _ in range(shape.images * max(1, shape.history)):
             tiles = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
             key = vision_cache.key(tiles.numpy().tobytes(), {}) if vision_cache else None
             self.images.append(TiledImage(tiles=normalize_pixels(tiles) if float_pixels else tiles, key=key))
-            for _ in range(shape.captions):
-                add(prompt, words(round(shape.caption_tokens * rng.uniform(*CAPTION_SPREAD))))
-                self.owners.append(number)
+        for number in range(shape.images):
+            for count in range(1, shape.history + 1):
+                first = number * shape.history
+                add_about(tuple(range(first, first + count)))
+            for _ in range(0 if shape.history else shape.captions):
+                add_about((number,))
         self.image_tokens = len(image)
 
     def __len__(self) -> int:
@@ -113,25 +138,35 @@ class MadeUpRows(Dataset):
         """Return the rows in groups that ``share`` an image, or alone; not ``grouped``: as if all were as long."""
         if not share:
             return single_rows(self.lengths if grouped else [1] * len(self))
+        counts = np.array([len(images) for images in self.owners])
+        chains = [images[: end + 1] for images in self.owners for end in range(len(images))]
+        table = np.array([(hash(chain) % 2**63, len(chain) * self.image_tokens) for chain in chains], IMAGE_LINK)
         return group_rows(
-            np.array(self.owners) + 1,
+            np.array([images[0] for images in self.owners]) + 1,
             self.lengths,
-            np.full(len(self), self.image_tokens),
+            counts * self.image_tokens,
             max_rows=len(self),
             max_tokens=MAX_SEQ_LENGTH,
+            links=ImageLinks(counts.cumsum() - counts, counts, table),
         )
 
     def __getitem__(self, group: int | SampleGroup) -> Sample | Idle:
         group = group if isinstance(group, SampleGroup) else SampleGroup((group,), 0)
         if not group.items:
             return Idle()
-        shared = share_prefixes([self.samples[item] for item in group.items])
+        spans = [[ImageSpan(number, self.image_tokens) for number in self.images_of(item)] for item in group.items]
+        shared = share_prefixes([self.samples[item] for item in group.items], spans, self.image_token_id)
         return Sample(
             input_ids=torch.tensor(shared.input_ids),
             labels=torch.tensor(shared.labels),
             tree=shared.tree,
-            images=[self.image(self.owners[group.items[0]], group.epoch)] if self.images else [],
+            images=[self.image(number, group.epoch) for number in shared.images],
+            weights=torch.tensor(shared.weights) if shared.weights else None,
         )
+
+    def images_of(self, item: int) -> tuple[int, ...]:
+        """Return which images a row has."""
+        return self.owners[item] if self.owners else ()
 
     def image(self, number: int, epoch: int) -> TiledImage:
         """Return an image, or its features where they are kept."""

@@ -58,6 +58,19 @@ def scenarios(captions: int, tiles: int) -> dict[str, Scenario]:
             (Point("mixed", mixed),),
             ways=("packed", "padded", "padded_by_length"),
         ),
+        "questions": Scenario(
+            "questions about a frame, each with an answer",
+            tuple(
+                Point(count, replace(coco, images=1, captions=count, own_questions=True), per_device=count)
+                for count in (1, 4, 10)
+            ),
+            ways=("ours", "plain"),
+        ),
+        "history": Scenario(
+            "frames 1 to t of an episode, for t of 1 to 8; one tile a frame",
+            (Point(8, replace(coco, images=1, tiles=1, history=8), per_device=8),),
+            ways=("ours", "plain"),
+        ),
         "captions": Scenario("captions an image", vary("captions", (1, 2, 5, 10))),
         "tiles": Scenario("tiles an image", vary("tiles", (1, 7, 13))),
         "batch": Scenario(

@@ -268,6 +268,7 @@ def make_trainer(task: Task, folder: str) -> tuple[Trainer, MadeUpRows]:
                 rows.lengths,
                 max_tiles=task.rows.tiles,
                 packed=collator.packed,
+                weighted=way.share,
             ),
             vision_cache=cache,
         )

@@ -72,6 +72,10 @@ class TilingConfig:
             "use_thumbnail": self.use_thumbnail and limit > 1,  # one tile gets none: it is one
         }
 
+    def grid(self, size: tuple[int, int], limit: int) -> tuple[int, int]:
+        """Return (columns, rows) of an image of (width, height) px that has at most ``limit`` tiles."""
+        return choose_grid(*size, min(self.min_num, limit), limit, self.image_size)
+
     def num_tiles(self, size: tuple[int, int], limit: int | None = None) -> int:
         """Return how many tiles an image of (width, height) px has, ``limit`` or ``max_num`` at most."""
         return count_tiles(*size, **self.arguments(limit or self.limit(1)))
@@ -103,14 +107,15 @@ class ImageReader:
         """
         key = None
         if self.cache is not None and rng is None:
-            key = self.cache.key(read(Path.read_bytes, path, "image", where), self.key_settings(limit))
+            settings = self.key_settings(read_image_size(path, where), limit)
+            key = self.cache.key(read(Path.read_bytes, path, "image", where), settings)
             features = self.cache.load(key)
             if features is not None:
                 return TiledImage(features=features, key=key)
         size = least_size = None
         if self.draft_decoding:
             size = read_image_size(path, where)
-            grid = choose_grid(*size, min(self.tiling.min_num, limit), limit, self.tiling.image_size)
+            grid = self.tiling.grid(size, limit)
             least_size = (grid[0] * self.tiling.image_size, grid[1] * self.tiling.image_size)
         image = read_image(path, where, least_size=least_size)
         return replace(self.tile(image, limit, rng, size), key=key)
@@ -137,8 +142,16 @@ class ImageReader:
             tiles = [degrade_jpeg(tile, rng.choice(JPEG_QUALITIES)) for tile in tiles]
         return TiledImage(tiles=stack_tiles(tiles, self.tiling.image_size))
 
-    def key_settings(self, limit: int) -> dict:
-        """Return what decides an image's features beside its file's content, for its name in the cache."""
-        settings = {**self.tiling.arguments(limit), "square": self.tiling.pads_to_square}
+    def key_settings(self, size: tuple[int, int], limit: int) -> dict:
+        """Return what decides an image's features beside its file's content, for its name in the cache.
+
+        The grid and not the limit: a frame has one name in a row of its own and in a history of eight.
+        """
+        settings = {
+            "image_size": self.tiling.image_size,
+            "grid": self.tiling.grid(size, limit),
+            "use_thumbnail": self.tiling.arguments(limit)["use_thumbnail"] and self.tiling.num_tiles(size, limit) > 1,
+            "square": self.tiling.pads_to_square,
+        }
         # Images decoded whole have one name in training and inference.
         return settings | ({"draft": True} if self.draft_decoding else {})

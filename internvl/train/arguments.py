@@ -96,8 +96,8 @@ class DataArguments:
     share_image_prefix: bool = field(
         default=False,
         metadata={
-            "help": "Train rows about the same image in one sequence: the image and what their prompts have in "
-            "common once, then each answer, blind to the others. Same loss, fewer tokens."
+            "help": "Train rows that start with the same image in one sequence: what several begin with once, then "
+            "what each has alone, blind to the others. Same loss, fewer tokens."
         },
     )
     packing: bool = field(

@@ -22,17 +22,29 @@ SHARED = ["--share_image_prefix", "True"]
 
 @pytest.fixture(scope="module")
 def captions_meta(tmp_path_factory):
-    """Three images with five captions each, and a text."""
+    """An episode of five steps, each with the frames so far; two images with five captions each; and a text.
+
+    The last caption of an image is a conversation that goes on from the first one.
+    """
     folder = tmp_path_factory.mktemp("captions")
     rows = []
-    for number, size in enumerate([(60, 60), (130, 60), (90, 130)]):
+    frames = [f"frame{number}.png" for number in range(5)]
+    for number, name in enumerate(frames):
+        make_image(60, 60, 10 + number).save(folder / name)
+        turns = [
+            {"from": "human", "value": "<image>\n" * (number + 1) + "Describe it."},
+            {"from": "gpt", "value": f"Pattern {number} has waves."},
+        ]
+        rows.append({"image": frames[: number + 1], "conversations": turns})
+    for number, size in ((1, (130, 60)), (2, (90, 130))):
         make_image(*size, number).save(folder / f"{number}.png")
         for caption in range(5):
             turns = [
                 {"from": "human", "value": "<image>\nDescribe it."},
-                {"from": "gpt", "value": f"Pattern {number} has {'many ' * caption}waves."},
+                {"from": "gpt", "value": f"Pattern {number} has {'many ' * (caption % 4)}waves."},
             ]
-            rows.append({"image": f"{number}.png", "conversations": turns})
+            more = [{"from": "human", "value": "And plus one?"}, {"from": "gpt", "value": "has 3."}]
+            rows.append({"image": f"{number}.png", "conversations": turns + more * (caption == 4)})
     turns = [{"from": "human", "value": "What is 3 plus one?"}, {"from": "gpt", "value": "has 4"}]
     rows.append({"conversations": turns})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -111,7 +123,7 @@ def test_kept_features_serve_later_epochs_and_evaluations(train, captions_meta, 
     flags = [*SHARED, "--vision_cache", str(cache), "--max_steps", "-1", "--num_train_epochs", "2"]
     first, _ = train("first", *flags)
     kept = [file for file in cache.rglob("*") if len(file.name) == 64]
-    assert len(kept) == 3
+    assert len(kept) == 7  # a frame has one name, however many others its row has
     stamps = {file: file.stat().st_mtime_ns for file in kept}
     second, _ = train("second", *flags)
     assert losses(first) == losses(second)

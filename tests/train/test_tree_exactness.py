@@ -144,3 +144,34 @@ def test_a_row_whose_frame_cannot_be_read_leaves_the_others(rows_of, captions, m
     assert len(sample.rows) == 2 and len(sample.skipped) == 5
     assert all(FRAMES[2] in bad.reason and bad.where not in sample.rows for bad in sample.skipped)
     assert torch.equal(sample.input_ids[:3], data[0].input_ids[:3])
+
+
+@pytest.mark.parametrize("shape", ["turns_of_a_conversation", "growing_conversations"])
+def test_whole_weights_equal_repeated_rows_in_a_tree(shape, rows_of, model_and_data, tmp_path):
+    path = rows_of(shape)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    weights = [3, 1, 2, 2][: len(rows)]
+    files = {"weighted": [{**row, "weight": weight} for row, weight in zip(rows, weights, strict=True)]}
+    files["repeated"] = [row for row, weight in zip(rows, weights, strict=True) for _ in range(weight)]
+    for name, written in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    alone = step(*model_and_data(rows=tmp_path / "repeated.jsonl"), Way())
+    for name in files:
+        way = Way(share=True, batch_size=16)
+        assert_equal(step(*model_and_data(rows=tmp_path / f"{name}.jsonl"), way), alone, of_loss=1e-6)
+
+
+def test_a_turn_of_weight_0_is_shared_and_not_learned(rows_of, model_and_data, tmp_path):
+    rows = [json.loads(line) for line in rows_of("turns_of_a_conversation").read_text().splitlines()][1:]
+    for row in rows:
+        row["conversations"][1]["loss"] = False
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, _, data = model_and_data(rows=tmp_path / "rows.jsonl")
+    whole = step(*model_and_data(rows=tmp_path / "rows.jsonl"), Way())
+    assert_equal(step(*model_and_data(rows=tmp_path / "rows.jsonl"), Way(share=True, batch_size=16)), whole)
+    sample = data[group_of(data)]
+    learned = sample.labels[sample.labels != -100].tolist()
+    assert learned == [
+        label for label in data[1].labels.tolist() if label != -100
+    ]  # the second answer once, the third
+    assert sample.weights is not None and sample.weights.sum() < 2 * len(learned)
