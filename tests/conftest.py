@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from tests.faults.outcomes import OUTCOMES
+from tests.quick_meteor import installed_meteor, use_quick_meteor
 
 if TYPE_CHECKING:
     from internvl.data.batch import Sample
@@ -30,6 +31,10 @@ os.environ["PATH"] = os.pathsep.join([f"{sys.prefix}/bin", os.environ["PATH"]])
 # Read when transformers is imported, so a fixture would be too late.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="internvl-tests-modules-")
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+INSTALLED_METEOR = installed_meteor()
+QUICK_METEOR = tempfile.mkdtemp(prefix="internvl-tests-meteor-")
+atexit.register(shutil.rmtree, QUICK_METEOR, ignore_errors=True)
+use_quick_meteor(Path(QUICK_METEOR))
 
 
 def pytest_sessionfinish(session) -> None:
@@ -56,6 +61,15 @@ def pytest_terminal_summary(terminalreporter) -> None:
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def real_meteor(monkeypatch) -> None:
+    """METEOR with all its tables, where its values count; see ``tests/quick_meteor.py``."""
+    import pycocoevalcap.meteor.meteor as package
+
+    assert INSTALLED_METEOR is not None
+    monkeypatch.setattr(package, "__file__", str(INSTALLED_METEOR / "meteor.py"))  # beside which it finds its program
 
 
 @pytest.fixture(scope="session")

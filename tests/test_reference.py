@@ -28,12 +28,12 @@ def families(slow: set[str]) -> list:
 
 
 @pytest.mark.parametrize("family", families(slow=set()))
-def test_the_part_kept_here(family):
+def test_the_part_kept_here(family, real_meteor):
     check(family, PART)
 
 
 @pytest.mark.parametrize("family", families(slow=SLOW))
-def test_all_golden_values(family, shared):
+def test_all_golden_values(family, shared, real_meteor):
     check(family, shared / "reference")
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import REPOSITORY
+from tests.conftest import QUICK_METEOR, REPOSITORY
 
 LORA = "shell/internvl2.0/habitat_2b_finetune/lora.sh"
 # One thread a run: tiny models are no faster with two, and tests should not depend on how many cores there are.
@@ -24,6 +24,7 @@ def launcher_environment(**settings: str) -> dict[str, str]:
         "PATH": os.pathsep.join([f"{ENVIRONMENT[0]}/bin", f"{sys.prefix}/bin", os.environ["PATH"]]),
         "INTERNVL_SKIP_INSTALL": "1",
         "OMP_NUM_THREADS": THREADS,
+        "PYTHONPATH": QUICK_METEOR,
         **settings,
     }
 

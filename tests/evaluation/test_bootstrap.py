@@ -29,7 +29,7 @@ def test_the_sums_of_all_images_give_every_corpus_score(golden_set20):
             assert result.combine(row) == pytest.approx(values, abs=1e-12), result.names
 
 
-@pytest.mark.parametrize("scorer", [score_bleu, score_rouge_l, pytest.param(score_meteor, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scorer", [score_bleu, score_rouge_l, score_meteor])
 def test_resampled_scores_are_those_of_scoring_the_resampled_set(scorer, golden_set20):
     references, hypotheses = captions(golden_set20)
     whole = scorer(references, hypotheses)

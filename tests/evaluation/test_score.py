@@ -53,14 +53,14 @@ def assert_golden(golden: dict) -> None:
         assert found == pytest.approx(golden["per_image"][name], abs=1e-6), name
 
 
-def test_scores_of_the_golden_set(golden_set20, capfd):
+def test_scores_of_the_golden_set(golden_set20, real_meteor, capfd):
     assert_golden(golden_set20)
     assert capfd.readouterr() == ("", ""), "a scorer printed something"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["set200", "set1000"])
-def test_scores_of_larger_golden_sets(name, shared):
+def test_scores_of_larger_golden_sets(name, shared, real_meteor):
     assert_golden(json.loads((shared / f"reference/caption/{name}.json").read_text(encoding="utf-8")))
 
 
