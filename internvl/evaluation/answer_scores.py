@@ -49,8 +49,16 @@ class AnswerScores:
         return [kind for kind, _ in wanted.most_common()] + said + last
 
 
-def check_references(references: Mapping[ImageId, Sequence[str]], match: Match, place: str) -> None:
-    """Refuse references that say nothing which could be compared; ``place`` is theirs, for messages.
+def check_references(
+    references: Mapping[ImageId, Sequence[str]], match: Match, place: str, *, flag: str = "--match"
+) -> None:
+    """Refuse references that say nothing which could be compared.
+
+    Args:
+        references: id → the answers of people.
+        match: what of them is compared.
+        place: theirs, for messages.
+        flag: the one that names ``match``, for messages.
 
     Raises:
         UserError: names the first one.
@@ -60,7 +68,7 @@ def check_references(references: Mapping[ImageId, Sequence[str]], match: Match, 
         if value.text is None:
             raise UserError(
                 f"{place}: of question {image_id} the reference {shorten(texts[0])} {value.fault}. Give answers that "
-                f"--match {match} can compare, or another --match."
+                f"{flag} {match} can compare, or another {flag}."
             )
 
 

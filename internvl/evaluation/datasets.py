@@ -40,6 +40,7 @@ class CaptionEntry(TypedDict):
     prompt: NotRequired[str]
     min_new_tokens: NotRequired[Annotated[int, Field(ge=0)]]
     max_new_tokens: NotRequired[Annotated[int, Field(ge=1)]]
+    answers: NotRequired[bool]
 
 
 ENTRY = TypeAdapter(CaptionEntry)
@@ -82,13 +83,15 @@ def _known_sets() -> dict[str, CaptionEntry]:
 
 
 def present_sets() -> tuple[list[str], list[str]]:
-    """Return the names of the registered sets whose annotation files are there, and a sentence for each that is not.
+    """Return the names of the registered sets of captions whose files are there, and a sentence for each that is not.
 
     Raises:
         UserError: none is.
     """
     present, absent = [], []
     for name, entry in _known_sets().items():
+        if entry.get("answers"):
+            continue
         files = [REPOSITORY / entry[key] for key in ("annotation", "ground_truth") if key in entry]
         missing = [file for file in files if not file.is_file()]
         if missing:

@@ -34,8 +34,8 @@ class Match:
     detail: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> "Match":
-        """Return what ``--match`` says.
+    def parse(cls, text: str, flag: str = "--match") -> "Match":
+        """Return what ``--match`` says; ``flag`` is its name in messages.
 
         Raises:
             UserError: it is none of :data:`KINDS`.
@@ -43,9 +43,9 @@ class Match:
         kind, _, detail = text.partition(":")
         plain = kind in ("exact", "choice", "number") and not detail and ":" not in text
         if not plain and not (kind in ("json", "regex") and detail):
-            raise UserError(f"--match: is {text!r}. Give {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+            raise UserError(f"{flag}: is {text!r}. Give {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
         if kind == "regex":
-            check_pattern(detail, "--match")
+            check_pattern(detail, flag)
         return cls(kind, detail)
 
     def __str__(self) -> str:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from internvl.data.video import is_frame_sampling
 from internvl.errors import UserError
+from internvl.evaluation.matching import Match
 from internvl.limits import MAX_ALPHA, MAX_TILES
 
 if TYPE_CHECKING:
@@ -83,26 +84,35 @@ def _check_evaluation(training: "FinetuneArguments") -> None:
     wanted = {
         "eval_strategy": training.eval_strategy != "no",
         "eval_caption_steps": training.eval_caption_steps,
+        "eval_answer_steps": training.eval_answer_steps,
         "early_stopping_patience": training.early_stopping_patience,
         "load_best_model_at_end": training.load_best_model_at_end,
     }
     for name, value in wanted.items():
         if value and not training.eval_meta_path:
             raise UserError(f"--{name}: needs rows to evaluate on. Pass --eval_meta_path META.json.")
-    for name in ("eval_caption_steps", "early_stopping_patience"):
+    for name in ("eval_caption_steps", "eval_answer_steps", "early_stopping_patience"):
         if getattr(training, name) < 0:
             raise UserError(f"--{name}: is {getattr(training, name)}. Give a whole number, 0 for never.")
     if training.eval_caption_steps and training.eval_caption_samples < 2:
         raise UserError(
             f"--eval_caption_samples: is {training.eval_caption_samples}. Give at least 2: CIDEr of one image is 0."
         )
+    if training.eval_match:
+        Match.parse(training.eval_match, "--eval_match")
+    if bool(training.eval_answer_steps) != bool(training.eval_match):
+        given, missing = "eval_answer_steps", "eval_match HOW, such as json:action"
+        if training.eval_match:
+            given, missing = "eval_match", "eval_answer_steps N"
+        raise UserError(f"--{given}: has no effect alone. Add --{missing}, or remove the flag.")
     if training.early_stopping_patience and not training.load_best_model_at_end:
         raise UserError("--early_stopping_patience: needs to know what is best. Add --load_best_model_at_end True.")
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
-    if best not in ("loss", "CIDEr"):
-        raise UserError(f"--metric_for_best_model: is {best!r}. Give loss or CIDEr.")
-    if best == "CIDEr" and not training.eval_caption_steps:
-        raise UserError("--metric_for_best_model: CIDEr is not measured. Add --eval_caption_steps N.")
+    measured_by = {"CIDEr": "eval_caption_steps", "accuracy": "eval_answer_steps", "macro_F1": "eval_answer_steps"}
+    if best != "loss" and best not in measured_by:
+        raise UserError(f"--metric_for_best_model: is {best!r}. Give loss, {', '.join(measured_by)}.")
+    if best != "loss" and not getattr(training, measured_by[best]):
+        raise UserError(f"--metric_for_best_model: {best} is not measured. Add --{measured_by[best]} N.")
 
 
 def check_data_arguments(data: "DataArguments") -> None:

@@ -193,8 +193,19 @@ class FinetuneArguments(TrainingArguments):
         default=0,
         metadata={"help": "Every N steps, also answer a sample of the held-out rows and log CIDEr; 0: never."},
     )
+    eval_answer_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Every N steps, also answer a sample of the held-out rows and log accuracy and macro-F1 of what "
+            "eval_match compares; 0: never."
+        },
+    )
+    eval_match: str | None = field(
+        default=None,
+        metadata={"help": "What of an answer is compared, as --match of evaluate.sh: exact, choice, json:FIELD, …"},
+    )
     eval_caption_samples: int = field(
-        default=64, metadata={"help": "Number of questions in that sample, the same ones each time."}
+        default=64, metadata={"help": "Number of questions in these samples, the same ones each time."}
     )
     early_stopping_patience: int = field(
         default=0,

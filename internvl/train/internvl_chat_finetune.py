@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,6 @@ from internvl.data.meta import DatasetSpec, read_meta
 from internvl.device import choose_kernels
 from internvl.distributed import leave_ranks
 from internvl.errors import UserError, ends_on_user_error
-from internvl.evaluation.java_scorers import check_scorers
 from internvl.json_files import write_json
 from internvl.logging_utils import setup_logging
 from internvl.model.adapter import describe_trainable
@@ -60,7 +58,7 @@ from internvl.train.run_page import RunPage
 from internvl.train.setup import load_for_training, render_settings, training_dtype
 from internvl.train.sharding import shards_parameters
 from internvl.train.trainer import FinetuneTrainer
-from internvl.train.validation import CaptionSteps, Evaluator, read_caption_sample
+from internvl.train.validation import AnswerSteps, make_evaluator
 
 logger = logging.getLogger("internvl.train")
 BATCH_TENSORS = 8  # ids, labels, mask, pixels, flags, and some that packing adds
@@ -260,8 +258,8 @@ def _prepare_device(trainer: FinetuneTrainer, model_args: ModelArguments) -> Mem
 def callbacks(training_args: FinetuneArguments) -> list[TrainerCallback]:
     """Return what follows a training and what ends it early, as the flags say."""
     chosen = [ProgressLine(rows_per_step(training_args)), PeakMemory(), Heartbeat()]
-    if training_args.eval_caption_steps:
-        chosen.append(CaptionSteps(training_args.eval_caption_steps))
+    for every in {training_args.eval_caption_steps, training_args.eval_answer_steps} - {0}:
+        chosen.append(AnswerSteps(every))
     if training_args.early_stopping_patience:
         chosen.append(EarlyStoppingCallback(training_args.early_stopping_patience))
     return chosen
@@ -335,56 +333,6 @@ def open_vision_cache(
             "remove the flag."
         )
     return VisionCache(data_args.vision_cache, model, max_bytes=round(data_args.vision_cache_gb * 1e9))
-
-
-def make_evaluator(
-    loaded: LoadedModel, data_args: DataArguments, training_args: FinetuneArguments
-) -> Evaluator | None:
-    """Return what measures the model on the rows of --eval_meta_path, which are checked; None without.
-
-    Raises:
-        UserError: rows are not in order, or captions cannot be made or scored here.
-    """
-    if not training_args.eval_meta_path:
-        return None
-    config = loaded.model.config
-    # Held-out rows are not augmented, nor balanced: a loss is to be compared with the one before.
-    specs = [replace(spec, data_augment=False, balance=None) for spec in read_meta(training_args.eval_meta_path)]
-    settings = render_settings(data_args, config)
-    dataset = ConversationDataset(specs, loaded.tokenizer, settings, seed=training_args.seed, on_bad_sample="skip")
-    with training_args.main_process_first(desc="checking the held-out data"):
-        check = check_with_cache(dataset)
-    check.raise_errors("Nothing was trained. These are rows of --eval_meta_path.")
-    dataset.filter(check.trains(dataset.index))
-    if len(dataset) == 0:
-        raise UserError(
-            f"{training_args.eval_meta_path}: all rows are longer than --max_seq_length, or of weight 0. Raise it, or "
-            "the weights."
-        )
-    captions = None
-    if training_args.eval_caption_steps:
-        if shards_parameters(training_args):
-            raise UserError(
-                "--eval_caption_steps: with ZeRO-3 and FSDP no process has the weights to answer with. Use ZeRO-1 or "
-                "-2, or remove the flag."
-            )
-        check_scorers()
-        captions = read_caption_sample(
-            training_args.eval_meta_path,
-            training_args.eval_caption_samples,
-            training_args.seed,
-            allow_outside_root=data_args.allow_outside_root,
-        )
-    return Evaluator(
-        dataset,
-        Collator(loaded.tokenizer.pad_token_id, config.image_size),
-        loaded.tokenizer,
-        batch_size=training_args.per_device_eval_batch_size,
-        captions=captions,
-        caption_steps=training_args.eval_caption_steps,
-        max_tiles=data_args.max_dynamic_patch if data_args.dynamic_image_size else 1,
-        num_frames=data_args.min_num_frame,
-    )
 
 
 if __name__ == "__main__":

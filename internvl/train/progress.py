@@ -9,7 +9,7 @@ from internvl.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-SHOWN_MEASURES = {"eval loss": "eval_loss", "CIDEr": "eval_CIDEr"}
+SHOWN_MEASURES = {"eval loss": "eval_loss", "CIDEr": "eval_CIDEr", "accuracy": "eval_accuracy"}
 
 
 class ProgressLine(TrainerCallback):

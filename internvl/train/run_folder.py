@@ -33,8 +33,9 @@ WITHOUT_EFFECT = frozenset(
     dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor
     ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout
     do_eval do_predict do_train
-    eval_accumulation_steps eval_caption_samples eval_caption_steps eval_delay eval_do_concat_batches eval_on_start
-    eval_steps eval_strategy eval_use_gather_object greater_is_better metric_for_best_model per_device_eval_batch_size
+    eval_accumulation_steps eval_answer_steps eval_caption_samples eval_caption_steps eval_delay eval_match
+    eval_do_concat_batches eval_on_start eval_steps eval_strategy eval_use_gather_object greater_is_better
+    metric_for_best_model per_device_eval_batch_size
     hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy hub_token push_to_hub
     log_level log_level_replica log_on_each_node
     logging_first_step logging_nan_inf_filter logging_steps logging_strategy

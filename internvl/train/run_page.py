@@ -34,6 +34,7 @@ CURVES = {
     "learning_rate": "Learning rate",
     "data_wait": "Share of time spent waiting for data",
     "eval_CIDEr": "CIDEr of held-out rows",
+    "eval_accuracy": "Accuracy of held-out rows",
 }
 MANY, FEW = 30, 3  # logged steps, and evaluations, that it takes to say something about a curve
 WAITS, GROWS, RISES = 0.3, 10.0, 1.05
@@ -221,7 +222,7 @@ def render(page: Page, state, status: str) -> str:
         if name == "loss":
             curves["held-out loss"] = curve(history, "eval_loss")
         charts.append(make_chart(title, curves))
-    evaluations = [entry for entry in history if "eval_loss" in entry or "eval_CIDEr" in entry]
+    evaluations = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
     peak = peak_bytes(page.device) if page.plan else 0
     return _template().render(
         page=page,

@@ -220,7 +220,7 @@ class FinetuneTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Measure loss, and CIDEr where it is due, log them and return them as eval_loss and eval_CIDEr."""
+        """Measure loss, and scores of answers where they are due; log and return them as eval_loss, eval_CIDEr, …"""
         evaluator, started = self.evaluator, time.monotonic()
         assert evaluator is not None, "transformers evaluates where there is an eval_dataset, which comes with it"
         # As training calls it: DeepSpeed's ZeRO-3 gathers the weights in it. DDP would wait for gradients.
@@ -228,11 +228,11 @@ class FinetuneTrainer(Trainer):
         was_training = model.training
         model.eval()
         metrics = {"eval_loss": evaluator.loss(model, self.args.device, sharded=shards_parameters(self.args))}
-        due = evaluator.caption_steps and self.state.global_step % evaluator.caption_steps == 0
-        if due or (evaluator.caption_steps and self.state.global_step >= self.state.max_steps):
+        captions, answers = evaluator.due(self.state.global_step, self.state.max_steps)
+        if captions or answers:
             # Mixed precision is put around the model's forward, which generating goes past.
             with self.accelerator.autocast():
-                metrics["eval_CIDEr"] = evaluator.cider(self.chat_model)
+                metrics |= evaluator.answer_scores(self.chat_model, captions=captions, answers=answers)
         model.train(was_training)
         metrics["eval_runtime"] = round(time.monotonic() - started, 2)
         self.log(metrics)
@@ -241,7 +241,7 @@ class FinetuneTrainer(Trainer):
 
     def _determine_best_metric(self, metrics, trial):
         name = self.args.metric_for_best_model
-        if name and f"eval_{name.removeprefix('eval_')}" not in metrics:  # CIDEr is not measured every time
+        if name and f"eval_{name.removeprefix('eval_')}" not in metrics:  # answers are not scored every time
             return False
         return super()._determine_best_metric(metrics, trial)
 

@@ -14,8 +14,10 @@ from internvl.train.setup import render_settings
 from tests.conftest import pixels
 from tests.end_to_end.launching import losses, run_launcher
 
+MATCH = "regex:(.)"  # by the first letter: four steps teach no more
 STEPS = ["--max_steps", "4", "--save_steps", "2", "--save_total_limit", "9", "--learning_rate", "1e-3"]
 CAPTIONS = ["--eval_caption_steps", "4", "--eval_caption_samples", "100", "--dynamic_image_size", "True"]
+ANSWERS = ["--eval_answer_steps", "2", "--eval_match", MATCH]
 
 
 def entries(folder, key: str) -> dict[int, float]:
@@ -43,7 +45,7 @@ def test_evaluating_measures_exactly_and_leaves_the_training_alone(finetune, row
     meta = str(rows_folder / "meta.json")
     plain, process = finetune("plain", *STEPS)
     assert process.returncode == 0, process.stderr
-    watched, process = finetune("watched", *STEPS, "--eval_meta_path", meta, *CAPTIONS)
+    watched, process = finetune("watched", *STEPS, "--eval_meta_path", meta, *CAPTIONS, *ANSWERS)
     assert process.returncode == 0, process.stderr
     assert losses(watched) == losses(plain)
     assert "Step 4: eval loss" in process.stdout + process.stderr
@@ -57,6 +59,12 @@ def test_evaluating_measures_exactly_and_leaves_the_training_alone(finetune, row
     assert done.returncode == 0, done.stderr
     cider = json.loads((result / "scores.json").read_text())["CIDEr"]
     assert entries(watched, "eval_CIDEr") == {4: pytest.approx(cider, abs=1e-9)}
+    flags[-1] = str(tmp_path / "answers")
+    done = run_launcher("evaluate.sh", str(watched), "answers-train", *flags, "--match", MATCH)
+    assert done.returncode == 0, done.stderr
+    accuracy = json.loads((tmp_path / "answers" / "scores.json").read_text())["accuracy"]
+    assert list(entries(watched, "eval_accuracy")) == [2, 4]
+    assert entries(watched, "eval_accuracy")[4] == accuracy
 
     two, process = finetune("two", *STEPS, "--eval_meta_path", meta, *CAPTIONS, GPUS="2", PER_DEVICE_BATCH_SIZE="2")
     assert process.returncode == 0, process.stderr

@@ -49,6 +49,8 @@ def test_a_flag_that_changes_what_is_written_is_another_training(tmp_path, flag,
         RunFolder(tmp_path, {"FinetuneArguments": {flag: value}}).find_resume_point(False, None)
 
 
-@pytest.mark.parametrize("flag", ["save_steps", "logging_steps", "dataloader_num_workers", "eval_caption_steps"])
+@pytest.mark.parametrize(
+    "flag", ["save_steps", "logging_steps", "dataloader_num_workers", "eval_caption_steps", "eval_match"]
+)
 def test_a_flag_of_writing_and_working_continues_the_training(flag):
     assert find_differences({"FinetuneArguments": {flag: 1}}, {"FinetuneArguments": {flag: 2}}) == []

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from internvl.data.batch import Collator
 from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import read_meta
 from internvl.data.tokenize import RenderSettings
+from internvl.evaluation.matching import Match
 from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.train.validation import Evaluator, read_caption_sample
 from tests.conftest import make_image
@@ -30,13 +32,59 @@ def make_evaluator(tiny_model):
             collator,
             tokenizer,
             batch_size=batch_size,
-            captions=None,
+            sample=None,
             caption_steps=0,
+            answer_steps=0,
+            match=None,
             max_tiles=6,
             num_frames=8,
         )
 
     return make
+
+
+def test_answers_of_the_sample_are_scored_as_evaluate_sh_scores_them(
+    make_evaluator, rows_folder, tiny_model, monkeypatch
+):
+    """Against counting by hand: of three colours, the model says the right one where the id is even."""
+    evaluator = make_evaluator(rows_folder / "meta.json", 2)
+    sample = read_caption_sample(str(rows_folder / "meta.json"), 6, 0, allow_outside_root=False)
+    wanted = dict(
+        zip((one.id for one in sample.questions), ("red", "blue", "red", "red", "blue", "green"), strict=True)
+    )
+    truth = {
+        "annotations": [
+            {"image_id": image_id, "caption": json.dumps({"colour": colour})} for image_id, colour in wanted.items()
+        ]
+    }
+    evaluator.sample, evaluator.match = replace(sample, ground_truth=truth), Match.parse("json:colour")
+    said = [
+        '{"colour": "red"}',
+        '{"colour": "red"}',
+        "red",
+        '{"colour": "red"}',
+        '{"colour": "blue"}',
+        '{"colour": 1}',
+    ]
+    predictions = [{"image_id": image_id, "caption": text} for image_id, text in zip(wanted, said, strict=True)]
+    monkeypatch.setattr(evaluator, "_answer", lambda model, chosen: predictions)
+    scores = evaluator.answer_scores(tiny_model.model, captions=False, answers=True)
+    f1_red, f1_blue, f1_green = 2 * 2 / (3 + 3), 2 * 1 / (1 + 2), 0.0
+    assert scores["eval_accuracy"] == pytest.approx(3 / 6)
+    assert scores["eval_macro_F1"] == pytest.approx((f1_red + f1_blue + f1_green) / 3)
+    assert scores.keys() == {"eval_accuracy", "eval_macro_F1"}
+    assert [one.answer for one in evaluator.samples] == said
+
+
+@pytest.mark.parametrize(
+    ("steps", "due"),
+    [((0, 0), (False, False)), ((4, 3), (True, False)), ((5, 2), (False, True)), ((5, 3), (False, False))],
+)
+def test_scores_are_due_at_their_own_steps_and_at_the_end(steps, due, make_evaluator, rows_folder):
+    evaluator = make_evaluator(rows_folder / "meta.json", 2)
+    evaluator.caption_steps, evaluator.answer_steps = steps
+    assert evaluator.due(4, 9) == due
+    assert evaluator.due(9, 9) == (bool(steps[0]), bool(steps[1]))
 
 
 def supervised(batches) -> int:
