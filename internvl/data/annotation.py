@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,8 @@ from internvl.model.internvl_chat.conversation import (
 # Boxes and references are written by people (`<ref>chair</ref><box>…</box>`); all others are ours to place.
 RESERVED_TOKENS = [IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN, "<s>", "</s>", *RENAMED_SPECIAL_TOKENS]
 assert set(RESERVED_TOKENS[:3]) < set(ADDED_SPECIAL_TOKENS)
+# A "<" that begins something else than a mark of an image or a video.
+OTHER_MARK = re.compile(f"<(?!{re.escape(IMAGE_PLACEHOLDER[1:])}|{re.escape(VIDEO_PLACEHOLDER[1:])})")
 WHITE_SPACE = b" \t\r\v\f"  # what bytes.strip() takes away, but for the newline
 KINDS = ("text", "image", "images", "video")
 
@@ -190,8 +193,8 @@ def parse_row(record: object, where: str) -> Row:
         turns = _add_system_turn(turns, system, where)
     images = record.get("image") or []
     single = not isinstance(images, list)
-    images = [path_of(image) for image in ([images] if single else images)]
-    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
+    images = [image if type(image) is str else path_of(image) for image in ([images] if single else images)]
+    if not all(isinstance(image, str) and image for image in images):
         what = f"image is {shorten(record['image'])}"
         raise RowError(where, "image path", what, "Give a path or a list of paths")
     video = path_of(record.get("video") or None)
@@ -243,7 +246,7 @@ def _add_system_turn(turns: list[Turn], message: str, where: str) -> list[Turn]:
 
 def _place_mark(turns: list[Turn], mark: str, noun: str, count: int, where: str) -> None:
     """Check that the human turns have ``count`` marks; a single missing one is put before the first question."""
-    found = sum(turn.value.count(mark) for turn in turns if turn.role == "human")
+    found = sum([turn.value.count(mark) for turn in turns if turn.role == "human"])
     if count == 1 and found == 0:
         first = next(index for index, turn in enumerate(turns) if turn.role == "human")
         turns[first] = turns[first]._replace(value=f"{mark}\n{turns[first].value}")
@@ -300,10 +303,11 @@ def parse_turns(conversations: object, where: str) -> list[Turn]:
 def _check_order(turns: list[Turn], where: str) -> None:
     """Refuse conversations that do not alternate human and gpt, or do not end with an answer."""
     expected = "human"
+    first = 2 if turns[0].role == "system" else 1
     for number, turn in enumerate(turns, 1):
-        if number == 1 and turn.role == "system":
+        if number < first:
             continue
-        if turn.role == "gpt" and all(earlier.role == "system" for earlier in turns[: number - 1]):
+        if turn.role == "gpt" and number == first:
             what = f"turn {number}, the first, is an answer (some loaders drop it)"
             raise RowError(where, "order of turns", what, "Remove it, or put its question in front")
         if turn.role != expected:
@@ -332,6 +336,8 @@ def _check_value(turn: Turn, number: int, where: str) -> None:
 
 def _check_marks(turn: Turn, number: int, where: str) -> None:
     """Refuse reserved tokens, image and video marks outside human turns, and boxes that are none."""
+    if turn.role == "human" and not OTHER_MARK.search(turn.value):
+        return  # <image> and <video> alone
     found = next((mark for mark in FOREIGN_MARKS if mark in turn.value), None)
     if found:
         what = (

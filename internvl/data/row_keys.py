@@ -63,6 +63,8 @@ def check_meaningful(record: dict, where: str, of: str = "") -> None:
     Raises:
         RowError: names the key, its value and what it means there.
     """
+    if record.keys().isdisjoint(MEANINGFUL_KEYS):  # almost always
+        return
     for key, (neutral, meaning, todo) in MEANINGFUL_KEYS.items():
         if key in record and not any(record[key] is value or record[key] == value for value in neutral):
             what = f"{of}has the key {key!r} ({shorten(record[key], 60)}): {meaning}"
@@ -98,6 +100,8 @@ def check_own_form(record: dict, where: str) -> None:
         RowError: names the ``--from`` that it is for.
     """
     conversations = record.get("conversations")
+    if isinstance(conversations, list) and _is_plain(record, conversations):
+        return
     if isinstance(conversations, list):  # ours, but for turns of role and content, or media under other keys alone
         has_roles = any(isinstance(turn, dict) and "role" in turn and "from" not in turn for turn in conversations)
         has_others = any(record.get(key) for key in ("images", "videos")) and not _has_own_media(record)
@@ -109,6 +113,13 @@ def check_own_form(record: dict, where: str) -> None:
     what = f"has the keys {shorten(sorted(record), 100)}, the form of --from {form}"
     todo = f"Convert the file: python tools/convert_annotations.py FILE OUT.jsonl --from {form}"
     raise RowError(where, "another format", what, todo)
+
+
+def _is_plain(record: dict, turns: list) -> bool:
+    """Whether a row has the keys of our form alone: a quick answer for almost all."""
+    if "images" in record or "videos" in record:
+        return False
+    return all(isinstance(turn, dict) and "from" in turn for turn in turns)
 
 
 def check_media_keys(record: dict, where: str) -> None:
@@ -127,9 +138,12 @@ def check_media_keys(record: dict, where: str) -> None:
 
 def unread_keys(record: dict) -> Iterator[str]:
     """Yield a note for each key of a row and its turns that nothing reads."""
-    for key in sorted(record.keys() - KNOWN_KEYS):
-        yield f"key {shorten(key, 40)}, not read"
+    if not record.keys() <= KNOWN_KEYS:
+        for key in sorted(record.keys() - KNOWN_KEYS):
+            yield f"key {shorten(key, 40)}, not read"
     for turn in record["conversations"]:
+        if len(turn) == 2:  # "from" and "value"
+            continue
         for key in sorted(turn.keys() - KNOWN_TURN_KEYS):
             yield f"key {shorten(key, 40)} of turns, not read"
 
@@ -140,6 +154,8 @@ def system_message(record: dict, where: str) -> str | None:
     Raises:
         RowError: it is not text, or two keys have different ones.
     """
+    if record.keys().isdisjoint(SYSTEM_KEYS):
+        return None
     found = {key: record[key] for key in SYSTEM_KEYS if record.get(key)}
     for key, value in found.items():
         if not isinstance(value, str):
