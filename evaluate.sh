@@ -32,8 +32,8 @@ TASK        caption-NAME: a data set of eval/caption/datasets.json (coco, flickr
             caption: all of them that are there
             caption-custom: a JSONL file of training rows, with --annotation FILE --root FOLDER
             caption-train: the training rows of a meta file, with --meta FILE
-            answers-custom, answers-train, answers-NAME: the same for answers that are right or wrong, with
-            --match exact, choice, number, json:FIELD or regex:PATTERN
+            answers-custom, answers-train, answers-NAME (habitat_nav): the same for answers that are right or wrong,
+            with --match exact, choice, number, json:FIELD or regex:PATTERN
 FLAG        passed on to the evaluation; --auto uses all devices from one process, and
             --base FOLDER names the base of an adapter that records another path
 GPUS        number of processes, one per device (default 1)

@@ -5,12 +5,14 @@ python -m internvl.launch check|run evaluation SCRIPT [FLAG VALUE]... -- CHECKPO
 """
 
 import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
 
 from internvl.errors import UserError
 from internvl.launch import evaluation, finetune
+from internvl.launch.config import can_read
 
 
 def main(words: Sequence[str]) -> int:
@@ -22,6 +24,8 @@ def main(words: Sequence[str]) -> int:
         if kind == "evaluation":
             request = evaluation.read(call, typed)
             return 0 if step == "check" else evaluation.start(request)
+        if step == "check" and not can_read(os.environ.get("CONFIG") or ".json"):
+            return 0  # looked at once its package is installed
         settings = finetune.read([kind, *call], typed)
         return 0 if step == "check" else finetune.start(settings)
     except UserError as err:

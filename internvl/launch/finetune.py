@@ -1,6 +1,7 @@
 """A finetune as a launcher starts it: its settings checked, its command made for the device, its output logged."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from internvl.distributed import count_cores
 from internvl.errors import UserError
 from internvl.launch.command import CPU, Device, command_lines, detect_device, prepare_device, torchrun
+from internvl.launch.config import with_config
 from internvl.launch.flags import Paths
 from internvl.launch.inputs import check_meta_inputs, check_model_and_meta, meta_inputs
 from internvl.launch.process import run_logged
@@ -23,7 +25,8 @@ def read(call: Sequence[str], typed: Sequence[str]) -> Settings:
     Raises:
         UserError: a setting or a file that it names does not fit.
     """
-    settings = read_settings(call, typed, os.environ, Paths())
+    paths = Paths()
+    settings = read_settings(call, with_config(os.environ.get("CONFIG"), typed, paths), os.environ, paths)
     if not settings.dry_run:
         check_model_and_meta(settings)
     return settings
@@ -53,6 +56,8 @@ def start(settings: Settings) -> int:
             f"{log.parent}: cannot be written ({err.strerror}). Set OUTPUT_DIR to a folder where you may write."
         ) from err
     print(head, end="", flush=True)
+    if settings.debug:
+        os.execv(plan.command[0], plan.command)
     return run_logged(plan.command, log)
 
 
@@ -106,7 +111,8 @@ def make_plan(settings: Settings, device: Device) -> Plan:
                 f"PER_DEVICE_BATCH_SIZE: is auto, and this training takes {ZERO_1}, which has to know it. Name a "
                 "number, or set DEEPSPEED=none where a GPU holds gradients and optimizer whole."
             )
-    workers = max(1, min(count_cores() // (settings.batch.gpus if device.count else 1), MAX_DATA_WORKERS[device.kind]))
+    share = count_cores() // (settings.batch.gpus if device.count else 1)
+    workers = 0 if settings.debug else max(1, min(share, MAX_DATA_WORKERS[device.kind]))
     own = [
         ("--model_name_or_path", settings.model),
         ("--meta_path", settings.meta_path),
@@ -121,13 +127,14 @@ def make_plan(settings: Settings, device: Device) -> Plan:
         own += [("--bf16", "False"), ("--fp16", "False")] if precision == "fp32" else [(f"--{precision}", "True")]
     if device.kind == "cpu":
         own.append(("--use_cpu", "True"))
-    if device.kind == "cuda" and "dataloader_num_workers" not in settings.given:
+    if device.kind == "cuda" and workers and "dataloader_num_workers" not in settings.given:
         # A step's micro-batches are all fetched before the first one is computed: the next step's are made meanwhile.
         own.append(("--dataloader_prefetch_factor", str(-(-settings.batch.steps // workers) + 1)))
     if deepspeed:
         own.append(("--deepspeed", deepspeed))
     flags = [word for flag, value in own if flag.removeprefix("--") not in settings.given for word in (flag, value)]
-    command = [*torchrun(settings.batch.gpus, settings.nodes), settings.script, *flags, *settings.flags]
+    start = [sys.executable] if settings.debug else torchrun(settings.batch.gpus, settings.nodes)
+    command = [*start, settings.script, *flags, *settings.flags]
     return Plan(settings, device, precision, deepspeed, command)
 
 

@@ -33,7 +33,8 @@ class Settings:
     """What a finetune is asked for; paths are right from the repository.
 
     ``recipe`` are the launcher's own flags and values, ``flags`` all the user's, as the finetune script gets them, and
-    ``given`` the names of the latter. A ``deepspeed`` of None leaves the choice to the device.
+    ``given`` the names of the latter. A ``deepspeed`` of None leaves the choice to the device. ``debug``: one process
+    that reads its own data and has the terminal, so that breakpoints work.
     """
 
     script: str
@@ -46,6 +47,7 @@ class Settings:
     deepspeed: str | None
     use_cpu: bool
     dry_run: bool
+    debug: bool
     recipe: list[str]
     flags: list[str]
     given: set[str]
@@ -111,10 +113,22 @@ def read_settings(call: Sequence[str], typed: Sequence[str], environment: Mappin
         deepspeed,
         is_on(values.get("use_cpu")),
         is_on(environment.get("DRY_RUN")),
+        _check_debug(is_on(environment.get("DEBUG")), batch),
         recipe,
         [*(word for name, value in given.items() for word in (f"--{name}", value)), *passed_on],
         names,
     )
+
+
+def _check_debug(debug: bool, batch: Batch) -> bool:
+    """Return ``debug``.
+
+    Raises:
+        UserError: it is wanted of several processes.
+    """
+    if debug and batch.gpus * batch.nodes > 1:
+        raise UserError(f"DEBUG: is for one process, and GPUS x NNODES are {batch.gpus * batch.nodes}. Set GPUS=1.")
+    return debug
 
 
 def read_nodes(count: int, environment: Mapping[str, str]) -> Nodes:

@@ -6,6 +6,9 @@
 #   GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT BATCH_SIZE MODEL META_PATH OUTPUT_DIR
 #   PER_DEVICE_BATCH_SIZE (auto: as many rows as fit into memory)   DEEPSPEED (a file, or none)
 #   PRECISION (auto, bf16, fp16, fp32)   DRY_RUN (1: say what would be done, do nothing)
+#   DEBUG (1: one process without torchrun and workers, so that breakpoints work)
+# from a file of flags
+#   CONFIG (YAML, or the training_args.json of a run, which it repeats)
 # and from the flags after the launcher's name, which are handed on to the finetune script.
 
 # shellcheck source-path=SCRIPTDIR source=common.sh

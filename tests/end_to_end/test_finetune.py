@@ -103,6 +103,22 @@ def test_the_same_command_continues_from_the_last_checkpoint(finetune):
     assert losses(folder) == losses(whole)
 
 
+def test_a_run_is_repeated_from_its_folder_and_without_torchrun(finetune):
+    """CONFIG names the arguments of a run; DEBUG leaves out torchrun, workers and the log."""
+    first, process = finetune("first", *EXACT, "--max_steps", "2", "--learning_rate", "7e-4", "--seed", "5")
+    assert process.returncode == 0, process.stderr
+    again, process = finetune("again", CONFIG=str(first / "training_args.json"), MODEL="", META_PATH="")
+    assert process.returncode == 0, process.stderr
+    assert losses(again) == losses(first)
+    flags = dict(zip(EXACT[::2], EXACT[1::2], strict=True)) | {"--learning_rate": "7e-4", "--seed": "5"}
+    lines = [f"{name.removeprefix('--')}: {value}" for name, value in flags.items()]
+    (first / "run.yaml").write_text("\n".join([*lines, "max_steps: 1"]))
+    plain, process = finetune("plain", "--max_steps", "2", CONFIG=str(first / "run.yaml"), DEBUG="1")
+    assert process.returncode == 0, process.stderr
+    assert losses(plain) == losses(first)
+    assert "torchrun" not in process.stdout and "internvl_chat_finetune.py" in process.stdout
+
+
 @pytest.mark.parametrize(
     "stage", ["1", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("2", "3", "2_offload", "3_offload"))]
 )

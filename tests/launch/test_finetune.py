@@ -43,6 +43,15 @@ def test_the_device_decides_precision_and_deepspeed():
     assert flags(CPU, DEEPSPEED="zero.json")["--deepspeed"] == "zero.json"
 
 
+def test_a_process_to_be_debugged_has_no_torchrun_and_reads_its_own_data():
+    command = plan(BF16, "--use_llm_lora", "8", DEBUG="1", PER_DEVICE_BATCH_SIZE="4").command
+    assert command[1] == "finetune.py" and "--nproc_per_node=1" not in " ".join(command)
+    words = dict(zip(command[2::2], command[3::2], strict=True))
+    assert words["--dataloader_num_workers"] == "0" and "--dataloader_prefetch_factor" not in words
+    with pytest.raises(UserError, match="DEBUG: is for one process, and GPUS x NNODES are 2. Set GPUS=1"):
+        plan(BF16, DEBUG="1", NNODES="2", MASTER_ADDR="10.0.0.1")
+
+
 def test_lora_on_one_node_does_without_deepspeed():
     lora = ("--use_llm_lora", "128")
     nodes = {"NNODES": "2", "MASTER_ADDR": "10.0.0.1"}

@@ -52,7 +52,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything needed to draw and to describe one view; ``pieces`` run from left to right."""
+    """Everything needed to draw and to describe one view; ``pieces`` run from left to right.
+
+    ``parts`` are the placed meshes of the furniture one by one, with their (kind, colour).
+    """
 
     room_type: str
     room: Room
@@ -61,6 +64,7 @@ class Scene:
     camera: Camera
     light: np.ndarray
     pieces: tuple[Piece, ...]
+    parts: tuple[tuple[tuple[str, str], Mesh], ...]
 
     @property
     def mentioned(self) -> tuple[Piece, ...]:
@@ -154,4 +158,5 @@ def sample_scene(seed: int) -> Scene:
     across, along = room.width * rng.uniform(0.3, 0.7), room.depth * rng.uniform(0.3, 0.55)
     light = np.array([across, along, room.height - 0.25])
     backdrop = join([room.shell(), details])
-    return Scene(room_type, room, backdrop, join(meshes), camera, light, tuple(pieces))
+    parts = tuple(zip(names, meshes, strict=True))
+    return Scene(room_type, room, backdrop, join(meshes), camera, light, tuple(pieces), parts)
