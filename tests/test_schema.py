@@ -48,7 +48,7 @@ WHOLE = {
     "datasets.json": (
         datasets.ENTRY,
         {"root": "a", "annotation": "a.json", "ground_truth": "b.json", "prompt": "Why?", "min_new_tokens": 1,
-         "max_new_tokens": 9},
+         "max_new_tokens": 9, "answers": True},
     ),
     "per_image.jsonl": (
         results.LINE,
