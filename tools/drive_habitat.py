@@ -36,7 +36,7 @@ from internvl.progress import Progress
 
 ROOM_OFFSET = 70_000_000  # behind the rooms of training and validation
 IMAGE_SIZE = 192
-MAX_NEW_TOKENS = 64
+MAX_NEW_TOKENS = 128
 RESAMPLES = 1000
 logger = logging.getLogger("internvl.drive")
 

@@ -44,7 +44,10 @@ def test_rows_can_be_trained_on_and_name_their_scene_episode_and_step(folder, ep
             (name,) = file.row(number).images
             assert (folder / name).is_file() and row["scene_id"].startswith("room-")
             answer = json.loads(row["conversations"][1]["value"])
-            assert answer["action"] in ACTIONS and ": " in answer["observation"]
+            assert answer["action"] in ACTIONS and answer.keys() == {"observation", "thought", "action"}
+            goal, _, where = answer["thought"].partition(": ")
+            colour, kind = goal.split()
+            assert (where == "not in view") != (f"{where.split(',')[0]}: {kind}, {colour}" in answer["observation"])
         scenes[split] = {row["scene_id"] for row in rows}
         steps = Counter((row["episode_id"], row["step"]) for row in rows)
         assert (max(steps.values()) > 1) == (split == "train")  # every goal of a room is asked about in training

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .navigation import ACTIONS, REACH, Frame, Pose, Sight, World, teach_episode
+from .navigation import ACTIONS, REACH, Frame, Pose, World, teach_episode
 
 SEED_OFFSETS = {"train": 50_000_000, "val": 60_000_000}  # of rooms, apart from each other and from those of captions
 SEEDS_PER_RUN = 100_000_000
@@ -40,12 +40,21 @@ def prompt(goal: str) -> str:
     return f"Walk to the {goal}. Answer as JSON, with an action: {', '.join(ACTIONS[:-1])} or {ACTIONS[-1]}."
 
 
-def answer(goal: str, sight: Sight | None, action: str) -> str:
-    """Return the answer for a goal of which the agent has a sight."""
-    seen = "not in view"
-    if sight is not None:
-        seen = f"{sight.side}, {'near' if sight.distance <= REACH else 'far'}"
-    return json.dumps({"observation": f"{goal}: {seen}", "action": action})
+def answer(world: World, goal: int, frame: Frame) -> str:
+    """Return the answer at a frame: what is in view from left to right, where the goal is, and what is done."""
+    seen = [
+        (sight.centre, sight.side, *world.scene.parts[number][0]) for number, sight in enumerate(frame.sights) if sight
+    ]
+    listing = "; ".join(f"{side}: {kind}, {colour}" for _, side, kind, colour in sorted(seen))
+    sight = frame.sights[goal]
+    where = f"{sight.side}, {'near' if sight.distance <= REACH else 'far'}" if sight else "not in view"
+    return json.dumps(
+        {
+            "observation": listing or "nothing",
+            "thought": f"{world.goals[goal]}: {where}",
+            "action": world.teach(frame.pose, goal, sight),
+        }
+    )
 
 
 def draw_start(world: World, goal: int, rng: np.random.Generator) -> Pose:
@@ -71,8 +80,7 @@ def teach_goal(world: World, goal: int, frame: Frame) -> str | None:
     """Return the answer about a goal at a frame; None where no way leads there."""
     if not np.isfinite(world.way(goal)[world.cell(frame.pose)]):
         return None
-    sight = frame.sights[goal]
-    return answer(world.goals[goal], sight, world.teach(frame.pose, goal, sight))
+    return answer(world, goal, frame)
 
 
 def render_episode(number: int, out: Path, split: str, seed: int, size: int) -> Episode:

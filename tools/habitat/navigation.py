@@ -60,8 +60,9 @@ def _wrapped(angle: float) -> float:
 
 @dataclass(frozen=True)
 class Sight:
-    """Of a piece of furniture in an image: the third of the image it is in, and metres to it; None where it is not."""
+    """A piece of furniture in view: where its middle is (0 left edge, 1 right), in which third, and metres to it."""
 
+    centre: float
     side: str
     distance: float
 
@@ -144,7 +145,7 @@ class World:
         return render(self.scene.room, self.backdrop, self.scene.furniture, self.camera(pose), self.scene.light, size)
 
     def sights(self, pose: Pose) -> list[Sight | None]:
-        """Return what the agent sees of each goal."""
+        """Return what the agent sees of each goal; None where one is not in view."""
         meshes = [mesh for _, mesh in self.scene.parts]
         buffers = np.stack([rasterise(mesh.quads, self.camera(pose), TRIAL_SIZE)[0] for mesh in meshes])
         owner = np.where(buffers.any(axis=0), buffers.argmax(axis=0), -1)
@@ -152,8 +153,9 @@ class World:
         for number in range(len(meshes)):
             columns = np.nonzero(owner == number)[1]
             seen = len(columns) >= SEEN_SHARE * TRIAL_SIZE**2
-            side = side_of((columns.mean() + 0.5) / TRIAL_SIZE) if seen else ""
-            sights.append(Sight(side, float(self.distance(number, pose.x, pose.y))) if seen else None)
+            centre = float((columns.mean() + 0.5) / TRIAL_SIZE) if seen else 0.0
+            distance = float(self.distance(number, pose.x, pose.y))
+            sights.append(Sight(centre, side_of(centre), distance) if seen else None)
         return sights
 
     @cache  # noqa: B019 - a world lives as long as its episodes
