@@ -156,13 +156,7 @@ class MadeUpRows(Dataset):
             return Idle()
         spans = [[ImageSpan(number, self.image_tokens) for number in self.images_of(item)] for item in group.items]
         shared = share_prefixes([self.samples[item] for item in group.items], spans, self.image_token_id)
-        return Sample(
-            input_ids=torch.tensor(shared.input_ids),
-            labels=torch.tensor(shared.labels),
-            tree=shared.tree,
-            images=[self.image(number, group.epoch) for number in shared.images],
-            weights=torch.tensor(shared.weights) if shared.weights else None,
-        )
+        return Sample.of(shared, [self.image(number, group.epoch) for number in shared.images], [])
 
     def images_of(self, item: int) -> tuple[int, ...]:
         """Return which images a row has."""

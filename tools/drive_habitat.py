@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from habitat.episodes import SEEDS_PER_RUN, draw_start, prompt
+from habitat.episodes import SEED_OFFSETS, SEEDS_PER_RUN, draw_start, prompt
 from habitat.navigation import ACTIONS, MAX_STEPS, STEP, Pose, World
 from rich.console import Console
 from rich.table import Table
@@ -34,11 +33,9 @@ from internvl.inference.requests import Request
 from internvl.logging_utils import setup_logging
 from internvl.progress import Progress
 
-ROOM_OFFSET = 70_000_000  # behind the rooms of training and validation
 IMAGE_SIZE = 192
 MAX_NEW_TOKENS = 128
 RESAMPLES = 1000
-logger = logging.getLogger("internvl.drive")
 
 
 @dataclass
@@ -78,7 +75,7 @@ def make_drives(rooms: int, seed: int) -> list[Drive]:
     """Return an episode in each of ``rooms`` rooms, whose goal the teacher can reach."""
     drives = []
     for number in range(rooms):
-        room = seed * SEEDS_PER_RUN + ROOM_OFFSET + number
+        room = seed * SEEDS_PER_RUN + SEED_OFFSETS["drive"] + number
         world, rng = World(room), np.random.default_rng(room)
         while True:
             goal = int(rng.integers(len(world.goals)))

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from internvl.data.annotation import Row
+from internvl.data.problems import RowError
 from internvl.data.selecting import check_pattern, found_by, nested_value
 from internvl.errors import UserError, shorten
 from internvl.limits import MAX_REPEAT_TIME
@@ -123,3 +125,25 @@ def _listed(counts: dict[str, float]) -> str:
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     named = [f"{shorten(kind, 40)} {count:g}" for kind, count in ordered[:12]]
     return ", ".join(named) + (f" and {len(counts) - 12:,} more" if len(counts) > 12 else "")
+
+
+def add_weights(into: dict[str, float], weights: dict[str, float]) -> None:
+    """Add the weights of kinds of answers to those that are known."""
+    for kind, weight in weights.items():
+        into[kind] = into.get(kind, 0.0) + weight
+
+
+def weigh_kinds(row: Row, balance: Balance) -> dict[str, float]:
+    """Return the weight of a row's answers of each kind; "" for those without one.
+
+    Raises:
+        RowError: the row is to be repeated by the kind of its answer, and has several answers.
+    """
+    answers = [turn.value for turn in row.turns if turn.role == "gpt"]
+    if balance.by == "repeat" and len(answers) > 1:
+        what = f"has {len(answers)} answers, and the balance of its data set repeats rows by the kind of their answer"
+        raise RowError(row.where, "answers of a repeated row", what, 'Set "by": "weight" in the meta file')
+    weights: dict[str, float] = {}
+    for answer, weight in zip(answers, row.weights or [1.0] * len(answers), strict=True):
+        add_weights(weights, {balance.kind(answer) or "": weight})
+    return weights

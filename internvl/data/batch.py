@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from internvl.data.grouping import SharedRows
 from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX
 from internvl.model.internvl_chat.sequence_layout import PrefixTree, SequenceLayout
 from internvl.model.vision_cache import TiledImage
@@ -32,6 +33,19 @@ class Sample:
     rows: list[str] = field(default_factory=list)
     weights: torch.Tensor | None = None
     skipped: "list[BadSample]" = field(default_factory=list)
+
+    @classmethod
+    def of(cls, shared: SharedRows, images: list[TiledImage], rows: list[str], **fields: Any) -> "Sample":
+        """Return the sample of rows in one sequence; ``fields`` are others of the sample."""
+        return cls(
+            input_ids=torch.tensor(shared.input_ids),
+            labels=torch.tensor(shared.labels),
+            tree=shared.tree,
+            images=images,
+            rows=rows,
+            weights=torch.tensor(shared.weights) if shared.weights else None,
+            **fields,
+        )
 
 
 class BadSample(NamedTuple):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from internvl.data.annotation import KINDS, Row
-from internvl.data.balance import Balance
+from internvl.data.balance import Balance, add_weights, weigh_kinds
 from internvl.data.dataset import ConversationDataset
 from internvl.data.grouping import IMAGE_LINK, ImageLinks, shared_parts
 from internvl.data.media import count_frames, read_image, read_image_size, read_info, read_video
@@ -112,14 +112,17 @@ class DatasetCheck:
 
     def row_stats(self, index: np.ndarray) -> np.ndarray:
         """Return the facts of items; ``index`` is int64 (items, 2), file number and row."""
+        return np.concatenate([file.row_stats for file in self.files])[self._rows(index)]
+
+    def _rows(self, index: np.ndarray) -> np.ndarray:
+        """Return the numbers of items among the rows of all files together, int64 (items,)."""
         starts = np.cumsum([0] + [len(file.row_stats) for file in self.files])
-        return np.concatenate([file.row_stats for file in self.files])[starts[index[:, 0]] + index[:, 1]]
+        return starts[index[:, 0]] + index[:, 1]
 
     def links(self, index: np.ndarray) -> ImageLinks:
         """Return the links of items with several images; ``index`` as of :meth:`row_stats`."""
         counts = np.concatenate([file.row_stats["links"] for file in self.files]).astype(np.int64)
-        starts = np.cumsum([0] + [len(file.row_stats) for file in self.files])
-        rows = starts[index[:, 0]] + index[:, 1]
+        rows = self._rows(index)
         table = np.concatenate([file.links for file in self.files])
         return ImageLinks((counts.cumsum() - counts)[rows], counts[rows], table)
 
@@ -376,28 +379,6 @@ class Checker:
         status = LONG if isinstance(err, LongRowError) else UNWEIGHTED if isinstance(err, ZeroWeightError) else BAD
         check.row_stats["status"][offset] = status
         check.problems.append(Problem(err.where, err.reason, str(err), isinstance(err, LeftOutError)))
-
-
-def add_weights(into: dict[str, float], weights: dict[str, float]) -> None:
-    """Add the weights of kinds of answers to those that are known."""
-    for kind, weight in weights.items():
-        into[kind] = into.get(kind, 0.0) + weight
-
-
-def weigh_kinds(row: Row, balance: Balance) -> dict[str, float]:
-    """Return the weight of a row's answers of each kind; "" for those without one.
-
-    Raises:
-        RowError: the row is to be repeated by the kind of its answer, and has several answers.
-    """
-    answers = [turn.value for turn in row.turns if turn.role == "gpt"]
-    if balance.by == "repeat" and len(answers) > 1:
-        what = f"has {len(answers)} answers, and the balance of its data set repeats rows by the kind of their answer"
-        raise RowError(row.where, "answers of a repeated row", what, 'Set "by": "weight" in the meta file')
-    weights: dict[str, float] = {}
-    for answer, weight in zip(answers, row.weights or [1.0] * len(answers), strict=True):
-        add_weights(weights, {balance.kind(answer) or "": weight})
-    return weights
 
 
 def _stable_hash(*parts: object) -> int:

@@ -8,7 +8,6 @@ import random
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from internvl.data.annotation import AnnotationFile, Row
@@ -257,13 +256,10 @@ class ConversationDataset(Dataset):
         shared = share_prefixes([row for row, _ in rows], [spans for _, spans in rows], self.image_token_id)
         skipped = {where for where, _ in bad}
         places = [self.files[number][1].where(position) for number, position in items]
-        return Sample(
-            input_ids=torch.tensor(shared.input_ids),
-            labels=torch.tensor(shared.labels),
-            tree=shared.tree,
-            images=[images.images[number] for number in shared.images],
-            rows=[where for where in places if where not in skipped],
-            weights=torch.tensor(shared.weights) if shared.weights else None,
+        return Sample.of(
+            shared,
+            [images.images[number] for number in shared.images],
+            [where for where in places if where not in skipped],
             skipped=bad,
         )
 

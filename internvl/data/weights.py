@@ -39,7 +39,7 @@ def answer_weights(record: dict, where: str) -> tuple[float, ...]:
         RowError: a weight is none, or a turn that is not an answer has one other than 1.
     """
     turns = record["conversations"]
-    if not any("weight" in part or "loss" in part for part in (record, *turns)):
+    if all(part.keys().isdisjoint(WEIGHT_KEYS) for part in (record, *turns)):
         return ()
     of_row = read_weight(record, where)
     weights = []

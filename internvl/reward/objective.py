@@ -63,16 +63,7 @@ def make_batch(
         if reference_weight:
             rows += [_row(ids, list(reference), reference_weight) for reference in prompt.reference_ids]
         shared = share_prefixes(rows)
-        samples.append(
-            Sample(
-                input_ids=torch.tensor(shared.input_ids),
-                labels=torch.tensor(shared.labels),
-                tree=shared.tree,
-                images=list(prompt.images),
-                rows=[prompt.where],
-                weights=torch.tensor(shared.weights) if shared.weights else None,
-            )
-        )
+        samples.append(Sample.of(shared, list(prompt.images), [prompt.where]))
     return collate(samples)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from internvl.data.annotation import parse_row
-from internvl.data.balance import Balance, BalanceEntry, field_value
-from internvl.data.checking import check_dataset, weigh_kinds
+from internvl.data.balance import Balance, BalanceEntry, field_value, weigh_kinds
+from internvl.data.checking import check_dataset
 from internvl.data.dataset import ConversationDataset
 from internvl.data.meta import read_meta
 from internvl.data.problems import RowError

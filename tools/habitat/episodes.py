@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from .navigation import ACTIONS, REACH, Frame, Pose, World, teach_episode
 
-SEED_OFFSETS = {"train": 50_000_000, "val": 60_000_000}  # of rooms, apart from each other and from those of captions
+# Of rooms, apart from each other and from those of captions; in those of "drive" nothing is trained or scored.
+SEED_OFFSETS = {"train": 50_000_000, "val": 60_000_000, "drive": 70_000_000}
 SEEDS_PER_RUN = 100_000_000
 EPISODE_STREAM = 2  # keeps starts and slips apart from the room
 SLIPS = 0.15  # of the training's steps; episodes to be scored on have none
@@ -67,10 +68,10 @@ def draw_start(world: World, goal: int, rng: np.random.Generator) -> Pose:
     return pose
 
 
-def make_episode(world: World, rng: np.random.Generator, slips: float, goals: list[int]) -> tuple[int, list[Frame]]:
-    """Return a goal of ``goals`` and the frames of a walk to it, drawn until the teacher gets there."""
+def make_episode(world: World, rng: np.random.Generator, slips: float) -> tuple[int, list[Frame]]:
+    """Return a goal and the frames of a walk to it, drawn until the teacher gets there."""
     while True:
-        goal = goals[rng.integers(len(goals))]
+        goal = int(rng.integers(len(world.goals)))
         frames = teach_episode(world, goal, draw_start(world, goal, rng), rng, slips)
         if frames is not None and len(frames) >= MIN_FRAMES:
             return goal, frames
@@ -88,7 +89,7 @@ def render_episode(number: int, out: Path, split: str, seed: int, size: int) -> 
     room = seed * SEEDS_PER_RUN + SEED_OFFSETS[split] + number
     world = World(room)
     rng = np.random.default_rng(np.random.SeedSequence([room, EPISODE_STREAM]))
-    chosen, frames = make_episode(world, rng, SLIPS if split == "train" else 0.0, list(range(len(world.goals))))
+    chosen, frames = make_episode(world, rng, SLIPS if split == "train" else 0.0)
     folder = Path("images") / split / f"{number:04d}"
     (out / folder).mkdir(parents=True, exist_ok=True)
     files = [str(folder / f"{step:02d}.jpg") for step in range(len(frames))]
