@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from .captions import CAPTION_PROMPT, habitat_captions, pretrain_turns
 from .rooms import Piece, sample_scene
 
+Result = TypeVar("Result")
 STYLES = ("habitat", "pretrain")
 JPEG_QUALITY = 85
 # Scene seeds of the three uses never meet, so no validation view is ever trained on.
@@ -75,11 +77,26 @@ def render_views(todo: list[Job], out: Path, style: str, size: int, workers: int
     for folder in {(out / job.file_name).parent for job in todo}:
         folder.mkdir(parents=True, exist_ok=True)
     work = partial(render_view, out=out, style=style, size=size)
-    progress = partial(tqdm, total=len(todo), desc="rendering", unit="image")
+    return map_in_processes(work, todo, workers, chunksize=8, desc="rendering", unit="image")
+
+
+def map_in_processes(
+    work: Callable[[Any], Result], todo: Sequence, workers: int, *, chunksize: int, **progress: str
+) -> list[Result]:
+    """Return what ``work`` makes of each of ``todo``, in order; ``progress`` is what the bar says.
+
+    Args:
+        work: can be pickled where there are several workers.
+        todo: its arguments.
+        workers: processes; 1 for this one.
+        chunksize: how many a process takes at once.
+        progress: ``desc`` and ``unit`` of tqdm.
+    """
+    bar = partial(tqdm, total=len(todo), **progress)
     if workers <= 1:
-        return list(progress(map(work, todo)))
+        return list(bar(map(work, todo)))
     with get_context("spawn").Pool(workers) as pool:
-        return list(progress(pool.imap(work, todo, chunksize=8)))
+        return list(bar(pool.imap(work, todo, chunksize=chunksize)))
 
 
 def training_rows(views: list[View], size: int) -> Iterator[dict]:

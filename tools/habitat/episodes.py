@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from .dataset import map_in_processes
 from .navigation import ACTIONS, REACH, Frame, Pose, World, teach_episode
 
 # Of rooms, apart from each other and from those of captions; in those of "drive" nothing is trained or scored.
@@ -120,12 +119,8 @@ def write_episodes(out: Path, num_train: int, num_val: int, seed: int = 0, size:
     """Write a data set of episodes; the same arguments give the same bytes whatever the number of ``workers``."""
     for split, count in (("train", num_train), ("val", num_val)):
         work = partial(render_episode, out=out, split=split, seed=seed, size=size)
-        progress = partial(tqdm, total=count, desc=f"{split} episodes", unit="episode")
-        if workers <= 1:
-            episodes = list(progress(map(work, range(count))))
-        else:
-            with get_context("spawn").Pool(workers) as pool:
-                episodes = list(progress(pool.imap(work, range(count), chunksize=2)))
+        shown = {"desc": f"{split} episodes", "unit": "episode"}
+        episodes = map_in_processes(work, range(count), workers, chunksize=2, **shown)
         rows = [row for episode in episodes for row in rows_of(episode, split)]
         lines = (json.dumps({"id": number, **row}, ensure_ascii=False) + "\n" for number, row in enumerate(rows))
         (out / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
