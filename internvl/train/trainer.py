@@ -1,6 +1,7 @@
 """The trainer: transformers' own, with this project's row order, skipped rows, evaluation and output folder."""
 
 import logging
+import math
 import time
 from contextlib import nullcontext
 from functools import cached_property
@@ -237,13 +238,8 @@ class FinetuneTrainer(Trainer):
         metrics["eval_runtime"] = round(time.monotonic() - started, 2)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
-        return metrics
-
-    def _determine_best_metric(self, metrics, trial):
-        name = self.args.metric_for_best_model
-        if name and f"eval_{name.removeprefix('eval_')}" not in metrics:  # answers are not scored every time
-            return False
-        return super()._determine_best_metric(metrics, trial)
+        # Answers are not scored every time: what was not measured is not better than what was.
+        return {f"eval_{(self.args.metric_for_best_model or 'loss').removeprefix('eval_')}": math.nan} | metrics
 
     def train(self, *args, **kwargs):
         with weights_only_checkpoints() if self.is_deepspeed_enabled else nullcontext():

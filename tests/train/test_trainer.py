@@ -23,7 +23,7 @@ CALLED = {"_save_optimizer_and_scheduler": 1, "_save_scaler": 1, "_save_rng_stat
 
 def test_the_private_methods_that_are_overridden_are_these():
     assert [name for name in OVERRIDDEN if not name.startswith("__")] == [
-        "_determine_best_metric", "_load_best_model", "_load_from_checkpoint", "_save", "_save_checkpoint",
+        "_load_best_model", "_load_from_checkpoint", "_save", "_save_checkpoint",
     ]  # fmt: skip
 
 
