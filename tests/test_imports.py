@@ -18,7 +18,7 @@ ALLOWED = {
     "evaluation": {"model", "data", "inference"},
     "reward": {"model", "data", "evaluation"},
     "train": {"model", "data", "inference", "evaluation", "reward"},  # a training evaluates on its way
-    "commands": {"model", "data", "inference", "evaluation", "train"},
+    "commands": {"model", "data", "inference", "evaluation", "reward", "train"},
 }
 SHARED = {
     "cli", "device", "distributed", "errors", "json_files", "limits", "logging_utils", "patterns", "progress",

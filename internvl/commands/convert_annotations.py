@@ -4,6 +4,7 @@
         --root data/mine/
     python tools/convert_annotations.py swift.jsonl train.jsonl --from messages       # ms-swift, OpenAI
     python tools/convert_annotations.py sharegpt.json train.jsonl --from sharegpt     # LLaMA-Factory
+    python tools/convert_annotations.py pairs.jsonl train.jsonl --from preferences    # TRL, MMPR: chosen and rejected
     python tools/convert_annotations.py captions_train2014.json train.jsonl --from coco
     python tools/convert_annotations.py table.csv train.jsonl --from csv              # image,caption
     python tools/convert_annotations.py images/ train.jsonl --from imagefolder

@@ -3,43 +3,27 @@
 import hashlib
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from internvl.data.annotation_text import BLOCK_BYTES, map_text
-from internvl.data.boxes import check_boxes
 from internvl.data.problems import RowError
 from internvl.data.row_keys import (
-    FOREIGN_MARKS,
     check_meaningful,
     check_media_keys,
     check_own_form,
     system_message,
     unread_keys,
 )
+from internvl.data.turns import check_value, parse_turns, rejected_answer
 from internvl.data.weights import answer_weights
 from internvl.errors import UserError, shorten
 from internvl.json_files import UTF8_MARK, DuplicateKeyError, check_form, unique_keys
 from internvl.limits import MAX_LINE_BYTES
-from internvl.model.internvl_chat.conversation import (
-    ADDED_SPECIAL_TOKENS,
-    IMAGE_PLACEHOLDER,
-    IMG_CONTEXT_TOKEN,
-    IMG_END_TOKEN,
-    IMG_START_TOKEN,
-    RENAMED_SPECIAL_TOKENS,
-    VIDEO_PLACEHOLDER,
-    Turn,
-)
+from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Turn
 
-# Boxes and references are written by people (`<ref>chair</ref><box>…</box>`); all others are ours to place.
-RESERVED_TOKENS = [IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN, "<s>", "</s>", *RENAMED_SPECIAL_TOKENS]
-assert set(RESERVED_TOKENS[:3]) < set(ADDED_SPECIAL_TOKENS)
-# A "<" that begins something else than a mark of an image or a video.
-OTHER_MARK = re.compile(f"<(?!{re.escape(IMAGE_PLACEHOLDER[1:])}|{re.escape(VIDEO_PLACEHOLDER[1:])})")
 WHITE_SPACE = b" \t\r\v\f"  # what bytes.strip() takes away, but for the newline
 KINDS = ("text", "image", "images", "video")
 
@@ -52,7 +36,8 @@ class Row:
     data set's root, one per ``<image>`` in the human turns, and ``sizes`` their declared (width, height) in px or
     None. A row with a ``video`` has one ``<video>`` instead; ``clip`` is the part of it to use, (start, end) in
     seconds. ``where`` is ``file:line`` for messages. ``notes`` name what of the row is not used, for the check to
-    count. ``weights`` are what its answers count in the loss, () where each counts 1.
+    count. ``weights`` are what its answers count in the loss, () where each counts 1. ``rejected`` is a
+    worse text of the last answer, or None.
     """
 
     turns: tuple[Turn, ...]
@@ -63,6 +48,7 @@ class Row:
     clip: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    rejected: str | None = None
 
     @property
     def kind(self) -> str:
@@ -218,6 +204,7 @@ def parse_row(record: object, where: str) -> Row:
         clip=_parse_clip(record, where) if video else None,
         notes=tuple(unread_keys(record)),
         weights=answer_weights(record, where),
+        rejected=rejected_answer(record, turns, where),
     )
 
 
@@ -235,7 +222,7 @@ def _add_system_turn(turns: list[Turn], message: str, where: str) -> list[Turn]:
         RowError: there is a system turn that says something else, or the message may not be in a prompt.
     """
     turn = Turn("system", message)
-    _check_value(turn, 0, where)
+    check_value(turn, 0, where)
     if turns[0].role != "system":
         return [turn, *turns]
     if turns[0].value.strip() != message.strip():
@@ -270,94 +257,6 @@ def _check_video_mark(turns: list[Turn], where: str) -> None:
         what = f"has a video and no image, and {found} {IMAGE_PLACEHOLDER} in the human turns"
         todo = f"Mark the video with {VIDEO_PLACEHOLDER}; tools/convert_annotations.py --from llava does"
         raise RowError(where, "mark of a video", what, todo)
-
-
-def parse_turns(conversations: object, where: str) -> list[Turn]:
-    """Check a ``conversations`` list: an optional system turn, then human and gpt in turn, gpt last.
-
-    Raises:
-        RowError: it is not such a list; names the turn and what is wrong with it.
-    """
-    if not isinstance(conversations, list) or not conversations:
-        what = f"conversations is {shorten(conversations)}"
-        raise RowError(where, "conversations", what, "Give a list of turns with 'from' and 'value'")
-    turns = []
-    for number, turn in enumerate(conversations, 1):
-        role, value = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
-        if role not in ("system", "human", "gpt"):
-            what, todo = f"turn {number} is from {shorten(role)}", "Use 'human', 'gpt' or a leading 'system'"
-            if role in ("user", "assistant"):
-                todo += "; python tools/convert_annotations.py FILE OUT.jsonl --from sharegpt does"
-            raise RowError(where, "role", what, todo)
-        if not isinstance(value, str):
-            what = f"turn {number} has the value {shorten(value)}"
-            raise RowError(where, "turn without text", what, "Give its text as 'value'")
-        if len(turn) > 2:
-            check_meaningful(turn, where, of=f"turn {number} ")
-        turns.append(Turn(role, value))
-        _check_value(turns[-1], number, where)
-    _check_order(turns, where)
-    return turns
-
-
-def _check_order(turns: list[Turn], where: str) -> None:
-    """Refuse conversations that do not alternate human and gpt, or do not end with an answer."""
-    expected = "human"
-    first = 2 if turns[0].role == "system" else 1
-    for number, turn in enumerate(turns, 1):
-        if number < first:
-            continue
-        if turn.role == "gpt" and number == first:
-            what = f"turn {number}, the first, is an answer (some loaders drop it)"
-            raise RowError(where, "order of turns", what, "Remove it, or put its question in front")
-        if turn.role != expected:
-            what = f"turn {number} is from {turn.role!r} where {expected!r} is due"
-            raise RowError(where, "order of turns", what, "Alternate them")
-        expected = "gpt" if expected == "human" else "human"
-    if turns[-1].role != "gpt":
-        what = f"the conversation ends with a {turns[-1].role!r} turn"
-        raise RowError(where, "no answer at the end", what, "End it with the answer, from 'gpt'")
-
-
-def _check_value(turn: Turn, number: int, where: str) -> None:
-    """Refuse texts that would change the structure of the prompt, leave nothing to learn, or cannot be encoded."""
-    if turn.role == "gpt" and not turn.value.strip():
-        what = f"turn {number} is an empty answer"
-        raise RowError(where, "empty answer", what, "Give it a text or remove the turn")
-    if "<" in turn.value:
-        _check_marks(turn, number, where)
-    if not turn.value.isascii():
-        try:
-            turn.value.encode("utf-8")
-        except UnicodeEncodeError as err:
-            what = f"turn {number} has a lone surrogate ({turn.value[err.start]!r}) at position {err.start}"
-            raise RowError(where, "a lone surrogate", what, "Write the whole character, or remove it") from err
-
-
-def _check_marks(turn: Turn, number: int, where: str) -> None:
-    """Refuse reserved tokens, image and video marks outside human turns, and boxes that are none."""
-    if turn.role == "human" and not OTHER_MARK.search(turn.value):
-        return  # <image> and <video> alone
-    found = next((mark for mark in FOREIGN_MARKS if mark in turn.value), None)
-    if found:
-        what = (
-            f"turn {number} contains {found}, a mark that another tool fills in and that would be trained on as text"
-        )
-        todo = "Fill it in (tools/convert_annotations.py --from messages does, for boxes), or remove it"
-        raise RowError(where, f"mark {found}", what, todo)
-    found = next((token for token in RESERVED_TOKENS if token in turn.value), None)
-    if found:
-        what = f"turn {number} contains the reserved token {found}"
-        raise RowError(where, "reserved token", what, "Remove it from the text")
-    if turn.role != "human":
-        found = next((mark for mark in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER) if mark in turn.value), None)
-        if found:
-            what = f"turn {number}, from {turn.role!r}, contains {found}"
-            raise RowError(where, "mark outside a question", what, "Put it into a human turn")
-    wrong = check_boxes(turn.value)
-    if wrong:
-        todo = "Write <ref>name</ref><box>[[x1, y1, x2, y2]]</box> with whole numbers from 0 to 1000"
-        raise RowError(where, "box", f"turn {number}: {wrong}", todo)
 
 
 def _parse_sizes(record: dict, single: bool, num_images: int, where: str) -> tuple[tuple[int, int] | None, ...]:

@@ -45,22 +45,12 @@ def write_clean(dataset: ConversationDataset, check: DatasetCheck, meta: Path, f
                 ):
                     for index in range(len(rows)):
                         (rejected_lines if bad[index] else good_lines).write(rows.line(index).rstrip(b"\r\n") + b"\n")
-                names.append(str(folder / f"{stem}.jsonl"))
+                names.append(folder / f"{stem}.jsonl")
                 kept += int((~bad).sum())
                 rejected += int(bad.sum())
             if kept == 0:
                 raise UserError(f"{meta}:{spec.name}: no row of it can be trained on. Correct the rows.")
             good += kept
-            entries[spec.name] = {
-                "root": str(spec.root),
-                "annotation": names if len(names) > 1 else names[0],
-                "data_augment": spec.data_augment,
-                "repeat_time": spec.repeat_time,
-                "length": kept,
-            }
-            if spec.max_dynamic_patch:
-                entries[spec.name]["max_dynamic_patch"] = spec.max_dynamic_patch
-            if spec.balance:
-                entries[spec.name]["balance"] = spec.balance.as_entry()
+            entries[spec.name] = spec.as_entry(names, kept)
         write_json(partial / "meta.json", entries)
     return good, rejected

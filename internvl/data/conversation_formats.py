@@ -1,4 +1,4 @@
-"""Conversations of other tools → the fields of our rows: LLaVA, ms-swift, OpenAI, LLaMA-Factory, alpaca."""
+"""Conversations of other tools → the fields of our rows: LLaVA, ms-swift, OpenAI, LLaMA-Factory, alpaca, TRL, MMPR."""
 
 from collections.abc import Callable
 
@@ -15,6 +15,7 @@ ROLES = {"user": "human", "assistant": "gpt", "human": "human", "gpt": "gpt", "s
 MEDIA_FIELDS = {"image", "images", "video", "videos"}
 CONVERTED_FIELDS = {"conversations", "messages", *SYSTEM_KEYS, *MEDIA_FIELDS}
 INSTRUCTION_FIELDS = {"instruction", "input", "output", "query", "response", "history"}
+PREFERENCE_FIELDS = {"prompt", "question", "chosen", "rejected", "conversations", "messages", "instruction", "input"}
 
 
 def check_shape(record: dict, name: str, where: str) -> None:
@@ -139,7 +140,70 @@ def from_messages(record: dict, where: str) -> dict:
         turns.append({"from": role, "value": content, **_meaningful_keys(message)})
     images = _one_list(where, "images", record.get("images"), record.get("image"), in_parts[IMAGE_PLACEHOLDER])
     videos = _one_list(where, "videos", record.get("videos"), record.get("video"), in_parts[VIDEO_PLACEHOLDER])
-    return finish(record, turns, images, videos, where)
+    return _take_rejected(finish(record, turns, images, videos, where), where)
+
+
+def _take_rejected(row: dict, where: str) -> dict:
+    """Return a row with what ms-swift has as its rejected answer in our key."""
+    other = row.pop("rejected_messages", None)
+    text = row.pop("rejected_response", None)
+    if other is not None and text is None:
+        text = _last_answer(other, "rejected_messages", where)
+    return row if text is None else {**row, "rejected": text}
+
+
+def _last_answer(value: object, name: str, where: str) -> object:
+    """Return the text of an answer: as it is, of a turn, or of the last message of a list.
+
+    Raises:
+        RowError: it is none of these.
+    """
+    if isinstance(value, list) and value:
+        value = value[-1]
+    if isinstance(value, dict):
+        content = value.get("content", value.get("value"))
+        if isinstance(content, list) and all(
+            isinstance(part, dict) and part.get("type") == "text" for part in content
+        ):
+            content = "".join(part["text"] for part in content)
+        value = content
+    if not isinstance(value, str):
+        what = f"{name} is {shorten(value, 100)}"
+        raise RowError(where, f"key {name!r}", what, "Give a text, a turn with a text, or a list of messages")
+    return value
+
+
+def from_preferences(record: dict, where: str) -> dict:
+    """Rows with ``chosen`` and ``rejected`` answers: of TRL, of InternVL's MMPR, and of LLaMA-Factory.
+
+    The question is ``prompt`` (a text, or messages), ``question``, ``instruction`` and ``input``, ``conversations`` or
+    ``messages``; without any, ``chosen`` and ``rejected`` are whole conversations that begin alike.
+
+    Raises:
+        RowError: an answer is none, or the two conversations do not begin alike; as of :func:`from_messages`.
+    """
+    chosen, rejected = record["chosen"], record["rejected"]
+    instruction = "\n".join(
+        text for key in ("instruction", "input") if isinstance(text := record.get(key), str) and text
+    )
+    texts = [record.get("prompt"), record.get("question"), record.get("conversations"), record.get("messages")]
+    prompt = next((value for value in [*texts, instruction] if value), None)
+    if prompt is None:
+        if not (isinstance(chosen, list) and isinstance(rejected, list) and chosen[:-1] == rejected[:-1]):
+            what = f"chosen {shorten(chosen, 60)} and rejected {shorten(rejected, 60)} do not begin with one question"
+            raise RowError(where, "no question", what, "Give it as 'prompt', or make both begin alike")
+        prompt = chosen[:-1]
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(asked, list) or not all(isinstance(turn, dict) for turn in asked):
+        raise RowError(where, "no question", f"the question is {shorten(prompt, 100)}", "Give a text or messages")
+    messages = [
+        {"role": turn.get("role", turn.get("from")), "content": turn.get("content", turn.get("value"))}
+        for turn in asked
+    ]
+    rest = {key: value for key, value in record.items() if key not in PREFERENCE_FIELDS}
+    answer = {"role": "assistant", "content": _last_answer(chosen, "chosen", where)}
+    row = from_messages({**rest, "messages": [*messages, answer]}, where)
+    return {**row, "rejected": _last_answer(rejected, "rejected", where)}
 
 
 def from_sharegpt(record: dict, where: str) -> dict:
@@ -216,4 +280,5 @@ CONVERTERS: dict[str, Callable[[dict, str], dict]] = {
     "messages": from_messages,
     "sharegpt": from_sharegpt,
     "alpaca": _from_alpaca,
+    "preferences": from_preferences,
 }

@@ -332,7 +332,10 @@ def to_messages(record: dict) -> dict:
     row = parse_row(record, "row")
     messages = [{"role": MESSAGE_ROLES[turn.role], "content": turn.value} for turn in row.turns]
     media = {"images": list(row.images), "videos": [row.video] if row.video else []}
-    return {**kept_fields(record), "messages": messages, **{key: value for key, value in media.items() if value}}
+    kept = kept_fields(record)
+    if "rejected" in kept:
+        kept["rejected_response"] = kept.pop("rejected")
+    return {**kept, "messages": messages, **{key: value for key, value in media.items() if value}}
 
 
 def write_lines(file: Path, records: Iterable[dict]) -> int:

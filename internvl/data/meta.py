@@ -1,6 +1,7 @@
 """The meta file: which data sets a training mixes, and how each is used."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -59,6 +60,19 @@ class DatasetSpec:
     max_dynamic_patch: int | None = None
     balance: Balance | None = field(default=None, repr=False)
     place: str = field(default="", repr=False)
+
+    def as_entry(self, annotations: Sequence[Path], length: int) -> dict:
+        """Return the entry with other annotation files, of ``length`` rows together."""
+        names = [str(path) for path in annotations]
+        return {
+            "root": str(self.root),
+            "annotation": names if len(names) > 1 else names[0],
+            "data_augment": self.data_augment,
+            "repeat_time": self.repeat_time,
+            "length": length,
+            **({"max_dynamic_patch": self.max_dynamic_patch} if self.max_dynamic_patch else {}),
+            **({"balance": self.balance.as_entry()} if self.balance else {}),
+        }
 
 
 def read_meta(path: str | Path) -> list[DatasetSpec]:

@@ -20,6 +20,7 @@ ROW_KEYS = {
     "height",
     "width_list",
     "height_list",
+    "rejected",
     *WEIGHT_KEYS,
 }
 SYSTEM_KEYS = ("system", "system_prompt")  # of LLaMA-Factory and ms-swift, and of lmms-finetune
@@ -51,6 +52,7 @@ MEDIA_KEYS = {
     **dict.fromkeys(("images", "Image", "img", "image_path", "image_paths", "image_file", "img_path"), "image"),
     **dict.fromkeys(("videos", "Video", "video_path", "video_paths", "video_file"), "video"),
 }
+REJECTED_NOTE = "key 'rejected', read by --objective dpo and mpo alone"
 KNOWN_KEYS = ROW_KEYS.union(SYSTEM_KEYS, MEANINGFUL_KEYS)
 KNOWN_TURN_KEYS = TURN_KEYS.union(MEANINGFUL_KEYS)
 # Marks that other tools replace by something; here they would be trained on as the letters they are.
@@ -74,6 +76,8 @@ def check_meaningful(record: dict, where: str, of: str = "") -> None:
 def nearest_format(record: dict) -> str | None:
     """Return which ``--from`` an object is for, by its keys; None if it is for none."""
     conversations, messages = record.get("conversations"), record.get("messages")
+    if "chosen" in record and "rejected" in record:
+        return "preferences"
     if isinstance(messages, list):
         return "messages"
     if isinstance(conversations, list):
@@ -102,7 +106,9 @@ def check_own_form(record: dict, where: str) -> None:
     conversations = record.get("conversations")
     if isinstance(conversations, list) and _is_plain(record, conversations):
         return
-    if isinstance(conversations, list):  # ours, but for turns of role and content, or media under other keys alone
+    if "chosen" in record and "rejected" in record:
+        form: str | None = "preferences"
+    elif isinstance(conversations, list):  # ours, but for turns of role and content, or media under other keys alone
         has_roles = any(isinstance(turn, dict) and "role" in turn and "from" not in turn for turn in conversations)
         has_others = any(record.get(key) for key in ("images", "videos")) and not _has_own_media(record)
         form = "sharegpt" if has_roles or has_others else None
@@ -117,7 +123,7 @@ def check_own_form(record: dict, where: str) -> None:
 
 def _is_plain(record: dict, turns: list) -> bool:
     """Whether a row has the keys of our form alone: a quick answer for almost all."""
-    if "images" in record or "videos" in record:
+    if "images" in record or "videos" in record or "chosen" in record:
         return False
     return all(isinstance(turn, dict) and "from" in turn for turn in turns)
 
@@ -141,6 +147,8 @@ def unread_keys(record: dict) -> Iterator[str]:
     if not record.keys() <= KNOWN_KEYS:
         for key in sorted(record.keys() - KNOWN_KEYS):
             yield f"key {shorten(key, 40)}, not read"
+    if record.get("rejected") is not None:
+        yield REJECTED_NOTE
     for turn in record["conversations"]:
         if len(turn) == 2:  # "from" and "value"
             continue

@@ -12,19 +12,24 @@ from torch.nn.utils.rnn import pad_sequence
 
 from internvl.model.internvl_chat.causal_lm import policy_logits
 from internvl.model.internvl_chat.compat import CACHE_NAME
+from internvl.model.internvl_chat.conversation import ADDED_SPECIAL_TOKENS, RENAMED_SPECIAL_TOKENS
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.vision_cache import VisionCache, image_features
 from internvl.reward.prompts import Prompt
+from internvl.reward.rewards import Answers
+
+# What people write in answers is not among them: boxes and references.
+WRITTEN = {"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"}
 
 
 class Policy(NamedTuple):
     """The distribution that answers are drawn from: logits over ``temperature``, without the ``suppressed`` tokens.
 
-    ``suppressed`` is int64 (K,): no answer may hold them, and the others' probabilities add up to 1.
+    ``suppressed`` is int64 (K,), or None: no answer may hold them, and the others' probabilities add up to 1.
     """
 
     temperature: float
-    suppressed: torch.Tensor
+    suppressed: torch.Tensor | None = None
 
     def forward_arguments(self) -> dict:
         """Return the arguments of the model's forward with which its loss is of this distribution."""
@@ -101,6 +106,25 @@ def sample_answers(
     all_ids, all_log_probs = torch.stack(drawn_ids, 1).tolist(), torch.stack(drawn_log_probs, 1).tolist()
     answers = [_answer(*row, end_id=end_id) for row in zip(all_ids, all_log_probs, strict=True)]
     return [answers[start : start + num_samples] for start in range(0, len(answers), num_samples)]
+
+
+def suppressed_tokens(tokenizer, end_id: int) -> torch.Tensor:
+    """Return the tokens that no answer may hold, int64 (K,): all special ones but boxes and ``end_id``."""
+    names = {*ADDED_SPECIAL_TOKENS, *RENAMED_SPECIAL_TOKENS, *tokenizer.all_special_tokens} - WRITTEN
+    vocabulary = tokenizer.get_vocab()
+    return torch.tensor(sorted({vocabulary[name] for name in names if name in vocabulary} - {end_id}))
+
+
+def as_answers(prompt: Prompt, drawn: Sequence[SampledAnswer], tokenizer) -> Answers:
+    """Return a prompt's answers as rewards take them: their texts, without end mark and blanks at the ends."""
+    ids = [answer.ids[:-1] if answer.ended else answer.ids for answer in drawn]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=False)
+    return Answers(
+        prompt.key,
+        prompt.references,
+        tuple(text.strip() for text in texts),
+        tuple(answer.ended for answer in drawn),
+    )
 
 
 def _draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Questions with all their reference answers: what a training on the score draws answers to."""
+"""Questions with their answers: all references of a training on the score, or a chosen and a rejected one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -89,25 +89,73 @@ class PromptDataset(Dataset):
         first = self.data[SampleGroup((int(self.items[key]),), group.epoch)]
         if not isinstance(first, Sample):
             return first
-        begin = answer_start(first)
+        begin, _ = answer_span(first)
         return Prompt(
             key=key,
             input_ids=first.input_ids[:begin],
             images=tuple(first.images),
             references=self.references[key],
-            reference_ids=tuple(self.answer_ids(reference) for reference in self.references[key]),
+            reference_ids=tuple(_answer_ids(self.data, reference) for reference in self.references[key]),
             where=first.rows[0],
             epoch=group.epoch,
         )
 
-    def answer_ids(self, text: str) -> tuple[int, ...]:
-        """Return the tokens of an answer and its end mark, as training renders them."""
-        answer = text + self.data.settings.template.end_mark
-        return tuple(self.data.tokenizer(answer, add_special_tokens=False)["input_ids"])
+
+class PreferenceDataset(Dataset):
+    """Rows with a chosen and a rejected answer: the references of their prompts, in this order.
+
+    ``lengths``, int64 (rows,), are the tokens of each row with both answers.
+
+    Raises:
+        UserError: a row has no ``rejected`` answer, or one that is too long.
+    """
+
+    def __init__(self, data: ConversationDataset, lengths: np.ndarray):
+        self.data = data
+        rejected: dict[tuple[int, int], tuple[int, ...]] = {}
+        for number, position in dict.fromkeys(map(tuple, data.index.tolist())):
+            row = data.files[number][1].row(position)
+            if row.rejected is None:
+                raise UserError(
+                    f"{row.where}: has no answer in the key 'rejected', which --objective dpo and mpo compare the "
+                    "last one with. Add it (tools/make_preferences.py does), or remove the row."
+                )
+            rejected[number, position] = _answer_ids(data, row.rejected)
+        self.rejected = rejected
+        self.lengths = lengths + [len(rejected[number, position]) for number, position in data.index.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, group: SampleGroup) -> Prompt | list[BadSample] | Idle:
+        """Return the prompt of a group, which has one item."""
+        if not group.items:
+            return Idle()
+        sample = self.data[group]
+        if not isinstance(sample, Sample):
+            return sample
+        (item,) = group.items
+        number, position = self.data.index[item].tolist()
+        row, (begin, end) = self.data.files[number][1].row(position), answer_span(sample)
+        room = self.data.settings.max_seq_length - begin  # an answer is cut as those of a finetune are
+        return Prompt(
+            key=item,
+            input_ids=sample.input_ids[:begin],
+            images=tuple(sample.images),
+            references=(row.turns[-1].value, row.rejected or ""),
+            reference_ids=(tuple(sample.input_ids[begin:end].tolist()), self.rejected[number, position][:room]),
+            where=sample.rows[0],
+            epoch=group.epoch,
+        )
 
 
-def answer_start(sample: Sample) -> int:
-    """Return where the last answer of a row begins: its last run of supervised tokens.
+def _answer_ids(data: ConversationDataset, text: str) -> tuple[int, ...]:
+    """Return the tokens of an answer and its end mark, as training renders them."""
+    return tuple(data.tokenizer(text.strip() + data.settings.template.end_mark, add_special_tokens=False)["input_ids"])
+
+
+def answer_span(sample: Sample) -> tuple[int, int]:
+    """Return from which token to which the last answer of a row goes: its last run of supervised tokens.
 
     Raises:
         UserError: nothing of it is supervised.
@@ -115,7 +163,8 @@ def answer_start(sample: Sample) -> int:
     supervised = (sample.labels != IGNORE_INDEX).tolist()
     if not any(supervised):
         raise UserError(f"{sample.rows[0]}: none of its answers is learnt. Give it a weight above 0, or remove it.")
-    begin = len(supervised) - 1 - supervised[::-1].index(True)
+    end = len(supervised) - supervised[::-1].index(True)
+    begin = end - 1
     while begin > 0 and supervised[begin - 1]:
         begin -= 1
-    return begin
+    return begin, end

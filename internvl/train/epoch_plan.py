@@ -12,6 +12,7 @@ from internvl.data.checking import CUT, LONG, UNWEIGHTED, DatasetCheck
 from internvl.data.dataset import ConversationDataset
 from internvl.data.grouping import EpochGroups, group_rows, sharing_keys, single_rows
 from internvl.data.meta import DatasetSpec
+from internvl.data.row_keys import REJECTED_NOTE
 from internvl.data.sampling import BatchingStrategy, MicroBatchSampler, choose_strategy
 from internvl.errors import UserError
 from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments
@@ -98,9 +99,21 @@ def plan_epoch(
 
 
 def choose_rows(
-    dataset: ConversationDataset, check: DatasetCheck, data_args: DataArguments, model_args: ModelArguments
+    dataset: ConversationDataset,
+    check: DatasetCheck,
+    data_args: DataArguments,
+    model_args: ModelArguments,
+    *,
+    uses_rejected: bool = False,
 ) -> np.ndarray:
     """Leave out the rows that are to be left out, say what is in the data, and return each item's length in tokens.
+
+    Args:
+        dataset: the training set, whose items are left out of it.
+        check: what is known of its rows.
+        data_args: names the meta file and limits in messages.
+        model_args: names the model in messages.
+        uses_rejected: rejected answers are trained on, so they are not said to be unused.
 
     Raises:
         UserError: rows cannot be trained on, or none is left.
@@ -135,9 +148,24 @@ def choose_rows(
         f", {(status == UNWEIGHTED).sum():,} for a weight of 0" if (status == UNWEIGHTED).any() else "",
     )
     notes = sum((file.all_notes() for file in check.files), Counter())
+    if uses_rejected:
+        notes.pop(REJECTED_NOTE, None)
     if notes:
         logger.info("Not used: %s", "; ".join(f"{note}: {count:,}" for note, count in notes.most_common(10)))
     return lengths
+
+
+def refuse_weights(dataset: ConversationDataset, row_stats: np.ndarray, data_args: DataArguments) -> None:
+    """Refuse rows that have weights.
+
+    Raises:
+        UserError: names the meta file.
+    """
+    if row_stats["weighted"].any() or any(spec.balance for spec in dataset.specs):
+        raise UserError(
+            f"{data_args.meta_path}: has weights or a balance, which say what answers of people count; here the "
+            "reward or preference says what an answer counts. Remove them."
+        )
 
 
 def _choose_groups(

@@ -1,10 +1,11 @@
-"""The flags of a training on the score, beside those of a finetune."""
+"""The flags of a training on the score or on preferences, beside those of a finetune."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from internvl.errors import UserError
 from internvl.reward.objective import ADVANTAGES
+from internvl.reward.preference import OBJECTIVES
 from internvl.reward.rewards import RewardSpec
 from internvl.train.arguments import (
     ARGUMENT_GROUPS,
@@ -21,6 +22,17 @@ from internvl.train.sharding import shards_parameters
 class RewardArguments:
     """What is sampled, what it is worth, and what the policy is kept near to."""
 
+    objective: str = field(
+        default="reward",
+        metadata={
+            "help": "What is trained on: the reward of answers that are drawn (reward), or rows with a chosen and a "
+            "rejected answer (dpo, or mpo: DPO, BCO and supervised loss as 0.8, 0.2 and 1)."
+        },
+    )
+    beta: float = field(
+        default=0.1,
+        metadata={"help": "Of dpo and mpo: what a nat counts; small lets the model go far from its start."},
+    )
     reward: list[str] = field(
         default_factory=lambda: ["CIDEr-D:1.0"],
         metadata={
@@ -41,6 +53,11 @@ class RewardArguments:
         default=0.0, metadata={"help": "What each nat of divergence from the start takes off an answer's reward."}
     )
     ce_mix: float = field(default=0.0, metadata={"help": "Weight of the supervised loss of the references."})
+
+    @property
+    def has_preferences(self) -> bool:
+        """Whether rows bring the two answers, and none is drawn."""
+        return self.objective in OBJECTIVES
 
     def specs(self) -> list[RewardSpec]:
         """Return the rewards that are named.
@@ -71,10 +88,16 @@ def _check(model: ModelArguments, data: DataArguments, training: FinetuneArgumen
     Raises:
         UserError: names the flag, its value and what to do.
     """
+    if reward.objective not in ("reward", *OBJECTIVES):
+        raise UserError(f"--objective: is {reward.objective!r}. Give reward, {' or '.join(OBJECTIVES)}.")
+    if not 0 < reward.beta < float("inf"):
+        raise UserError(f"--beta: is {reward.beta}. Give a number above 0, such as 0.1.")
+    _refuse_flags_of_other_objectives(reward)
     reward.specs()
     if training.auto_micro_batch:
         raise UserError(
-            "--auto_micro_batch: drawing answers takes memory that no plan knows. Name PER_DEVICE_BATCH_SIZE."
+            "--auto_micro_batch: looking at answers before the step takes memory that no plan knows. Name "
+            "PER_DEVICE_BATCH_SIZE."
         )
     if reward.num_samples < 2:
         raise UserError(
@@ -96,8 +119,8 @@ def _check(model: ModelArguments, data: DataArguments, training: FinetuneArgumen
         )
     if model.lora_dropout:
         raise UserError(
-            f"--lora_dropout: is {model.lora_dropout}. Answers are drawn without dropout, and the gradient has to be "
-            "of the same model. Pass --lora_dropout 0.0."
+            f"--lora_dropout: is {model.lora_dropout}. Answers are drawn and judged without dropout, and the gradient "
+            "has to be of the same model. Pass --lora_dropout 0.0."
         )
     if model.drop_path_rate:
         raise UserError(
@@ -105,6 +128,19 @@ def _check(model: ModelArguments, data: DataArguments, training: FinetuneArgumen
         )
     if shards_parameters(training):
         raise UserError(
-            "--deepspeed: with ZeRO-3 and FSDP no process has the weights to draw answers with. Use ZeRO-1 or -2, or "
-            "DEEPSPEED=none."
+            "--deepspeed: with ZeRO-3 and FSDP no process has the weights to draw or judge answers with. Use ZeRO-1 "
+            "or -2, or DEEPSPEED=none."
         )
+
+
+def _refuse_flags_of_other_objectives(reward: RewardArguments) -> None:
+    """Refuse what would have no effect.
+
+    Raises:
+        UserError: names the flag.
+    """
+    default = RewardArguments()
+    changed = [one.name for one in fields(reward) if getattr(reward, one.name) != getattr(default, one.name)]
+    unused = [name for name in changed if name != "objective" and (name != "beta") == reward.has_preferences]
+    if unused:
+        raise UserError(f"--{unused[0]}: has no effect with --objective {reward.objective}. Remove it.")

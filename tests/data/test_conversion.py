@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from internvl.data.annotation import parse_row
 from internvl.data.conversation_formats import from_messages
 from internvl.data.conversion import Options, read_rows, to_messages, write_lines
 from internvl.data.problems import RowError
@@ -264,3 +265,84 @@ def test_a_failed_conversion_leaves_nothing_behind(tmp_path):
     with pytest.raises(UserError):
         write_lines(tmp_path / "out.jsonl", failing())
     assert list(tmp_path.iterdir()) == []
+
+
+def pairs_of(tmp_path, name, *records):
+    file = tmp_path / "in.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return [row for row, _ in read_rows(name, file, Options())]
+
+
+MESSAGES = [{"role": "user", "content": "<image>What is it?"}]
+GOOD, BAD = {"role": "assistant", "content": "A cat."}, {"role": "assistant", "content": "A dog."}
+
+
+@pytest.mark.parametrize(
+    ("source", "record"),
+    [
+        ("messages", {"messages": [*MESSAGES, GOOD], "rejected_response": "A dog.", "images": ["a.jpg"]}),
+        ("messages", {"messages": [*MESSAGES, GOOD], "rejected_messages": [*MESSAGES, BAD], "images": ["a.jpg"]}),
+        ("preferences", {"prompt": MESSAGES, "chosen": [GOOD], "rejected": [BAD], "images": ["a.jpg"]}),
+        (
+            "preferences",
+            {
+                "prompt": [
+                    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
+                ],
+                "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}],
+                "rejected": [BAD],
+                "images": ["a.jpg"],
+            },
+        ),
+        ("preferences", {"chosen": [*MESSAGES, GOOD], "rejected": [*MESSAGES, BAD], "image": "a.jpg"}),
+        (
+            "preferences",
+            {"question": "<image>What is it?", "chosen": "A cat.", "rejected": "A dog.", "image": "a.jpg"},
+        ),
+        (
+            "preferences",
+            {
+                "conversations": [{"from": "human", "value": "<image>What is it?"}],
+                "chosen": {"from": "gpt", "value": "A cat."},
+                "rejected": {"from": "gpt", "value": "A dog."},
+                "images": ["a.jpg"],
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_preferences_of_every_tool_are_one_row(tmp_path, source, record):
+    (row,) = pairs_of(tmp_path, source, record)
+    assert row == {
+        "image": "a.jpg",
+        "conversations": [{"from": "human", "value": "<image>What is it?"}, {"from": "gpt", "value": "A cat."}],
+        "rejected": "A dog.",
+    }
+    assert parse_row(row, "f:1").rejected == "A dog."
+    assert from_messages(to_messages(row), "f:1") == row
+
+
+def test_alpaca_preferences_join_instruction_and_input(tmp_path):
+    (row,) = pairs_of(
+        tmp_path, "preferences", {"instruction": "Count.", "input": "1 2", "chosen": "Two.", "rejected": "Three."}
+    )
+    assert [turn["value"] for turn in row["conversations"]] == ["Count.\n1 2", "Two."] and row["rejected"] == "Three."
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"prompt": "Q", "chosen": 3, "rejected": "b"}, "chosen is 3. Give a text, a turn"),
+        ({"prompt": "Q", "chosen": "a", "rejected": []}, "rejected is"),
+        ({"chosen": "a", "rejected": "b"}, "do not begin with one question"),
+        ({"chosen": [*MESSAGES, GOOD], "rejected": [GOOD, BAD]}, "do not begin with one question"),
+    ],
+)
+def test_damaged_preferences_are_named(tmp_path, record, words):
+    (error,) = pairs_of(tmp_path, "preferences", record)
+    assert isinstance(error, RowError) and words in str(error)
+
+
+def test_preferences_of_another_tool_are_not_trained_on_as_they_are():
+    row = {"conversations": [{"from": "human", "value": "Q"}], "chosen": "a", "rejected": "b"}
+    with pytest.raises(RowError, match="--from preferences"):
+        parse_row(row, "f:1")

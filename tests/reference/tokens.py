@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from internvl.data.annotation import parse_turns
 from internvl.data.batch import Collator, Sample
 from internvl.data.tokenize import RenderedRow, render_row, truncate_row
+from internvl.data.turns import parse_turns
 from internvl.errors import UserError
 from internvl.model.internvl_chat import load_tokenizer
 from internvl.model.internvl_chat.causal_lm import IGNORE_INDEX

@@ -17,7 +17,9 @@ from internvl.train.reward_arguments import parse_reward_arguments
 REPO = Path(__file__).resolve().parents[2]
 EVERY_LAUNCHER = sorted(path.relative_to(REPO) for path in REPO.glob("shell/internvl*/**/*.sh"))
 REWARD_LAUNCHERS = [path for path in EVERY_LAUNCHER if path.stem.endswith("cider")]
-LAUNCHERS = [path for path in EVERY_LAUNCHER if path not in REWARD_LAUNCHERS]
+PREFERENCES = Path("shell/internvl2.0/habitat_2b_finetune/dpo.sh")
+OF_ANSWERS = [*REWARD_LAUNCHERS, PREFERENCES]
+LAUNCHERS = [path for path in EVERY_LAUNCHER if path not in OF_ANSWERS]
 LORA = "shell/internvl2.0/habitat_2b_finetune/lora.sh"
 COCO = "shell/internvl2.0/2nd_finetune/internvl2_2b_internlm2_1_8b_dynamic_res_2nd_finetune_lora_coco.sh"
 
@@ -136,12 +138,22 @@ def test_a_launcher_of_a_training_on_the_score_draws_and_scores_answers(run, lau
     assert images == per_rank * (8 if "coco" in str(training.output_dir) or "2nd" in str(launcher) else 1)
 
 
+def test_the_launcher_of_preferences_trains_on_pairs(run):
+    done = run(PREFERENCES, "--use_cpu", "True", "--objective", "mpo", DRY_RUN="1")
+    assert done.returncode == 0 and done.stderr == ""
+    words = shlex.split(done.stdout.splitlines()[-1])
+    flags = words[words.index("internvl/train/internvl_chat_reward.py") + 1 :]
+    model, data, _, reward = parse_reward_arguments(flags)
+    assert (reward.objective, reward.beta, model.lora_dropout) == ("mpo", 0.1, 0)
+    assert data.meta_path == "log/habitat/pairs/meta.json"
+
+
 @pytest.mark.parametrize("launcher", [*EVERY_LAUNCHER, Path("shell/tiny/pretrain.sh")], ids=lambda path: path.stem)
 def test_a_launcher_shows_its_settings_and_the_torchrun_call(launcher):
     text = (REPO / launcher).read_text()
     for name in ("GPUS", "BATCH_SIZE", "PER_DEVICE_BATCH_SIZE", "GRADIENT_ACC", "MODEL", "META_PATH", "OUTPUT_DIR"):
         assert re.search(rf"^((setting|input_path|output_path) {name} |{name}=)", text, re.MULTILINE), name
-    script = "internvl_chat_reward.py" if launcher in REWARD_LAUNCHERS else "internvl_chat_finetune.py"
+    script = "internvl_chat_reward.py" if launcher in OF_ANSWERS else "internvl_chat_finetune.py"
     assert f'torchrun --nproc_per_node="$GPUS" internvl/train/{script}' in text
 
 

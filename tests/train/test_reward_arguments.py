@@ -17,6 +17,11 @@ def test_defaults_are_leave_one_out_cider_d_of_five_answers():
     assert [(spec.name, spec.weight) for spec in reward.specs()] == [("CIDEr-D", 1.0)]
 
 
+def test_preferences_draw_nothing_and_take_a_beta():
+    *_, reward = parse_reward_arguments([*LEAST, "--objective", "mpo", "--beta", "0.5"])
+    assert reward.has_preferences and reward.beta == 0.5
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -27,9 +32,14 @@ def test_defaults_are_leave_one_out_cider_d_of_five_answers():
         (["--kl", "-1"], "--kl: is -1"),
         (["--ce_mix", "nan"], "--ce_mix: is nan"),
         (["--ce_mix", "0.1", "--sample_temperature", "0.7"], "Pass --sample_temperature 1.0"),
-        (["--lora_dropout", "0.05"], "--lora_dropout: is 0.05. Answers are drawn without dropout"),
+        (["--lora_dropout", "0.05"], "--lora_dropout: is 0.05. Answers are drawn and judged without"),
         (["--drop_path_rate", "0.1"], "--drop_path_rate: is 0.1"),
         (["--reward", "BLEU"], "--reward: 'BLEU' is not a reward. Give one of CIDEr-D"),
+        (["--objective", "ppo"], "--objective: is 'ppo'. Give reward, dpo or mpo"),
+        (["--objective", "dpo", "--beta", "0"], "--beta: is 0.0. Give a number above 0"),
+        (["--beta", "0.2"], "--beta: has no effect with --objective reward. Remove it"),
+        (["--objective", "dpo", "--num_samples", "4"], "--num_samples: has no effect with --objective dpo"),
+        (["--objective", "mpo", "--kl", "0.1"], "--kl: has no effect with --objective mpo"),
         (["--top_p", "0.9"], "there is no flag --top_p"),
     ],
 )
