@@ -73,6 +73,7 @@ class Batch:
     looks up their features.
 
     ``rows`` are the places of its rows, ``skipped`` those that could not be read. ``is_idle``: no rank has any row.
+    ``logged_loss`` is what is shown where the loss itself says nothing: that of answers weighted for their gradient.
     Reads as a mapping of ``inputs``, which is how transformers' Trainer counts labels and tokens.
     """
 
@@ -81,6 +82,7 @@ class Batch:
     rows: list[str] = field(default_factory=list)
     skipped: list[BadSample] = field(default_factory=list)
     is_idle: bool = False
+    logged_loss: float | None = None
 
     def __getitem__(self, name: str) -> Any:
         return self.inputs[name]

@@ -21,12 +21,14 @@ from internvl.train.trainer import FinetuneTrainer
 class WeightedAnswers(NamedTuple):
     """Answers of each prompt of a micro-batch, and what each answer's cross-entropy counts, float64 (P, N).
 
-    ``reference_weight`` is what each token of a prompt's references counts, 0 for none of them.
+    ``reference_weight`` is what each token of a prompt's references counts, 0 for none of them. ``loss`` is the
+    micro-batch's share of what is minimised, where the weights are for its gradient alone.
     """
 
     answers: Sequence[Sequence[SampledAnswer]]
     weights: np.ndarray
     reference_weight: float = 0.0
+    loss: float | None = None
 
 
 class AnswerTrainer(FinetuneTrainer):
@@ -42,8 +44,7 @@ class AnswerTrainer(FinetuneTrainer):
         super().__init__(*args, data_collator=collate_prompts, **kw)
         self.collate = collate
         self.start = StartWeights(self.model) if keeps_start else None
-        # Of each prompt since the last log; a "loss" among it replaces that of the weighted cross-entropies.
-        self.measured: list[dict[str, float]] = []
+        self.measured: list[dict[str, float]] = []  # of each prompt since the last log
 
     @abstractmethod
     def weigh(self, batches: Sequence[PromptBatch]) -> list[WeightedAnswers]:
@@ -69,8 +70,9 @@ class AnswerTrainer(FinetuneTrainer):
         if not batch.prompts:  # of padding, without labels: all ranks must take the same number of steps
             made = self.collate([batch.skipped])
         else:
-            answers, weights, reference_weight = weighted
+            answers, weights, reference_weight, _ = weighted
             made = make_batch(batch.prompts, answers, weights, self.collate, reference_weight=reference_weight)
+        made.logged_loss = weighted.loss
         made.is_idle = batch.is_idle
         return made
 
@@ -98,6 +100,12 @@ class AnswerTrainer(FinetuneTrainer):
 
     def _log_probs(self, batch: Batch, features: torch.Tensor | None) -> np.ndarray:
         return log_probs(self.chat_model, batch, features, self.policy).double().cpu().numpy()
+
+    def training_step(self, model, batch: Batch, num_items_in_batch=None):
+        loss = super().training_step(model, batch, num_items_in_batch)
+        if batch.logged_loss is None:
+            return loss
+        return loss.new_tensor(batch.logged_loss * self.args.world_size)  # the mean over processes is logged
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs |= self.policy.forward_arguments()

@@ -28,47 +28,39 @@ class PreferenceTrainer(AnswerTrainer):
         self.policy = self.plain_policy
 
     def weigh(self, batches: Sequence[PromptBatch]) -> list[WeightedAnswers]:
-        pairs = [[self.pair(prompt) for prompt in batch.prompts] for batch in batches]
-        lengths = [len(pair[CHOSEN].ids) for of_batch in pairs for pair in of_batch]
+        lengths = [len(prompt.reference_ids[CHOSEN]) for batch in batches for prompt in batch.prompts]
         counts = np.array(gather_lists([[len(lengths), sum(lengths)]])).sum(0).clip(1)
-        return [
-            WeightedAnswers(of_batch, self.weights(batch.prompts, of_batch, *counts.tolist()))
-            for batch, of_batch in zip(batches, pairs, strict=True)
-        ]
+        return [self.weighted(batch.prompts, *counts.tolist()) for batch in batches]
 
-    def weights(
-        self, prompts: Sequence[Prompt], pairs: Sequence[Sequence[SampledAnswer]], num_pairs: int, num_tokens: int
-    ) -> np.ndarray:
-        """Return what each answer's cross-entropy counts, float64 (P, 2).
+    def weighted(self, prompts: Sequence[Prompt], num_pairs: int, num_tokens: int) -> WeightedAnswers:
+        """Return the two answers of each prompt, what their cross-entropies count, and their loss.
 
         Args:
             prompts: of a micro-batch, maybe none.
-            pairs: the two answers of each.
             num_pairs: of the step, on all processes.
             num_tokens: of all its chosen answers.
         """
+        pairs = [_pair(prompt) for prompt in prompts]
         if not pairs:
-            return np.zeros((0, 2))
+            return WeightedAnswers(pairs, np.zeros((0, 2)))
         now, before = self.answer_log_probs(prompts, pairs)
         losses, weights = preference_loss(now - before, self.parts, self.beta)
-        # The supervised part is a mean over tokens: here each pair's share of it, for a mean over pairs.
-        losses -= self.parts.supervised * now[:, CHOSEN] * num_pairs / num_tokens
-        for loss, (chosen, rejected) in zip(losses, self.beta * (now - before), strict=True):
+        for chosen, rejected in (self.beta * (now - before)).tolist():
             self.measured.append(
                 {
-                    "loss": float(loss),
-                    "reward_chosen": float(chosen),
-                    "reward_rejected": float(rejected),
-                    "reward_margin": float(chosen - rejected),
+                    "reward_chosen": chosen,
+                    "reward_rejected": rejected,
+                    "reward_margin": chosen - rejected,
                     "reward_accuracy": float(chosen > rejected),
                 }
             )
         weights /= num_pairs
         weights[:, CHOSEN] += self.parts.supervised / num_tokens
-        return weights
+        supervised = -now[:, CHOSEN].sum() / num_tokens
+        return WeightedAnswers(pairs, weights, loss=losses.sum() / num_pairs + self.parts.supervised * supervised)
 
-    @staticmethod
-    def pair(prompt: Prompt) -> tuple[SampledAnswer, SampledAnswer]:
-        """Return the chosen and the rejected answer of a prompt, whose references they are."""
-        chosen, rejected = prompt.reference_ids
-        return SampledAnswer(chosen, (), True), SampledAnswer(rejected, (), True)
+
+def _pair(prompt: Prompt) -> tuple[SampledAnswer, SampledAnswer]:
+    """Return the chosen and the rejected answer of a prompt, whose references they are."""
+    chosen, rejected = prompt.reference_ids
+    return SampledAnswer(chosen, (), True), SampledAnswer(rejected, (), True)

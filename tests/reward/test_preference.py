@@ -87,13 +87,12 @@ def test_loss_and_gradient_are_those_of_a_loop_over_single_answers(member, objec
 
     model.zero_grad()
     batches = [prompts[:2], prompts[2:]]  # as micro-batches of one step
-    pairs = [[trainer.pair(prompt) for prompt in batch] for batch in batches]
     with torch.no_grad():
-        weights = [trainer.weights(*one, len(prompts), tokens) for one in zip(batches, pairs, strict=True)]
-    for batch, answers, of_batch in zip(batches, pairs, weights, strict=True):
-        inputs = make_batch(batch, answers, of_batch, trainer.collate).model_inputs()
+        weighted = [trainer.weighted(batch, len(prompts), tokens) for batch in batches]
+    for batch, one in zip(batches, weighted, strict=True):
+        inputs = make_batch(batch, one.answers, one.weights, trainer.collate).model_inputs()
         model(**inputs, num_items_in_batch=1, return_logits=False).loss.backward()
-    assert np.mean([one["loss"] for one in trainer.measured]) == pytest.approx(loss.item(), abs=1e-5)
+    assert sum(one.loss for one in weighted) == pytest.approx(loss.item(), abs=1e-5)
     for name, gradient in gradients(model).items():
         assert (plain[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-8, name
 
@@ -157,5 +156,5 @@ def test_log_probabilities_of_pairs_are_read_once_with_each_weights(make_pairs, 
     trainer = Looked(model, Collator(tokenizer.pad_token_id, 56, packed=True), "dpo", 0.1)
     calls = []
     monkeypatch.setattr("internvl.train.answer_trainer.log_probs", lambda *args: calls.append(1) or log_probs(*args))
-    now, before = trainer.answer_log_probs(prompts, [trainer.pair(prompt) for prompt in prompts])
-    assert np.array_equal(now, before) and len(calls) == 2
+    trainer.weighted(prompts, len(prompts), 1)
+    assert len(calls) == 2 and trainer.measured[0]["reward_margin"] == 0
