@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from internvl.errors import UserError, shorten
+from internvl.evaluation.matching import KINDS, Match
 from internvl.reward.chunk_tokenizer import ChunkTokenizer
 from internvl.reward.cider_d import CiderD, Key, count_ngrams
 
@@ -125,6 +126,23 @@ def _is_object(text: str) -> bool:
         return False
 
 
+class MatchReward:
+    """1 for an answer that ended and says what a reference does, as ``evaluate.sh … --match`` compares them; or 0."""
+
+    def __init__(self, match: Match):
+        self.match = match
+
+    def __call__(self, sampled: Sequence[Answers]) -> np.ndarray:
+        return np.array([self._score(answers) for answers in sampled])
+
+    def _score(self, answers: Answers) -> list[float]:
+        wanted = [self.match.value(reference) for reference in answers.references]
+        return [
+            float(ended and self.match.is_right(self.match.value(text), wanted))
+            for text, ended in zip(answers.texts, answers.ended, strict=True)
+        ]
+
+
 class OwnReward:
     """A function of the user's: ``function(answers, references, ended)`` returns a number for each answer."""
 
@@ -170,9 +188,13 @@ REWARDS: dict[str, Callable[[Mapping[Key, Sequence[str]]], Reward]] = {
 }
 
 
+# Of --match, but for exact, which has a name of its own here.
+MATCH_KINDS = tuple(kind.partition(":")[0] for kind in KINDS[1:])
+
+
 @dataclass(frozen=True)
 class RewardSpec:
-    """One ``--reward``: a name of :data:`REWARDS`, or ``file.py:function``, and its weight."""
+    """One ``--reward``: a name of :data:`REWARDS`, what ``--match`` takes, or ``file.py:function``; and its weight."""
 
     name: str
     weight: float
@@ -193,8 +215,11 @@ class RewardSpec:
                 name = text
         if not math.isfinite(weight) or weight == 0:
             raise UserError(f"--reward: {text!r} has the weight {tail}. {NEEDS_WEIGHT}.")
-        if name not in REWARDS and not (name.partition(":")[0].endswith(".py") and name.partition(":")[2]):
-            known = ", ".join(REWARDS)
+        kind, _, detail = name.partition(":")
+        if kind in MATCH_KINDS:
+            Match.parse(name, "--reward")
+        elif name not in REWARDS and not (kind.endswith(".py") and detail):
+            known = ", ".join([*REWARDS, *KINDS[1:]])
             raise UserError(f"--reward: {text!r} is not a reward. Give one of {known}, or FILE.py:FUNCTION.")
         return cls(name, weight)
 
@@ -206,6 +231,8 @@ class RewardSpec:
         """
         if self.name in REWARDS:
             return REWARDS[self.name](references)
+        if self.name.partition(":")[0] in MATCH_KINDS:
+            return MatchReward(Match.parse(self.name, "--reward"))
         return OwnReward(*self.name.split(":", 1))
 
 

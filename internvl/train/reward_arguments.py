@@ -37,7 +37,8 @@ class RewardArguments:
         default_factory=lambda: ["CIDEr-D:1.0"],
         metadata={
             "help": "What an answer is worth, as NAME:WEIGHT, several of them added up: CIDEr-D, BLEU-4, exact, "
-            "json-valid, or a function of yours, FILE.py:FUNCTION:WEIGHT."
+            "json-valid, what --match of an evaluation takes (choice, number, json:FIELD, regex:PATTERN), or a "
+            "function of yours, FILE.py:FUNCTION:WEIGHT."
         },
     )
     num_samples: int = field(default=5, metadata={"help": "Answers that are drawn about each image."})

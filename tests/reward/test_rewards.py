@@ -61,3 +61,25 @@ def test_a_function_of_ones_own_gets_texts_references_and_ends(tmp_path):
 def test_what_is_not_a_reward_is_refused(text):
     with pytest.raises(UserError, match="--reward: "):
         RewardSpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "references", "texts", "worth"),
+    [
+        ("json:action:2", ['{"action": "stop"}'], ['{"action": "stop"}', '{"action": "go"}', "stop"], [2, 0, 0]),
+        ("number", ["It is 1,000."], ["1000 of them", "999", "none"], [1, 0, 0]),
+        ("choice:0.5", ["B"], ["(b) the door", "A", "none"], [0.5, 0, 0]),
+        (r"regex:go (\w+):1", ["go left"], ["I go left now", "go right", "left"], [1, 0, 0]),
+    ],
+)
+def test_what_an_evaluation_matches_is_a_reward(text, references, texts, worth):
+    reward = WeightedReward([RewardSpec.parse(text)], {0: references})
+    answers = Answers(0, tuple(references), tuple(texts), (True,) * 3)
+    assert reward([answers])[0].tolist() == [worth]
+    open_ended = Answers(0, tuple(references), tuple(texts), (False,) * 3)
+    assert reward([open_ended])[0].tolist() == [[0, 0, 0]]
+
+
+def test_a_match_without_its_field_is_refused():
+    with pytest.raises(UserError, match="--reward: is 'json'. Give exact, choice, number, json:FIELD or regex"):
+        RewardSpec.parse("json")
