@@ -20,6 +20,7 @@ from internvl.evaluation.bootstrap import Difference, paired_differences
 from internvl.evaluation.report import ReportRow, ReportTable, write_report
 from internvl.evaluation.results import Result, read_result
 from internvl.evaluation.score import CaptionScores, score_captions
+from internvl.evaluation.wording import wording_rows
 from internvl.json_files import write_json
 
 
@@ -72,7 +73,14 @@ def compare(first: Result, second: Result, out: Path) -> dict[str, Difference]:
         scores=after.corpus,
         intervals=after.intervals,
         notes=[f"The scores above are those of {names[1]}.", *after.notes],
-        tables=[ReportTable("Differences", columns, rows_of(before, after, differences))],
+        tables=[
+            ReportTable("Differences", columns, rows_of(before, after, differences)),
+            ReportTable(
+                "Wording",
+                ("", *names, "references, the first of each"),
+                wording_rows(before.wording, after.wording, after.reference_wording),
+            ),
+        ],
         rows=[
             ReportRow(
                 images=line.images,

@@ -12,9 +12,10 @@ from internvl.data.annotation import parse_line
 from internvl.data.problems import RowError
 from internvl.errors import UserError, printable
 from internvl.evaluation.datasets import REPOSITORY, CaptionSet
-from internvl.evaluation.report import ReportRow, write_report
-from internvl.evaluation.score import CaptionScores, CheckedId
+from internvl.evaluation.report import ReportRow, ReportTable, write_report
+from internvl.evaluation.score import CaptionScores, CheckedId, wording_record
 from internvl.evaluation.scorers import ImageId
+from internvl.evaluation.wording import wording_rows
 from internvl.json_files import encode_line, read_object, write_json
 from internvl.schema import validate
 
@@ -62,6 +63,7 @@ def write_results(
         "intervals": scores.intervals,
         "num_images": scores.num_images,
         "images_with_empty_caption": len(scores.images_with_empty_caption),
+        **wording_record(scores),
         "notes": scores.notes,
         "settings": settings,
         **origin,
@@ -88,6 +90,13 @@ def write_results(
         scores=scores.corpus,
         intervals=scores.intervals,
         notes=scores.notes,
+        tables=[
+            ReportTable(
+                "Wording",
+                ("", "captions", "references, the first of each"),
+                wording_rows(scores.wording, scores.reference_wording),
+            )
+        ],
         rows=[
             ReportRow(
                 images=questions[prediction["image_id"]].images,

@@ -12,7 +12,7 @@ import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +26,7 @@ from internvl.errors import UserError, ends_on_user_error, shorten
 from internvl.evaluation.bootstrap import intervals
 from internvl.evaluation.java_scorers import check_scorers, find_java, tokenize_sides
 from internvl.evaluation.scorers import ImageId, Scored, run_scorers
+from internvl.evaluation.wording import Wording, wording_rows
 from internvl.json_files import read_json, write_json
 from internvl.schema import validate
 
@@ -87,6 +88,10 @@ class CaptionScores:
     """Images of the ground truth that were left out for want of a caption."""
     images_with_empty_caption: list[ImageId]
     """Scored images whose caption is empty or blank."""
+    wording: Wording
+    """How the captions are worded."""
+    reference_wording: Wording
+    """How people worded theirs: the first caption of each image."""
     results: list[Scored] = field(repr=False, compare=False)
     """What the scorers returned, for comparing with another model."""
 
@@ -153,6 +158,8 @@ def score_captions(
         num_images=len(image_ids),
         images_without_prediction=missing,
         images_with_empty_caption=empty,
+        wording=Wording.of(tokenised_hypotheses[image_id][0] for image_id in image_ids),
+        reference_wording=Wording.of(tokenised_references[image_id][0] for image_id in image_ids),
         results=results,
     )
 
@@ -242,11 +249,17 @@ def _scores_record(scores: CaptionScores, predictions_file: Path, ground_truth_f
         "num_images": scores.num_images,
         "images_without_prediction": len(scores.images_without_prediction),
         "images_with_empty_caption": len(scores.images_with_empty_caption),
+        **wording_record(scores),
         "notes": scores.notes,
         "predictions": {"file": str(predictions_file), "sha256": _sha256(predictions_file)},
         "ground_truth": {"file": str(ground_truth_file), "sha256": _sha256(ground_truth_file)},
         "versions": {"python": platform.python_version()} | dict(_versions(packages)),
     }
+
+
+def wording_record(scores: CaptionScores) -> dict[str, dict[str, float]]:
+    """Return how captions and references are worded, for a file of scores."""
+    return {"wording": asdict(scores.wording), "wording_of_references": asdict(scores.reference_wording)}
 
 
 def _versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
@@ -274,6 +287,12 @@ def print_scores(scores: CaptionScores, title: str | None = None) -> None:
     for name, value in scores.corpus.items():
         bounds = scores.intervals.get(name)
         table.add_row(name, f"{value:.4f}", "{:.4f} – {:.4f}".format(*bounds) if bounds else "")
+    console.print(table)
+    table = Table("wording", box=None)
+    for column in ("captions", "references"):
+        table.add_column(column, justify="right")
+    for row in wording_rows(scores.wording, scores.reference_wording):
+        table.add_row(*row)
     console.print(table)
     for note in scores.notes:
         console.print(f"note: {note}", markup=False)

@@ -45,6 +45,11 @@ class CiderDReward:
         words = {key: self.tokenizer(captions) for key, captions in references.items()}
         self.scorer = CiderD(words)
 
+    @property
+    def signature(self) -> str:
+        """Which CIDEr this is: tokens, form, and whose document frequencies, as arXiv:2305.12254 writes them."""
+        return f"PTB+{self.scorer.signature}+df[{self.scorer.num_images} images of the training]"
+
     def __call__(self, sampled: Sequence[Answers]) -> np.ndarray:
         words = iter(self.tokenizer([text for answers in sampled for text in answers.texts]))
         return np.array(
@@ -241,6 +246,14 @@ class WeightedReward:
 
     def __init__(self, specs: Sequence[RewardSpec], references: Mapping[Key, Sequence[str]]):
         self.parts = [(spec, spec.open(references)) for spec in specs]
+
+    def as_record(self) -> dict[str, dict[str, float | str]]:
+        """Return the rewards by name, for the record of a run: their weights, and which CIDEr it is."""
+        return {
+            spec.name: {"weight": spec.weight}
+            | ({"signature": reward.signature} if isinstance(reward, CiderDReward) else {})
+            for spec, reward in self.parts
+        }
 
     def __call__(self, sampled: Sequence[Answers]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return the rewards, float64 (prompts, answers), and each part's own before its weight."""

@@ -58,14 +58,16 @@ def main(argv: list[str] | None = None) -> None:
         **trainer_arguments(run, loaded, data_args, training_args),
     }
     trainer: AnswerTrainer
+    record: dict[str, object] = {"objective": reward_args.objective}
     if reward_args.has_preferences:
         pairs, plan = plan_pairs(dataset, check, model_args, data_args)
         trainer = PreferenceTrainer(train_dataset=pairs, plan=plan, **parts)
     else:
         prompts, plan = plan_prompts(dataset, check, model_args, data_args, reward_args)
         reward = WeightedReward(reward_args.specs(), dict(enumerate(prompts.references)))
+        record["reward"] = reward.as_record()
         trainer = RewardTrainer(train_dataset=prompts, plan=plan, reward=reward, tokenizer=loaded.tokenizer, **parts)
-    finish_run(trainer, run, model_args, data_report(run.specs, check, plan.lengths))
+    finish_run(trainer, run, model_args, data_report(run.specs, check, plan.lengths) | record)
 
 
 def plan_prompts(
