@@ -112,3 +112,14 @@ def test_generation_benchmark_runs(run_benchmark, repository, tmp_path):
         assert measured["answers_unlike_ours"] == {"plain": 0, "transformers": 0}
         assert measured["different_answers"] > 1  # or equal ids would say little
         assert measured["images_per_second"].keys() == {"ours", "plain", "transformers"}
+
+
+def test_reward_benchmark_has_both_ways_train_alike(run_benchmark, repository, tmp_path):
+    script = repository / "benchmarks" / "reward.py"
+    figures = run_benchmark(
+        script, tmp_path / "figures.json", "--size", "tiny", "--tiles", 1, 2, "--answers", 2, "--new-tokens", 4,
+        "--rounds", 1, "--dtype", "fp32",
+    )  # fmt: skip
+    assert [(point["tiles"], point["answers"]) for point in figures["points"]] == [(1, 2), (2, 2)]
+    for point in figures["points"]:
+        assert point["shared"]["tokens"] < point["unshared"]["tokens"] and point["gradients_apart"] < 1e-4
