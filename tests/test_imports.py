@@ -16,7 +16,7 @@ ALLOWED = {
     "data": {"model"},
     "inference": {"model", "data"},
     "evaluation": {"model", "data", "inference"},
-    "reward": {"model", "data", "evaluation"},
+    "reward": {"model", "data", "inference", "evaluation"},
     "train": {"model", "data", "inference", "evaluation", "reward"},  # a training evaluates on its way
     "commands": {"model", "data", "inference", "evaluation", "reward", "train"},
 }

@@ -2,6 +2,7 @@
 
     python tools/caption.py log/habitat/lora_annots_1 photos/ --out captions.jsonl
     python tools/caption.py MODEL list.jsonl --prompt "What is it?" --out answers.jsonl --save-table answers.csv
+    python tools/caption.py MODEL photos/ --out captions.jsonl --num-samples 5      # the one the others agree with
 
 A list is a text file with a path a line, or JSONL with ``image`` or ``video`` and, where another one is to be asked,
 ``prompt``; paths in it start from its own folder. OUT is JSONL that can be trained on, with paths from the folder that
@@ -11,6 +12,7 @@ earlier one was stopped. torchrun starts it on several devices.
 
 import argparse
 import csv
+import json
 import logging
 import os
 import sys
@@ -31,6 +33,7 @@ from internvl.evaluation.answers import AnswerLog
 from internvl.evaluation.datasets import PROMPT, CaptionSet
 from internvl.evaluation.generation import BATCH_TOKENS, generate_captions
 from internvl.evaluation.questions import Question
+from internvl.evaluation.score import check_scorers
 from internvl.evaluation.serving import start_vllm
 from internvl.inference.engine import Engine
 from internvl.json_files import UTF8_MARK
@@ -40,6 +43,7 @@ from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_P
 from internvl.model.loading import load_config
 from internvl.model.tiling import most_tiles
 from internvl.progress import Progress
+from internvl.reward.consensus import SamplingEngine, choose_by_consensus
 
 logger = logging.getLogger("internvl.caption")
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"})
@@ -78,6 +82,20 @@ def make_parser() -> argparse.ArgumentParser:
         "--max-new-tokens", type=int, default=64, metavar="N", help="of an answer (default %(default)s)"
     )
     parser.add_argument("--num-beams", type=int, default=1, metavar="N", help="default %(default)s")
+    parser.add_argument(
+        "--num-samples", type=int, default=1, metavar="N", help="draw N answers to each instead (default: greedy)"
+    )
+    parser.add_argument(
+        "--choose",
+        choices=["consensus", "all"],
+        default="consensus",
+        help="of several answers: the one with the highest CIDEr-D against the others, or a row of each "
+        "(default %(default)s)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.7, help="of drawing several answers (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of drawing several answers (default %(default)s)")
     parser.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="answered at once (default %(default)s)"
     )
@@ -187,9 +205,11 @@ def answer(
     ]
     data = CaptionSet("files", questions, {}, max_new_tokens=args.max_new_tokens)
     generation = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens, "do_sample": False}
+    draws = {name: getattr(args, name) for name in ("num_samples", "temperature", "seed")}
     settings = {
         "checkpoint_sha256": checkpoint.sha256(), "questions": [repr(question) for question in questions],
         "max_tiles": max_tiles, "num_frames": args.num_frames, "precision": args.precision, **generation,
+        **(draws if args.num_samples > 1 else {}),
     }  # fmt: skip
     log = AnswerLog(args.out.absolute().parent, settings, rank=rank_and_world_size()[0])
     barrier()  # all share out the same rest
@@ -203,11 +223,50 @@ def answer(
         ) as server:  # fmt: skip
             captions = generate_captions(server, data, sizes, log, batch_tokens=sys.maxsize, **options)
     else:
-        engine = Engine.load(checkpoint, precision=args.precision, auto=args.auto, max_tiles=max_tiles)
+        kind = SamplingEngine if args.num_samples > 1 else Engine
+        engine = kind.load(checkpoint, precision=args.precision, auto=args.auto, max_tiles=max_tiles)
+        if isinstance(engine, SamplingEngine):
+            vars(engine).update(draws)
         captions = generate_captions(engine, data, sizes, log, batch_tokens=BATCH_TOKENS, **options)
     barrier()
     log.close()
     return [entry["caption"] for entry in captions], log
+
+
+def choose(args: argparse.Namespace, items: list[Item], answers: list[str]) -> tuple[list[Item], list[str]]:
+    """Return the rows to write, items and their answers: of several answers to an item the chosen, or all of them."""
+    if args.num_samples == 1:
+        return items, answers
+    samples: list[list[str]] = [json.loads(answer) for answer in answers]
+    if args.choose == "all":
+        pairs = [(item, text) for item, texts in zip(items, samples, strict=True) for text in texts]
+        return [item for item, _ in pairs], [text for _, text in pairs]
+    chosen = choose_by_consensus(dict(enumerate(samples)))
+    return items, [chosen[number] for number in range(len(items))]
+
+
+def check_draws(args: argparse.Namespace) -> None:
+    """Refuse settings of several answers that do not go together.
+
+    Raises:
+        UserError: names the flag.
+    """
+    if args.num_samples == 1:
+        return
+    if args.engine == "vllm":
+        raise UserError(
+            f"--num-samples: is {args.num_samples}, and --engine vllm gives one answer. Remove one of the two."
+        )
+    if args.num_beams > 1:
+        raise UserError(
+            f"--num-beams: is {args.num_beams}, and --num-samples draws instead of searching. Remove one of the two."
+        )
+    if not 0 < args.temperature <= 10:
+        raise UserError(f"--temperature: is {args.temperature}. Give a number above 0, such as 0.7.")
+    if args.choose == "consensus":
+        if args.num_samples == 2:
+            raise UserError("--num-samples: is 2, of which none has more agreement. Give 3 or more, or --choose all.")
+        check_scorers()
 
 
 def write(args: argparse.Namespace, items: list[Item], answers: list[str]) -> Path:
@@ -236,7 +295,7 @@ def write(args: argparse.Namespace, items: list[Item], answers: list[str]) -> Pa
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     setup_logging()
-    for flag in ("max_num", "num_frames", "max_new_tokens", "num_beams", "batch_size"):
+    for flag in ("max_num", "num_frames", "max_new_tokens", "num_beams", "num_samples", "batch_size"):
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')}: is {value}. Give 1 or more.")
@@ -246,10 +305,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{args.out}: is there already. Name another file, or pass --overwrite.")
     if not args.out.absolute().parent.is_dir():
         raise UserError(f"{args.out.absolute().parent}: there is no such folder. Create it, or name another file.")
+    check_draws(args)
     first = join_ranks()
     items, sizes = leave_out_unreadable(find_items(args.inputs, args.prompt))
     answers, log = answer(args, items, sizes)
     if first:
+        items, answers = choose(args, items, answers)
         root = write(args, items, answers)
         log.remove()
         print(f"{len(items)} answers. In a meta file: root {root}, annotation {args.out}")

@@ -64,18 +64,30 @@ class CiderD:
 
     def score(self, key: Key, words: Sequence[str], ended: bool = True) -> float:
         """Return the score of an answer about image ``key``; ``ended``: whether it came to its end by itself."""
-        vectors, norms, length = self._vectors(count_ngrams(self._ended(words, ended)))
+        own = self._vectors(count_ngrams(self._ended(words, ended)))
         references = self._references[key]
-        total = 0.0
-        for of_reference, reference_norms, reference_length in references:
-            penalty = math.exp(-((length - reference_length) ** 2) / (2 * SIGMA**2))
-            for n in range(MAX_N):
-                if norms[n] and reference_norms[n]:
-                    theirs = of_reference[n]
-                    shared = sum(
-                        min(weight, theirs[ngram]) * theirs[ngram]
-                        for ngram, weight in vectors[n].items()
-                        if ngram in theirs
-                    )
-                    total += penalty * shared / (norms[n] * reference_norms[n])
-        return SCALE * total / (MAX_N * len(references))
+        return sum(_similarity(own, reference) for reference in references) / len(references)
+
+    def agreement(self, key: Key) -> list[float]:
+        """Return, for each reference of image ``key``, its mean score against the others; 0 for a lone one."""
+        references = self._references[key]
+        return [
+            sum(_similarity(own, other) for number, other in enumerate(references) if number != place)
+            / max(1, len(references) - 1)
+            for place, own in enumerate(references)
+        ]
+
+
+def _similarity(own: Vectors, other: Vectors) -> float:
+    """Return the score of a caption against one reference."""
+    vectors, norms, length = own
+    of_reference, reference_norms, reference_length = other
+    total = 0.0
+    for n in range(MAX_N):
+        if norms[n] and reference_norms[n]:
+            theirs = of_reference[n]
+            shared = sum(
+                min(weight, theirs[ngram]) * theirs[ngram] for ngram, weight in vectors[n].items() if ngram in theirs
+            )
+            total += shared / (norms[n] * reference_norms[n])
+    return SCALE * total * math.exp(-((length - reference_length) ** 2) / (2 * SIGMA**2)) / MAX_N

@@ -129,3 +129,30 @@ def test_a_file_that_is_there_is_kept(photos, tmp_path, capsys):
     with pytest.raises(SystemExit):
         caption.main(["nowhere", str(photos), "--out", str(tmp_path / "out.jsonl")])
     assert "is there already" in capsys.readouterr().err and (tmp_path / "out.jsonl").read_text() == "mine"
+
+
+def test_of_several_answers_one_is_chosen_or_all_are_written(tiny_base, photos, tmp_path, monkeypatch):
+    flags = [*FLAGS, "--num-samples", "3", "--temperature", "1.5"]
+    caption.main([str(tiny_base), str(photos), "--out", str(tmp_path / "one.jsonl"), *flags])
+    chosen = rows(tmp_path / "one.jsonl")
+    caption.main([str(tiny_base), str(photos), "--out", str(tmp_path / "all.jsonl"), *flags, "--choose", "all"])
+    lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 9 and [line["id"] for line in lines] == list(range(9))
+    for name, text in chosen.items():
+        assert text in [line["conversations"][1]["value"] for line in lines if line["image"] == name]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--num-samples", "0"], "--num-samples: is 0. Give 1 or more"),
+        (["--num-samples", "2"], "--num-samples: is 2, of which none has more agreement"),
+        (["--num-samples", "3", "--num-beams", "2"], "--num-beams: is 2, and --num-samples draws"),
+        (["--num-samples", "3", "--engine", "vllm"], "--engine vllm gives one answer"),
+        (["--num-samples", "3", "--temperature", "0"], "--temperature: is 0.0"),
+    ],
+)
+def test_settings_of_several_answers_that_do_not_go_together_are_refused(tmp_path, capsys, flags, words):
+    with pytest.raises(SystemExit):
+        caption.main(["MODEL", "photos", "--out", str(tmp_path / "out.jsonl"), *flags])
+    assert words in capsys.readouterr().err
