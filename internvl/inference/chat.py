@@ -17,6 +17,7 @@ from internvl.inference.client import ServerClient, chat_messages, data_url
 from internvl.inference.engine import Engine
 from internvl.inference.requests import Request
 from internvl.json_files import encode_line
+from internvl.model.adapter_switch import AdapterSwitch
 from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Turn
 
 MARKS = re.compile(f"({re.escape(IMAGE_PLACEHOLDER)}|{re.escape(VIDEO_PLACEHOLDER)})")
@@ -97,6 +98,19 @@ class LocalTalker:
             thread.join()
         if failures:
             raise failures[0]
+
+
+class WithoutAdapter(LocalTalker):
+    """Answers with the base of a model whose adapter ``switch`` takes away meanwhile."""
+
+    def __init__(self, engine: Engine, switch: AdapterSwitch):
+        super().__init__(engine)
+        self.switch = switch
+
+    def stream(self, turns: Sequence[Turn], images: Sequence[Any], settings: ChatSettings) -> Iterator[str]:
+        """Yield the answer in pieces; nobody may ask the model with its adapter before the last one."""
+        with self.switch.off():
+            yield from super().stream(turns, images, settings)
 
 
 class ServerTalker:
