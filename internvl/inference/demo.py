@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from PIL import Image
@@ -203,9 +204,13 @@ def build(talkers: Sequence[tuple[str, Talker]], settings: ChatSettings) -> gr.B
             page.respond, [field, talk, *settings_of_answers], [field, talk, *columns], concurrency_limit=1
         )
         answering.success(lambda now: tiles_of(now.sessions[0]), talk, seen, api_visibility="private")
-        stop.click(page.stop, talk, [talk, *columns], cancels=[answering], api_visibility="private")
+        # First an end to the answer, then what it leaves: pieces that are on their way would come after the clearing.
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        stop.click(None, cancels=[answering], **private).then(page.stop, talk, [talk, *columns], **private)
         for button in (clear.click, *(column.clear for column in columns)):
-            button(page.clear, None, [field, talk, seen, *columns], cancels=[answering], api_visibility="private")
+            button(None, cancels=[answering], **private).then(
+                page.clear, None, [field, talk, seen, *columns], **private
+            )
     return blocks
 
 
