@@ -2,7 +2,7 @@
 
 python tools/render_habitat.py --out data/habitat --style habitat --num-train 1150 --num-val 100
 python tools/render_habitat.py --out data/pretrain --style pretrain --num-train 16000
-python tools/render_habitat.py --out data/habitat_nav --episodes --num-train 120 --num-val 40 --size 192
+python tools/render_habitat.py --out data/habitat_nav --episodes --num-train 300 --num-val 40 --size 160
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ SEEDS_PER_RUN = 100_000_000
 EPISODE_STREAM = 2  # keeps starts and slips apart from the room
 SLIPS = 0.15  # of the training's steps; episodes to be scored on have none
 START_IN_VIEW = 0.7
-JPEG_QUALITY = 80
+JPEG_QUALITY = 75
 MIN_FRAMES = 4
+UNSEEN_EVERY = 4  # of the other goals that are out of view, which all have the same answer, each fourth is asked about
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,12 @@ def render_episode(number: int, out: Path, split: str, seed: int, size: int) -> 
 
 
 def rows_of(episode: Episode, split: str):
-    """Yield the rows of an episode: in training each frame with the question about every goal of the room."""
+    """Yield the rows of an episode: in training each frame with questions about other goals of the room, too."""
     for step, (file, answers) in enumerate(zip(episode.files, episode.answers, strict=True)):
         for goal, text in enumerate(answers):
-            if text is None or (split == "val" and goal != episode.goal):
+            in_view = episode.frames[step].sights[goal] is not None
+            is_other = split == "train" and (in_view or (step + goal) % UNSEEN_EVERY == 0)
+            if text is None or not (goal == episode.goal or is_other):
                 continue
             question = {"from": "human", "value": f"<image>\n{prompt(episode.goals[goal])}"}
             yield {
@@ -115,7 +118,7 @@ def rows_of(episode: Episode, split: str):
             }
 
 
-def write_episodes(out: Path, num_train: int, num_val: int, seed: int = 0, size: int = 192, workers: int = 1) -> None:
+def write_episodes(out: Path, num_train: int, num_val: int, seed: int = 0, size: int = 160, workers: int = 1) -> None:
     """Write a data set of episodes; the same arguments give the same bytes whatever the number of ``workers``."""
     for split, count in (("train", num_train), ("val", num_val)):
         work = partial(render_episode, out=out, split=split, seed=seed, size=size)

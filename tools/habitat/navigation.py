@@ -22,14 +22,15 @@ ACTIONS = ("move forward", "turn left", "turn right", "stop")
 STEP = 0.25  # metres of "move forward", as in Habitat's tasks
 TURN = np.radians(20)
 RADIUS = 0.25  # metres between the agent's middle and whatever it may not touch
-REACH = 0.8  # metres to the goal's bounding box within which "stop" is right
+REACH = 1.0  # metres to the goal's bounding box within which "stop" is right
 FACING = np.radians(35)  # and how far the goal may be off the middle of the view
 MAX_STEPS = 40
 CELL = 0.1  # metres of a cell of the map
 OFF_COURSE = np.radians(15)  # beyond, the teacher turns: what it walks to leaves the middle third of the view
 SEEN_SHARE = 0.003  # of the image, for a piece to count as in view
 TRIAL_SIZE = 64  # px of the image that is asked what is in view
-EYE_HEIGHT, PITCH, FIELD_OF_VIEW = 1.5, np.radians(-18), np.radians(78)  # in the middle of what captions are about
+# Lower than the cameras of the captions look, so that a piece within reach is in view.
+EYE_HEIGHT, PITCH, FIELD_OF_VIEW = 1.5, np.radians(-26), np.radians(78)
 
 
 @dataclass(frozen=True)
