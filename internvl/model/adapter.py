@@ -261,13 +261,6 @@ def _divide_like(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
-def describe_trainable(model: nn.Module) -> str:
-    """Return one line for the log, like ``1,105,920 of 6,321,408 parameters train (17.50 %)``."""
-    total = sum(count_elements(parameter) for parameter in model.parameters())
-    trained = sum(count_elements(parameter) for parameter in model.parameters() if parameter.requires_grad)
-    return f"{trained:,} of {total:,} parameters train ({100 * trained / total:.2f} %)"
-
-
 def count_elements(parameter: nn.Parameter) -> int:
     """Return a parameter's size; under ZeRO-3 a process holds none of it and the size is recorded beside."""
     return getattr(parameter, "ds_numel", None) or parameter.numel()

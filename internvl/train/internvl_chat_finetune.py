@@ -31,10 +31,10 @@ from internvl.distributed import leave_ranks
 from internvl.errors import UserError, ends_on_user_error
 from internvl.json_files import write_json
 from internvl.logging_utils import setup_logging
-from internvl.model.adapter import describe_trainable
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl.model.loading import LoadedModel, source_of
+from internvl.model.trainable import describe_trainable
 from internvl.model.vision_cache import VisionCache
 from internvl.train.arguments import DataArguments, FinetuneArguments, ModelArguments, parse_arguments
 from internvl.train.checkpointing import atomic_output

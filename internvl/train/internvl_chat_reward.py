@@ -21,7 +21,7 @@ from internvl.data.grouping import single_rows
 from internvl.data.sampling import choose_strategy
 from internvl.errors import ends_on_user_error
 from internvl.logging_utils import setup_logging
-from internvl.model.adapter import describe_trainable
+from internvl.model.trainable import describe_trainable
 from internvl.reward.prompts import PreferenceDataset, PromptDataset
 from internvl.reward.rewards import WeightedReward
 from internvl.train.answer_trainer import AnswerTrainer

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from internvl.commands.merge_lora import main as merge_lora
 from internvl.errors import UserError
-from internvl.model.adapter import choose_trainable, describe_trainable, embedded_name, save_adapter
+from internvl.model.adapter import choose_trainable, embedded_name, save_adapter
 from internvl.model.checkpoint import Checkpoint
 from internvl.model.internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl.model.internvl_chat.modeling_internvl_chat import InternVLChatModel
@@ -67,7 +67,6 @@ def test_full_size_model_has_the_published_keys_and_trainable_names(shared):
         choose_trainable(model, freeze_llm=True, freeze_backbone=True, freeze_mlp=True, use_llm_lora=128)
     trained = [embedded_name(n, model.config) for n, p in model.named_parameters() if p.requires_grad]
     assert trained == setup["trainable"]
-    assert describe_trainable(model).startswith("125,829,120 of ")
 
 
 def test_adapter_gives_the_same_logits_through_our_loader_and_through_peft(tiny_base, trained_adapter):
