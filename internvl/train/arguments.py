@@ -1,19 +1,15 @@
-"""The flags of a finetune: three groups, one parser, and the names that transformers 5 changed."""
+"""The flags of a finetune, in three groups."""
 
-import argparse
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 
 from internvl.distributed import leave_out_compiled_reduction
-from internvl.errors import UserError
 from internvl.model.vision_cache import VISION_CACHE_GB
 from internvl.train.argument_checks import check_arguments, check_data_arguments
+from internvl.train.argument_parser import FlagParser
 
-# What the original's users type → what transformers 5 calls it. A ratio below 1 is what v5's warmup_steps takes.
-RENAMED_FLAGS = {"--evaluation_strategy": "--eval_strategy", "--warmup_ratio": "--warmup_steps"}
 PUBLISHED_IMAGE_SIZE = 448
 
 
@@ -152,7 +148,7 @@ class DataArguments:
 
 @dataclass
 class FinetuneArguments(TrainingArguments):
-    """transformers' own training flags, with the defaults of this project and two more."""
+    """How it trains, is evaluated on the way, and ends; beside transformers' own flags."""
 
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew where output_dir holds an earlier run."}
@@ -241,21 +237,12 @@ class FinetuneArguments(TrainingArguments):
 ARGUMENT_GROUPS = (ModelArguments, DataArguments, FinetuneArguments)
 
 
-class _Parser(HfArgumentParser):
-    """Refuses abbreviations and unknown flags in the project's error form."""
-
-    def error(self, message: str):
-        raise UserError(f"command line: {message}. See --help for the flags.")
-
-
-def make_parser(groups: Sequence[type] = ARGUMENT_GROUPS) -> HfArgumentParser:
+def make_parser(groups: Sequence[type] = ARGUMENT_GROUPS) -> FlagParser:
     """Return the parser of the finetune flags of these groups."""
-    return _Parser(
+    return FlagParser(
         groups,
         prog="internvl_chat_finetune.py",
         description="Finetune an InternVL-Chat model on JSONL conversations.",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
 
 
@@ -279,23 +266,4 @@ def parse_data_arguments(argv: Sequence[str]) -> DataArguments:
 
 def parse_groups(groups: Sequence[type], argv: Sequence[str]) -> tuple:
     """Parse flags of these groups; values are not checked against each other yet. Errors as above."""
-    parser = make_parser(groups)
-    argv = [_rename_flag(argument) for argument in argv]
-    known = [option for action in parser._actions for option in action.option_strings]
-    for argument in argv:
-        flag = argument.split("=", 1)[0]
-        if flag.startswith("--") and flag not in known:
-            near = difflib.get_close_matches(flag, known, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "See --help for the flags."
-            raise UserError(f"command line: there is no flag {flag}. {hint}")
-    try:
-        return parser.parse_args_into_dataclasses(argv)
-    except (ValueError, ImportError) as err:
-        # transformers checks values against each other and says what is wrong in the message.
-        raise err if isinstance(err, UserError) else UserError(f"command line: {err}") from err
-
-
-def _rename_flag(argument: str) -> str:
-    """Return a flag under its transformers 5 name; other arguments unchanged."""
-    flag, equals, value = argument.partition("=")
-    return RENAMED_FLAGS.get(flag, flag) + equals + value
+    return make_parser(groups).parse(argv)
