@@ -123,3 +123,10 @@ def test_reward_benchmark_has_both_ways_train_alike(run_benchmark, repository, t
     assert [(point["tiles"], point["answers"]) for point in figures["points"]] == [(1, 2), (2, 2)]
     for point in figures["points"]:
         assert point["shared"]["tokens"] < point["unshared"]["tokens"] and point["gradients_apart"] < 1e-4
+
+
+def test_attention_benchmark_has_both_ways_give_the_same_gradients(run_benchmark, repository, tmp_path):
+    script = repository / "benchmarks" / "attention.py"
+    figures = run_benchmark(script, tmp_path / "f.json", "--rows", 1, 3, "--row-tokens", 8, "--rounds", 1)
+    assert [point["rows"] for point in figures["points"]] == [1, 3]
+    assert all(point["backward_faster"] > 0 for point in figures["points"])
