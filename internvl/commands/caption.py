@@ -93,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
         "(default %(default)s)",
     )
     parser.add_argument(
-        "--temperature", type=float, default=0.7, help="of drawing several answers (default %(default)s)"
+        "--temperature", type=float, default=0.5, help="of drawing several answers (default %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of drawing several answers (default %(default)s)")
     parser.add_argument(
@@ -262,7 +262,7 @@ def check_draws(args: argparse.Namespace) -> None:
             f"--num-beams: is {args.num_beams}, and --num-samples draws instead of searching. Remove one of the two."
         )
     if not 0 < args.temperature <= 10:
-        raise UserError(f"--temperature: is {args.temperature}. Give a number above 0, such as 0.7.")
+        raise UserError(f"--temperature: is {args.temperature}. Give a number above 0, such as 0.5.")
     if args.choose == "consensus":
         if args.num_samples == 2:
             raise UserError("--num-samples: is 2, of which none has more agreement. Give 3 or more, or --choose all.")

@@ -23,7 +23,7 @@ class SamplingEngine(Engine):
     """
 
     num_samples = 5
-    temperature = 0.7
+    temperature = 0.5
     seed = 0
 
     @torch.no_grad()
