@@ -4,9 +4,12 @@ With the document frequencies of the references themselves and without the end o
 pycocoevalcap's ``Cider``, which is this variant: clipped counts, and a penalty of other lengths.
 """
 
+import gzip
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 MAX_N = 4
 SIGMA = 6.0  # of the penalty, in words
@@ -47,6 +50,12 @@ class CiderD:
         """The variant of the score, in the words of arXiv:2305.12254's signatures."""
         end = "wInit" if self.with_end else "woInit"
         return f"STANDARD_{end}+Cider-D[n{MAX_N},s{SIGMA}]"
+
+    def save_frequencies(self, file: Path) -> None:
+        """Write ``{"signature", "images", "document_frequency": {n-gram: images}}`` as gzipped JSON, bytes alike."""
+        counts = {" ".join(ngram): count for ngram, count in sorted(self.document_frequency.items())}
+        content = {"signature": self.signature, "images": self.num_images, "document_frequency": counts}
+        file.write_bytes(gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0))
 
     def _ended(self, words: Sequence[str], ended: bool) -> Sequence[str]:
         return [*words, END] if self.with_end and ended else words

@@ -16,6 +16,7 @@ from internvl.evaluation.matching import KINDS, Match
 from internvl.reward.chunk_tokenizer import ChunkTokenizer
 from internvl.reward.cider_d import CiderD, Key, count_ngrams
 
+FREQUENCIES = "document_frequencies.json.gz"
 NEEDS_WEIGHT = "Give NAME:WEIGHT, such as CIDEr-D:1.0"
 
 
@@ -254,6 +255,12 @@ class WeightedReward:
             | ({"signature": reward.signature} if isinstance(reward, CiderDReward) else {})
             for spec, reward in self.parts
         }
+
+    def save(self, folder: Path) -> None:
+        """Write what rewards count by, for who wants to compute them again: document frequencies of CIDEr-D."""
+        for _, reward in self.parts:
+            if isinstance(reward, CiderDReward):
+                reward.scorer.save_frequencies(folder / FREQUENCIES)
 
     def __call__(self, sampled: Sequence[Answers]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return the rewards, float64 (prompts, answers), and each part's own before its weight."""

@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     trainer: AnswerTrainer
     record: dict[str, object] = {"objective": reward_args.objective}
+    reward: WeightedReward | None = None
     if reward_args.has_preferences:
         pairs, plan = plan_pairs(dataset, check, model_args, data_args)
         trainer = PreferenceTrainer(train_dataset=pairs, plan=plan, **parts)
@@ -68,6 +69,8 @@ def main(argv: list[str] | None = None) -> None:
         record["reward"] = reward.as_record()
         trainer = RewardTrainer(train_dataset=prompts, plan=plan, reward=reward, tokenizer=loaded.tokenizer, **parts)
     finish_run(trainer, run, model_args, data_report(run.specs, check, plan.lengths) | record)
+    if reward is not None and training_args.should_save:
+        reward.save(run.folder.path)
 
 
 def plan_prompts(

@@ -16,6 +16,7 @@ import torch
 from internvl.data.meta import DatasetSpec
 from internvl.errors import UserError, shorten
 from internvl.json_files import write_json
+from internvl.reward.rewards import FREQUENCIES
 from internvl.train.checkpointing import PREFIX, STAGING, hash_file, last_good_checkpoint, verify_manifest
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,9 @@ RECORD = "training_args.json"
 RECORDED_PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "peft", "accelerate", "deepspeed", "pillow")
 FINISHED = "trainer_state.json"
 REPORT = "data_report.json"
-RESULT_FILES = ("adapter_model.safetensors", "adapter_config.json", REPORT, "loss.png", "run.html", FINISHED, RECORD)
+RESULT_FILES = (
+    "adapter_model.safetensors", "adapter_config.json", REPORT, "loss.png", "run.html", FREQUENCIES, FINISHED, RECORD,
+)  # fmt: skip
 # Flags that change where, how often and in how much detail things are written, or how the work is done, but not what
 # comes out. Whole names: a beginning would also take save_full_model, and a finished run would not write it.
 WITHOUT_EFFECT = frozenset(

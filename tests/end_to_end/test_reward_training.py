@@ -1,5 +1,6 @@
 """A training on the score as a command: it ends, continues to the same bits, and is the same on two processes."""
 
+import gzip
 import json
 
 import pytest
@@ -42,6 +43,14 @@ def test_a_killed_training_continues_to_the_same_bits(reward, tmp_path):
     assert ", reward " in (tmp_path / "log.txt").read_text()  # the progress line
     assert entries(whole)[0]["kl"] == pytest.approx(0, abs=1e-4)  # the policy is the start's then
     assert json.loads((whole / "training_args.json").read_text())["RewardArguments"]["num_samples"] == 3
+    recorded = json.loads((whole / "data_report.json").read_text())["reward"]["CIDEr-D"]
+    assert recorded["weight"] == 1 and recorded["signature"].startswith("PTB+STANDARD_wInit+Cider-D[n4,s6.0]+df[")
+    stored = json.loads(gzip.decompress((whole / "document_frequencies.json.gz").read_bytes()))
+    assert f"df[{stored['images']} images" in recorded["signature"]
+    assert 1 <= max(stored["document_frequency"].values()) <= stored["images"]
+    assert (whole / "document_frequencies.json.gz").read_bytes() == (
+        killed / "document_frequencies.json.gz"
+    ).read_bytes()
 
 
 @pytest.mark.slow

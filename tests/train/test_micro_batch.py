@@ -84,5 +84,5 @@ def test_it_is_refused_where_the_size_has_to_be_known_before():
         parse_arguments(
             [*GIVEN, "--auto_micro_batch", "True", "--deepspeed", "shell/deepspeed/zero_stage1_config.json"]
         )
-    with pytest.raises(UserError, match="--auto_micro_batch: drawing answers takes memory"):
+    with pytest.raises(UserError, match="--auto_micro_batch: looking at answers before the step takes memory"):
         parse_reward_arguments([*GIVEN, "--lora_dropout", "0", "--auto_micro_batch", "True"])
