@@ -26,7 +26,7 @@ from internvl.data.conversion import write_lines
 from internvl.data.image_files import image_suffixes
 from internvl.data.media import read_image, read_info
 from internvl.data.problems import RowError
-from internvl.data.video import NUM_FRAMES
+from internvl.data.video import NUM_FRAMES, VIDEO_SUFFIXES
 from internvl.distributed import barrier, join_ranks, leave_ranks, rank_and_world_size
 from internvl.errors import UserError, ends_on_user_error, shorten
 from internvl.evaluation.answers import AnswerLog
@@ -46,7 +46,6 @@ from internvl.progress import Progress
 from internvl.reward.consensus import SamplingEngine, choose_by_consensus
 
 logger = logging.getLogger("internvl.caption")
-VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"})
 
 
 @dataclass(frozen=True)

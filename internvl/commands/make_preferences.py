@@ -34,9 +34,8 @@ from internvl.json_files import write_json
 from internvl.logging_utils import setup_logging
 from internvl.model.atomic_folder import atomic_folder, check_free
 from internvl.model.checkpoint import Checkpoint
-from internvl.model.internvl_chat.conversation import get_conv_template
 from internvl.progress import Progress
-from internvl.reward.answer_sampling import Policy, as_answers, sample_answers, suppressed_tokens
+from internvl.reward.answer_sampling import as_answers, make_policy, sample_answers
 from internvl.reward.pair_making import Pair, choose_pair, pair_row
 from internvl.reward.prompts import Prompt, PromptBatch, PromptDataset, collate_prompts
 from internvl.reward.rewards import RewardSpec, WeightedReward
@@ -114,8 +113,7 @@ def open_prompts(args: argparse.Namespace, engine: Engine, flags: list[str]) -> 
 def make_pairs(args: argparse.Namespace, engine: Engine, prompts: PromptDataset, log: AnswerLog) -> None:
     """Draw and score answers to the questions that are not in the log yet, and add the pairs to it, batch by batch."""
     model, tokenizer = engine.model.eval(), engine.tokenizer
-    end_id = tokenizer.convert_tokens_to_ids(get_conv_template(model.config.template).end_mark)
-    policy = Policy(args.temperature, suppressed_tokens(tokenizer, end_id).to(model.device))
+    policy, end_id = make_policy(tokenizer, engine.template.end_mark, args.temperature, model.device)
     reward = WeightedReward([RewardSpec.parse(text) for text in args.score], dict(enumerate(prompts.references)))
     left = [key for key in range(min(len(prompts), args.limit or len(prompts))) if key not in log.done]
     own = list(shard(left, *rank_and_world_size()))
@@ -164,10 +162,10 @@ def write(args: argparse.Namespace, prompts: PromptDataset, done: dict[int | str
             for key, text in sorted((int(key), text) for key, text in done.items()):
                 file, position = data.index[prompts.items[key]].tolist()
                 found = json.loads(text)
-                if file not in files or found is None or Pair(*found).gap < args.min_gap:
+                if file not in files or found is None or (pair := Pair(*found)).gap < args.min_gap:
                     continue
                 annotation = data.files[file][1]
-                row = pair_row(annotation.line(position), Pair(*found), annotation.where(position))
+                row = pair_row(annotation.line(position), pair, annotation.where(position))
                 if row is not None:
                     rows.append(row)
             if not rows:

@@ -17,6 +17,8 @@ from internvl.model.internvl_chat.conversation import IMAGE_PLACEHOLDER, VIDEO_P
 from internvl.model.internvl_chat.image_processing_internvl_chat import open_image
 
 NUM_FRAMES = 8  # of a video that a model is asked about, as the model card's example takes
+# Files that are videos by their name.
+VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"})
 TIME_TOLERANCE = 1e-6  # seconds; times come from whole numbers of a fraction of a second
 
 

@@ -10,12 +10,12 @@ import gradio as gr
 from PIL import Image
 
 from internvl.data.image_files import image_suffixes
+from internvl.data.video import VIDEO_SUFFIXES
 from internvl.errors import UserError
 from internvl.inference.chat import MARKS, ChatSession, ChatSettings, LocalTalker, Talker
 from internvl.repository import REPOSITORY
 
 logger = logging.getLogger("internvl.demo")
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
 EXAMPLES = REPOSITORY / "data" / "habitat" / "images" / "val"
 QUESTIONS = ("Provide a one-sentence caption for the provided image.", "What is in the image?", "What is on the left?")
 MAX_TILES = 40
@@ -178,7 +178,7 @@ def build(talkers: Sequence[tuple[str, Talker]], settings: ChatSettings) -> gr.B
                 for number, (name, _) in enumerate(talkers, 1)
             ]  # fmt: skip
         field = gr.MultimodalTextbox(
-            file_count="multiple", file_types=["image", *VIDEO_SUFFIXES], sources=["upload"], show_label=False,
+            file_count="multiple", file_types=["image", *sorted(VIDEO_SUFFIXES)], sources=["upload"], show_label=False,
             placeholder="A question, with images or a video", elem_id="question",
         )  # fmt: skip
         with gr.Row():

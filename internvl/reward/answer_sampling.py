@@ -36,6 +36,19 @@ class Policy(NamedTuple):
         return {"loss_temperature": self.temperature, "loss_suppressed": self.suppressed}
 
 
+def make_policy(tokenizer, end_mark: str, temperature: float, device: torch.device) -> tuple[Policy, int]:
+    """Return the distribution of answers in a conversation, and the token that ends one.
+
+    Args:
+        tokenizer: the model's.
+        end_mark: of the conversation template.
+        temperature: what logits are divided by.
+        device: the model's.
+    """
+    end_id = tokenizer.convert_tokens_to_ids(end_mark)
+    return Policy(temperature, suppressed_tokens(tokenizer, end_id).to(device)), end_id
+
+
 class SampledAnswer(NamedTuple):
     """Token ids of an answer, with its end mark where it came to its end, and the log-probability of each."""
 

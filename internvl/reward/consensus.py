@@ -10,7 +10,7 @@ import torch
 from internvl.inference.engine import Engine
 from internvl.inference.requests import Request
 from internvl.model.vision_cache import TiledImage
-from internvl.reward.answer_sampling import Policy, as_answers, sample_answers, suppressed_tokens
+from internvl.reward.answer_sampling import as_answers, make_policy, sample_answers
 from internvl.reward.chunk_tokenizer import ChunkTokenizer
 from internvl.reward.cider_d import CiderD, Key
 from internvl.reward.prompts import Prompt
@@ -29,12 +29,12 @@ class SamplingEngine(Engine):
     @torch.no_grad()
     def answer(self, requests: Sequence[Request], *, max_new_tokens: int, **generation) -> list[str]:
         """Return a JSON list of texts for each request; beams and the like of ``generation`` say nothing here."""
-        end_id = self.tokenizer.convert_tokens_to_ids(self.template.end_mark)
+        policy, end_id = make_policy(self.tokenizer, self.template.end_mark, self.temperature, self.model.device)
         prompts = [self._prompt(request) for request in requests]
         drawn = sample_answers(
             self.model,
             prompts,
-            Policy(self.temperature, suppressed_tokens(self.tokenizer, end_id).to(self.model.device)),
+            policy,
             num_samples=self.num_samples,
             max_new_tokens=max_new_tokens,
             end_id=end_id,

@@ -6,7 +6,7 @@ import numpy as np
 
 from internvl.distributed import gather_lists
 from internvl.model.internvl_chat.conversation import get_conv_template
-from internvl.reward.answer_sampling import Policy, SampledAnswer, as_answers, sample_answers, suppressed_tokens
+from internvl.reward.answer_sampling import SampledAnswer, as_answers, make_policy, sample_answers
 from internvl.reward.objective import advantages
 from internvl.reward.prompts import Prompt, PromptBatch
 from internvl.reward.rewards import WeightedReward
@@ -27,9 +27,8 @@ class RewardTrainer(AnswerTrainer):
         self.reward_args = reward_args
         self.tokenizer = tokenizer
         end_mark = get_conv_template(self.chat_model.config.template).end_mark
-        self.end_id = tokenizer.convert_tokens_to_ids(end_mark)
-        suppressed = suppressed_tokens(tokenizer, self.end_id).to(self.args.device)
-        self.policy = Policy(reward_args.sample_temperature, suppressed)
+        temperature = reward_args.sample_temperature
+        self.policy, self.end_id = make_policy(tokenizer, end_mark, temperature, self.args.device)
 
     def weigh(self, batches: Sequence[PromptBatch]) -> list[WeightedAnswers]:
         args = self.reward_args
